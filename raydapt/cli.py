@@ -1,0 +1,153 @@
+"""The command line: verbs, no logic. Every verb is a Python function of the same name elsewhere in the package.
+
+Exit codes: 0 done, 2 the user's mistake (one sentence), 1 anything else.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from typing import TYPE_CHECKING
+
+import click
+
+from raydapt import __version__
+from raydapt.errors import UserError
+
+if TYPE_CHECKING:  # torch and Ray take seconds to import: a typing error is answered without them
+    from raydapt.config import Config
+    from raydapt.workspace import Run
+
+_CONFIG = click.argument("config", required=False)
+_OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="raydapt")
+def cli() -> None:
+    """Adapts CLIP-like models to an image domain for which there are class names and no labels."""
+
+
+@cli.command()
+@_CONFIG
+@_OVERRIDES
+@click.option("--dry-run", is_flag=True, help="Print the plan: stages, inputs, what is already there.")
+@click.option("--overwrite", is_flag=True, help="Train and evaluate anew; stored artefacts are reused.")
+def run(config: str | None, overrides: tuple[str, ...], dry_run: bool, overwrite: bool) -> None:
+    """Takes images and class names through features, pseudo-labels and learning to a report.
+
+    CONFIG is a job file such as jobs/cpl.yaml. Running the same command again resumes.
+    """
+    from raydapt import pipeline
+
+    settings = _load(config, overrides)
+    if dry_run:
+        click.echo(pipeline.describe(settings))
+        return
+    _announce(pipeline.run(settings, overwrite=overwrite))
+
+
+@cli.command()
+@_CONFIG
+@_OVERRIDES
+def features(config: str | None, overrides: tuple[str, ...]) -> None:
+    """Computes the CLIP features of an image set and prints where they are."""
+    from raydapt import pipeline
+
+    click.echo(pipeline.features(_load(config, overrides)))
+
+
+@cli.command()
+@click.argument("run_folder")
+@_OVERRIDES
+@click.option("--output", help="Where to write; the default is the run folder itself.")
+def predict(run_folder: str, overrides: tuple[str, ...], output: str | None) -> None:
+    """Predicts new images (data.source=…) with an adapted run."""
+    from raydapt import prediction
+
+    click.echo(prediction.predict(run_folder, list(overrides), output=output))
+
+
+@cli.command()
+@click.argument("run_folder")
+@_OVERRIDES
+def evaluate(run_folder: str, overrides: tuple[str, ...]) -> None:
+    """Measures an adapted run on labelled images, of its own set or another one (data.source=…)."""
+    from raydapt import prediction
+
+    click.echo(prediction.evaluate_on(run_folder, list(overrides)))
+
+
+@cli.command()
+@click.argument("run_folders", nargs=-1, required=True)
+@click.option("--output", help="Also write the table to this file (.md or .csv).")
+def compare(run_folders: tuple[str, ...], output: str | None) -> None:
+    """Prints finished runs side by side, mean and deviation over seeds."""
+    from raydapt import compare as compare_
+
+    rows = compare_.compare(list(run_folders))
+    click.echo(compare_.format_table(rows))
+    if output:
+        for path in compare_.write_tables(rows, output):
+            click.echo(f"Table: {path}")
+
+
+@cli.command()
+@click.argument("run_folder")
+def report(run_folder: str) -> None:
+    """Writes the report of a finished run anew."""
+    from raydapt.report import write_report
+
+    click.echo(write_report(run_folder))
+
+
+@cli.command()
+@_OVERRIDES
+def demo(overrides: tuple[str, ...]) -> None:
+    """Runs the built-in handwritten digits through every method, offline, and compares them."""
+    from raydapt import demo as demo_
+
+    demo_.demo(list(overrides))
+
+
+@cli.command()
+@click.argument("config")
+@_OVERRIDES
+def pretrain(config: str, overrides: tuple[str, ...]) -> None:
+    """Trains an embedded miniature model again (jobs/zoo/clip.yaml)."""
+    from raydapt.zoo import clip_pretraining
+
+    clip_pretraining.main([config, *overrides])
+
+
+def main() -> None:
+    """Runs the command line and turns a user's mistake into one sentence and exit code 2."""
+    # Ray and its dependencies warn about each other's versions: nothing that a user of raydapt could mend.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    try:
+        cli()
+    except UserError as error:
+        click.echo(f"raydapt: {error}", err=True)
+        sys.exit(2)
+
+
+def _load(config: str | None, overrides: tuple[str, ...]) -> Config:
+    from raydapt.config import load_config
+
+    if config is not None and "=" in config:
+        config, overrides = None, (config, *overrides)
+    return load_config(config, overrides)
+
+
+def _announce(record: Run) -> None:
+    metrics = json.loads(record.read_bytes("metrics.json"))
+    before, after = metrics["zero_shot"]["top1"], metrics["adapted"]["top1"]
+    if after is not None:
+        click.echo(f"{metrics['name']}: zero-shot {before:.2f} %, adapted {after:.2f} % (top-1)")
+    click.echo(f"Report: {record.file('report.html')}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,322 @@
+"""Every setting of raydapt: frozen dataclasses, a YAML file and ``key=value`` overrides.
+
+``load_config("jobs/cpl.yaml", ["data.source=eurosat", "seed=0"])`` is the only way in. Unknown keys are
+refused with the nearest name. A value ``"auto"`` is resolved once, by the pipeline, and the resolved configuration is
+what stands in the run folder; an ``auto`` that stays there is a resource, chosen from the cluster at hand.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+
+import yaml
+from annotated_types import Ge, Gt, Le
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from raydapt.errors import UserError
+
+Auto = Literal["auto"]
+PositiveInt = Annotated[int, Ge(1)]
+Count = Annotated[int, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+
+METHODS = ("zero_shot", "ensemble", "fpl", "grip", "cpl")
+Settings = TypeVar("Settings")
+_STRICT = ConfigDict(extra="forbid", strict=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """What the images are, and which of them a method may learn from."""
+
+    __pydantic_config__ = _STRICT
+
+    source: str = "digits"
+    """Class folders, a flat folder, Parquet, WebDataset tars, ``hf://…``, ``s3://…``, or a named set."""
+    class_names: Auto | list[str] | str = "auto"
+    """A list, or the path of a text file (one name a line); ``auto``: from the named set or the folders."""
+    templates: Auto | list[str] = "auto"
+    """Prompt wordings with one ``{}`` each; the first is the prompt, all of them are the ensemble."""
+    paradigm: Literal["ul", "ssl", "trzsl"] = "ul"
+    """Nothing labelled, a few labelled images per class, or the seen classes labelled."""
+    train_splits: list[str] = field(default_factory=lambda: ["train"])
+    test_splits: list[str] = field(default_factory=lambda: ["test"])
+    shots: PositiveInt = 2
+    """Labelled images per class in SSL."""
+    split_seed: Count = 500
+    """Seed of the seen/unseen division of the classes in TRZSL (the published ones are 500, 0 and 200)."""
+    seen_share: Annotated[float, Gt(0), Le(1)] = 0.62
+    limit: PositiveInt | None = None
+    """Use the first images of the source alone."""
+    max_error_share: Share = 0.01
+    """The stage fails when a larger share of its rows cannot be read."""
+    max_image_pixels: PositiveInt = 100_000_000
+    max_image_bytes: PositiveInt = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The CLIP model and what of it is learned."""
+
+    __pydantic_config__ = _STRICT
+
+    clip: str = "mini"
+    """``mini``, a folder in open_clip's layout, ``hf-hub:…``, or ``ARCHITECTURE/PRETRAINED`` of open_clip."""
+    prompt: Literal["text", "visual", "both"] = "text"
+    text_prompt_tokens: PositiveInt = 16
+    visual_prompt_tokens: PositiveInt = 16
+    classes_per_chunk: PositiveInt = 256
+    """Class texts encoded at a time; with more classes the backward pass recomputes chunk by chunk."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSettings:
+    """How a Ray Data stage is spread over the cluster. Nothing here changes a result."""
+
+    __pydantic_config__ = _STRICT
+
+    actors: PositiveInt | Auto = "auto"
+    """Model actors; ``auto``: one per GPU, else one per two CPUs."""
+    batch_size: PositiveInt = 256
+    cpus_per_actor: NonNegative = 1.0
+    gpus_per_actor: NonNegative | Auto = "auto"
+    rows_per_part: PositiveInt = 512
+    """Rows that are read, committed and resumed together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """The training loop shared by every method."""
+
+    __pydantic_config__ = _STRICT
+
+    workers: Count = 0
+    """Ray Train workers; 0 trains in this process."""
+    gpus_per_worker: NonNegative | Auto = "auto"
+    cpus_per_worker: Positive = 1.0
+    epochs: PositiveInt = 50
+    """Epochs of each round."""
+    batch_size: PositiveInt = 64
+    """Images per optimiser step over all workers."""
+    max_steps_per_round: PositiveInt | None = None
+    """Ends a round early; the learning-rate schedule then spans these steps."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: Positive = 0.02
+    momentum: Share = 0.9
+    """Of SGD; AdamW keeps its own betas."""
+    weight_decay: NonNegative = 0.05
+    warmup_epochs: NonNegative = 2.0
+    clip_grad_norm: NonNegative = 0.8
+    """0 turns clipping off."""
+    gradient_accumulation: PositiveInt = 1
+    """Parts that a worker's share of a batch is cut into."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """``auto``: bf16 on devices that have it natively, fp32 elsewhere."""
+    checkpoint_every_s: NonNegative = 30.0
+    """Least time between two checkpoints; 0 writes one after every epoch."""
+    max_failures: Count = 3
+    """Times that lost workers are replaced."""
+    predict_batch_size: PositiveInt = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class FplSettings:
+    """Few pseudo-labels: the most confident images of each class, once."""
+
+    __pydantic_config__ = _STRICT
+
+    shots: PositiveInt = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class GripSettings:
+    """Growing pseudo-labels, iteratively."""
+
+    __pydantic_config__ = _STRICT
+
+    rounds: PositiveInt = 10
+    board: Literal["clean", "published"] = "clean"
+    """Leader board that stops at the first success, or the published one, which depends on file order."""
+    labelled_weight: NonNegative | Auto = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CplSettings:
+    """Candidate pseudo-labels."""
+
+    __pydantic_config__ = _STRICT
+
+    rounds: PositiveInt = 10
+    alpha: Annotated[float, Gt(0), Le(1)] | Auto = "auto"
+    """Quantile of the top probabilities that bounds an image's candidate set (intra-image rule)."""
+    beta: Share | Auto = "auto"
+    """Quantile of a class's column below which an image is no candidate (inter-image rule)."""
+    unlabelled_weight: NonNegative = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaySettings:
+    """The Ray cluster that a run uses."""
+
+    __pydantic_config__ = _STRICT
+
+    address: str = "auto"
+    """``local`` starts a cluster here, ``auto`` does so unless RAY_ADDRESS names one, else an address to join."""
+    cpus: PositiveInt | Auto = "auto"
+    """Logical CPUs of a local cluster; ``auto``: at least 4."""
+    progress: bool | Auto = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run. The run's name is a fingerprint of everything that matters unless it is given."""
+
+    __pydantic_config__ = _STRICT
+
+    method: Literal["zero_shot", "ensemble", "fpl", "grip", "cpl"] = "cpl"
+    seed: Count = 0
+    name: str = "auto"
+    runs: str = "runs"
+    store: str = "store"
+    data: DataSettings = field(default_factory=DataSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    features: StageSettings = field(default_factory=StageSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    fpl: FplSettings = field(default_factory=FplSettings)
+    grip: GripSettings = field(default_factory=GripSettings)
+    cpl: CplSettings = field(default_factory=CplSettings)
+    ray: RaySettings = field(default_factory=RaySettings)
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML file, applies ``key=value`` overrides and checks every setting.
+
+    Args:
+        path: A job file; None takes the defaults.
+        overrides: Dotted keys, such as ``train.epochs=5``; values are YAML.
+
+    Raises:
+        UserError: For a missing or broken file, an unknown key or a value of the wrong kind.
+    """
+    tree: dict[str, Any] = {} if path is None else read_yaml(path)
+    for item in overrides:
+        apply_override(tree, item)
+    return config_from_tree(tree)
+
+
+def config_from_tree(tree: dict[str, Any]) -> Config:
+    """Builds the configuration from nested dictionaries, or raises a `UserError` of one sentence."""
+    return settings_from_tree(Config, tree)
+
+
+def settings_from_tree(kind: type[Settings], tree: dict[str, Any]) -> Settings:
+    """Builds any frozen settings dataclass from nested dictionaries (see `config_from_tree`)."""
+    _refuse_unknown(kind, tree, prefix="")
+    try:
+        return TypeAdapter(kind).validate_python(tree)
+    except ValidationError as error:
+        raise UserError(_sentence(error)) from None
+
+
+def as_tree(config: Any) -> dict[str, Any]:
+    """The settings as plain dictionaries and lists, ready for YAML or JSON."""
+    return dataclasses.asdict(config)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Reads a YAML mapping; a missing file or another content is a `UserError`."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Job file {str(path)!r} cannot be read ({error}): give the path of a YAML file.") from None
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        place = str(error).replace("\n", " ")
+        raise UserError(f"Job file {str(path)!r} is not valid YAML ({place}): mend it.") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"Job file {str(path)!r} holds a {type(tree).__name__}: it must hold 'key: value' settings.")
+    return tree
+
+
+def apply_override(tree: dict[str, Any], item: str) -> None:
+    """Applies one ``dotted.key=value`` in place; the value is read as YAML."""
+    key, equals, text = item.partition("=")
+    if not equals or not key:
+        raise UserError(f"Override {item!r} has no '=': write key=value, such as train.epochs=5.")
+    try:
+        value = yaml.safe_load(text) if text.strip() else ""
+    except yaml.YAMLError:
+        value = text
+    *parents, last = key.split(".")
+    node = tree
+    for name in parents:
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict):
+            raise UserError(f"Override {item!r}: {name!r} is a value, not a group of settings: check the key.")
+    node[last] = value
+
+
+def setting_names(kind: Any, prefix: str = "") -> Iterator[str]:
+    """Every dotted setting name, depth first."""
+    hints = get_type_hints(kind)
+    for item in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[item.name]):
+            yield from setting_names(hints[item.name], f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name
+
+
+def _refuse_unknown(kind: Any, tree: dict[str, Any], prefix: str) -> None:
+    hints = get_type_hints(kind)
+    for key, value in tree.items():
+        if key not in hints or str(key).startswith("__"):
+            everything = [prefix + name for name in setting_names(kind)] + [prefix + name for name in hints]
+            near = difflib.get_close_matches(f"{prefix}{key}", everything, n=1, cutoff=0.3)
+            hint = f"did you mean {near[0]!r}?" if near else "see the settings in the README."
+            raise UserError(f"Unknown setting {prefix + str(key)!r}: {hint}")
+        inner = hints[key]
+        if dataclasses.is_dataclass(inner):
+            if not isinstance(value, dict):
+                raise UserError(f"Setting {prefix + key!r} is a group of settings but has the value {value!r}.")
+            _refuse_unknown(inner, value, f"{prefix}{key}.")
+
+
+def _sentence(error: ValidationError) -> str:
+    """One sentence for the first fault that pydantic found, with the choices where there are any."""
+    names = set(setting_names(Config))
+    first = error.errors(include_url=False)[0]
+    path = [str(step) for step in first["loc"]]
+    # A union adds its branch to the location ("train.lr.literal['auto']"): cut back to the setting.
+    key = next((".".join(path[:n]) for n in range(len(path), 0, -1) if ".".join(path[:n]) in names), ".".join(path))
+    same = [e for e in error.errors(include_url=False) if ".".join(map(str, e["loc"])).startswith(key)]
+    wants = " or ".join(dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in same))
+    value = same[-1]["input"] if len(same) == 1 else _value_at(error, key)
+    return f"Setting {key}={value!r} is not valid: {wants}."
+
+
+def _value_at(error: ValidationError, key: str) -> Any:
+    depth = len(key.split("."))
+    shortest = min(
+        (e for e in error.errors() if ".".join(map(str, e["loc"])).startswith(key)), key=lambda e: len(e["loc"])
+    )
+    return shortest["input"] if len(shortest["loc"]) >= depth else None
+
+
+def merge_trees(*trees: dict[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Nested settings laid over each other, the later ones on top, then the overrides."""
+    merged: dict[str, Any] = {}
+    for tree in trees:
+        for key, value in tree.items():
+            both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+            merged[key] = merge_trees(merged[key], value) if both else value
+    for item in overrides:
+        apply_override(merged, item)
+    return merged

@@ -1,0 +1,121 @@
+"""Which columns of a table hold the image, the label and the split, and what is in their cells."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from raydapt.errors import UserError
+
+_IMAGE_NAMES = ("image", "img", "picture", "jpg", "png", "webp")
+_LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """The columns of a table that are read."""
+
+    image: str
+    label: str | None
+    split: str | None
+    label_names: tuple[str, ...]
+    """Class names of an integer label column, as Hugging Face's ``ClassLabel`` keeps them in the schema; else ()."""
+
+    @property
+    def wanted(self) -> list[str]:
+        """All that are read."""
+        return [name for name in (self.image, self.label, self.split) if name is not None]
+
+    def labels(self, batch: pa.RecordBatch) -> list[str | None]:
+        """The labels as text; a number becomes the class name that the schema has for it."""
+        return [None] * batch.num_rows if self.label is None else self._texts(batch.column(self.label))
+
+    def splits(self, batch: pa.RecordBatch, otherwise: str | None) -> list[str | None]:
+        """The splits as text, or the one that the file's name told."""
+        if self.split is None:
+            return [otherwise] * batch.num_rows
+        return [None if value is None else str(value) for value in batch.column(self.split).to_pylist()]
+
+    def _texts(self, column: pa.Array) -> list[str | None]:
+        return [self._text(value) for value in column.to_pylist()]
+
+    def _text(self, value: Any) -> str | None:
+        if value is None or (isinstance(value, int) and value < 0):
+            return None
+        if isinstance(value, int) and not isinstance(value, bool) and value < len(self.label_names):
+            return self.label_names[value]
+        return str(value)
+
+
+def find_columns(schema: pa.Schema, where: str) -> Columns:
+    """Finds the columns of a table by name, and by the features that ``datasets`` writes into the schema.
+
+    Raises:
+        UserError: If there is no image column, or its type cannot hold images.
+    """
+    features = _features(schema)
+    image = _first(schema, _IMAGE_NAMES) or _of_feature(schema, features, "Image")
+    if image is None:
+        raise UserError(f"{where!r} has the columns {', '.join(schema.names)}: one of them must be called 'image'.")
+    if not _holds_images(schema.field(image).type):
+        raise UserError(
+            f"{where!r}: the column {image!r} is {schema.field(image).type}; it must hold encoded bytes, a path, or a "
+            "struct of both."
+        )
+    label = _first(schema, _LABEL_NAMES) or _of_feature(schema, features, "ClassLabel")
+    if label is not None and not _holds_labels(schema.field(label).type):
+        label = None
+    feature = features.get(label) if label else None
+    names = feature.get("names") if isinstance(feature, dict) else None
+    return Columns(
+        image=image,
+        label=label,
+        split="split" if "split" in schema.names else None,
+        label_names=tuple(str(name) for name in names) if isinstance(names, list) else (),
+    )
+
+
+def image_cells(column: pa.Array) -> tuple[list[bytes | None], list[str | None]]:
+    """The encoded bytes and the paths of an image column, of which a cell may have either or both."""
+    if pa.types.is_struct(column.type):
+        names = [field.name for field in column.type]
+        data = column.field("bytes").to_pylist() if "bytes" in names else [None] * len(column)
+        paths = column.field("path").to_pylist() if "path" in names else [None] * len(column)
+        return data, paths
+    values: Sequence[Any] = column.to_pylist()
+    if _is_text(column.type):
+        return [None] * len(values), list(values)
+    return list(values), [None] * len(values)
+
+
+def _features(schema: pa.Schema) -> dict[str, Any]:
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return features if isinstance(features, dict) else {}
+
+
+def _first(schema: pa.Schema, names: Sequence[str]) -> str | None:
+    return next((name for name in names if name in schema.names), None)
+
+
+def _of_feature(schema: pa.Schema, features: dict[str, Any], kind: str) -> str | None:
+    kinds = {name: feature.get("_type") for name, feature in features.items() if isinstance(feature, dict)}
+    return next((name for name in schema.names if kinds.get(name) == kind), None)
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(kind.field(i).name in ("bytes", "path") for i in range(kind.num_fields))
+    return _is_text(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+
+
+def _holds_labels(kind: pa.DataType) -> bool:
+    return _is_text(kind) or pa.types.is_integer(kind) or (pa.types.is_dictionary(kind) and _is_text(kind.value_type))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))

@@ -1,0 +1,170 @@
+"""Encoded bytes of unknown origin to the uint8 pixels that CLIP's image tower takes, safely.
+
+The resize and the crop are those of open_clip's ``image_transform_v2`` to the pixel. They are done with Pillow alone,
+so that the processes which decode need not load torch. Colours go to RGB before the resize, so that palettes are
+resampled as colours.
+
+Legend: H height, W width, S side in px.
+"""
+
+import hashlib
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# The last two are imported for their effect: Pillow would load them together with all the formats not wanted here.
+from PIL import (
+    Image,
+    ImageOps,
+    TiffImagePlugin,  # noqa: F401
+    UnidentifiedImageError,
+    WebPImagePlugin,  # noqa: F401
+)
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+BAD_IMAGE_REASONS = ("empty", "too_many_bytes", "too_many_pixels", "not_an_image", "corrupt")
+_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_RESIZE_MODES = ("shortest", "squash", "longest")
+_ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
+_EXIF_ORIENTATION = 0x0112
+
+
+class BadImage(Exception):  # noqa: N818 - it is a verdict on a row, not a failure of the program
+    """An image that cannot be used.
+
+    Attributes:
+        reason: One of `BAD_IMAGE_REASONS`.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSpec:
+    """What an image tower wants to see, as in open_clip's preprocessing configuration."""
+
+    size_px: int
+    resize_mode: str = "shortest"
+    """``shortest`` side to size and centre crop, ``squash`` both sides, or ``longest`` side to size on black."""
+    interpolation: str = "bicubic"
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    """Per channel, of pixels in 0..1; used by the model, not here."""
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+    def __post_init__(self) -> None:
+        """Refuses what `decode_image` could not do."""
+        if self.size_px < 1 or self.resize_mode not in _RESIZE_MODES or self.interpolation not in _RESAMPLING:
+            raise ValueError(f"Unknown preprocessing of images: {self}.")
+
+
+def image_id(data: bytes) -> str:
+    """The stable id of an image: 16 hexadecimal digits of the BLAKE2b of its encoded bytes."""
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+def decode_image(data: bytes, spec: ImageSpec, *, max_pixels: int, max_bytes: int) -> npt.NDArray[np.uint8]:
+    """Decodes, turns upright, converts to RGB, resizes and crops; does not normalise.
+
+    Args:
+        data: JPEG, PNG, WebP, GIF, BMP or TIFF bytes; of several frames the first counts.
+        spec: The size and the way to get there.
+        max_pixels: Largest width times height, checked in the header before anything is decoded, and after resizing.
+        max_bytes: Largest encoded size.
+
+    Returns:
+        uint8 [3, S, S].
+
+    Raises:
+        BadImage: With one of `BAD_IMAGE_REASONS`.
+    """
+    if not data:
+        raise BadImage("empty")
+    if len(data) > max_bytes:
+        raise BadImage("too_many_bytes")
+    with warnings.catch_warnings():  # Pillow warns of bombs, broken EXIF and more; the outcome says all that matters
+        warnings.simplefilter("ignore")
+        with _open(data) as image:
+            if image.width * image.height > max_pixels:
+                raise BadImage("too_many_pixels")
+            try:
+                rgb = to_rgb(_upright(image))
+            except Exception as error:  # parsers raise nearly anything on broken or hostile bytes
+                raise BadImage("corrupt") from error
+        image_HW3 = np.asarray(_fit(rgb, spec, max_pixels))
+    return np.ascontiguousarray(image_HW3.transpose(2, 0, 1))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB: transparency over white, 16-bit and float values scaled instead of clipped."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode in _ALPHA_MODES or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(_to_8_bits(np.asarray(image), image.mode)).convert("RGB")
+    return image.convert("RGB")
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise BadImage("too_many_pixels") from None
+    except UnidentifiedImageError:
+        raise BadImage("not_an_image") from None
+    except Exception as error:  # as above: the format is known but its header is broken
+        raise BadImage("corrupt") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # a broken note about the image does not spoil the image
+        return image
+    return ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
+
+
+def _to_8_bits(value_HW: npt.NDArray[Any], mode: str) -> npt.NDArray[np.uint8]:
+    """Scales one channel to 0..255: 16-bit by its range, wider types by theirs when they leave the expected range."""
+    number_HW = np.nan_to_num(value_HW.astype(np.float64), posinf=0.0, neginf=0.0)
+    top = 1.0 if mode == "F" else 65535.0
+    low, high = number_HW.min(), number_HW.max()
+    if low < 0.0 or high > top:
+        number_HW, top = number_HW - low, max(high - low, 1e-300)
+    return np.rint(number_HW * (255.0 / top)).astype(np.uint8)
+
+
+def _fit(image: Image.Image, spec: ImageSpec, max_pixels: int) -> Image.Image:
+    side = spec.size_px
+    width, height = _resized(image.width, image.height, spec)
+    if width * height > max(max_pixels, side * side):  # a long thin image would grow beyond all bounds
+        raise BadImage("too_many_pixels")
+    if (width, height) != image.size:
+        image = image.resize((width, height), _RESAMPLING[spec.interpolation])
+    if width < side or height < side:
+        padded = Image.new("RGB", (max(width, side), max(height, side)))
+        padded.paste(image, (max(side - width, 0) // 2, max(side - height, 0) // 2))
+        image = padded
+    left, top = round((image.width - side) / 2.0), round((image.height - side) / 2.0)
+    return image.crop((left, top, left + side, top + side))
+
+
+def _resized(width: int, height: int, spec: ImageSpec) -> tuple[int, int]:
+    """Width and height after resizing, rounded as torchvision (shortest) and timm (longest) do."""
+    side = spec.size_px
+    if spec.resize_mode == "squash":
+        return side, side
+    if spec.resize_mode == "longest":
+        ratio = max(width, height) / side
+        return max(round(width / ratio), 1), max(round(height / ratio), 1)
+    if width <= height:
+        return side, int(side * height / width)
+    return int(side * width / height), side

@@ -1,0 +1,107 @@
+"""Folders of image files: flat, with class folders, with split folders, or with class folders in split folders."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+from raydapt.data.files import SPLIT_NAMES, Listing, is_local, open_filesystem
+from raydapt.data.parts import UNREADABLE, Part, Source, make_rows, new_digest, printable
+
+_REMOTE_READERS = 16
+"""Files read at a time where each of them costs a round trip."""
+
+
+def plan(found: Listing, *, rows_per_part: int, limit: int | None) -> Source:
+    """Cuts the list of files into parts."""
+    layout = layout_of(found.images)
+    names = found.images[:limit]
+    digest = new_digest(rows_per_part, limit)
+    digest.update(found.image_digest.hexdigest().encode())
+    parts = []
+    for index, start in enumerate(range(0, len(names), rows_per_part)):
+        uris = tuple(islice(names, start, start + rows_per_part))
+        parts.append(
+            Part(index=index, kind="files", root=found.root, uris=uris, layout=layout, first_row=start, rows=len(uris))
+        )
+    labels: set[str | None] = set()
+    splits: set[str | None] = set()
+    for name in found.images:
+        label, split = label_and_split(name, layout)
+        labels.add(label)
+        splits.add(split)
+    return Source(
+        uri=found.uri,
+        kind="files",
+        parts=tuple(parts),
+        rows=len(names),
+        identity=digest.hexdigest(),
+        label_names=tuple(sorted(label for label in labels if label is not None)),
+        has_labels=labels != {None},
+        splits=tuple(sorted(split for split in splits if split is not None)),
+    )
+
+
+def layout_of(names: Sequence[str]) -> str:
+    """What the folders mean: ``flat`` (nothing), ``class``, ``split`` or ``split/class``.
+
+    Folders whose names are all those of splits (train, val, test, …) are splits; the folders within them are classes if
+    all images are in such folders. Otherwise the first folder is the class, unless some images are in none.
+    """
+    tops: set[str] = set()
+    shallowest = 9
+    for name in names:
+        folders = name.split("/")[:-1]
+        shallowest = min(shallowest, len(folders))
+        if folders:
+            tops.add(folders[0].lower())
+    if shallowest == 0:
+        return "flat"
+    if tops <= set(SPLIT_NAMES):
+        return "split/class" if shallowest > 1 else "split"
+    return "class"
+
+
+def label_and_split(name: str, layout: str) -> tuple[str | None, str | None]:
+    """The label and the split (in lower case) that the folders of an image give, see `layout_of`."""
+    folders = printable(name).split("/")
+    if layout == "class":
+        return folders[0], None
+    if layout == "split/class":
+        return folders[1], folders[0].lower()
+    return None, folders[0].lower() if layout == "split" else None
+
+
+def read(part: Part, max_bytes: int) -> pa.Table:
+    """Reads the files of a part; one that cannot be read is a row with an error."""
+    filesystem, root = open_filesystem(part.root)
+
+    results = read_files(filesystem, [f"{root.rstrip('/')}/{name}" for name in part.uris], max_bytes)
+    told = [label_and_split(name, part.layout) for name in part.uris]
+    return make_rows(
+        part,
+        [image for image, _ in results],
+        part.uris,
+        labels=[label for label, _ in told],
+        splits=[split for _, split in told],
+        errors=[error for _, error in results],
+        max_bytes=max_bytes,
+    )
+
+
+def read_files(filesystem: Any, paths: Sequence[str], max_bytes: int) -> list[tuple[bytes | None, str | None]]:
+    """The bytes of each file, never much more than `max_bytes` of them, or None and the reason."""
+
+    def read_one(path: str) -> tuple[bytes | None, str | None]:
+        try:
+            with filesystem.open(path, "rb") as file:
+                return bytes(file.read(max_bytes + 1)), None
+        except (OSError, ValueError, pa.ArrowException):
+            return None, UNREADABLE
+
+    if is_local(filesystem):
+        return [read_one(path) for path in paths]
+    with ThreadPoolExecutor(_REMOTE_READERS) as readers:
+        return list(readers.map(read_one, paths))

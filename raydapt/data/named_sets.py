@@ -1,0 +1,98 @@
+"""Image sets that have a name: their class names, prompt wordings and thresholds, kept in ``named_sets.yaml``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.resources import files
+from types import MappingProxyType
+from typing import Any
+
+import yaml
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """What a set needs of CPL."""
+
+    alpha: float
+    """Quantile of the images' top probabilities, 0 to 1 (intra-image rule)."""
+    beta: float
+    """Quantile of a class's column, 0 to 1 (inter-image rule)."""
+    trzsl_m: float
+    """In TRZSL beta is 1 - m / C."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedSet:
+    """What is known of an image set by its name."""
+
+    name: str
+    class_names: tuple[str, ...]
+    """The names used in prompts, in the published order."""
+    labels: tuple[str, ...]
+    """What the images are labelled with, in the same order."""
+    grip_names: tuple[str, ...]
+    """The names in GRIP's published splits, in the same order."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Labels that other copies of the set use, with the class name that they mean."""
+    templates: tuple[str, ...]
+    """Prompt wordings; the first is the prompt, all are the ensemble."""
+    annotation_templates: tuple[str, ...]
+    """The wordings that vote in the annotation of Co-Reg."""
+    thresholds: Mapping[str, Thresholds] = field(default_factory=dict)
+    """CPL thresholds for the prompts ``text`` and ``visual``, as far as they were published."""
+    hub: str | None = None
+    """Where a copy is, as an ``hf://`` address."""
+
+
+def named_set(name: str) -> NamedSet | None:
+    """The set of that name (in any case, with ``-`` or ``_``), or None."""
+    return _sets().get(name.lower().replace("-", "_"))
+
+
+def set_names() -> tuple[str, ...]:
+    """The names of all named sets."""
+    return tuple(_sets())
+
+
+def default_templates() -> tuple[str, ...]:
+    """Prompt wordings for sets that are not known: a plain prompt first, then an ensemble."""
+    return tuple(_document()["default"]["templates"])
+
+
+def annotation_templates() -> tuple[str, ...]:
+    """The 27 wordings of Co-Reg that fit any set."""
+    return tuple(_document()["default"]["annotation_templates"])
+
+
+def default_thresholds(n_classes: int) -> Thresholds:
+    """CPL thresholds for sets without published ones, by the authors' rule of thumb beta = 1 - m / C."""
+    values = _document()["default"]["thresholds"]
+    m = float(values["m"])
+    return Thresholds(alpha=float(values["alpha"]), beta=max(1.0 - m / n_classes, 0.0), trzsl_m=m)
+
+
+@lru_cache(maxsize=1)
+def _sets() -> Mapping[str, NamedSet]:
+    return MappingProxyType({name: _set(name, values) for name, values in _document()["sets"].items()})
+
+
+def _set(name: str, values: Mapping[str, Any]) -> NamedSet:
+    names = tuple(values["class_names"])
+    return NamedSet(
+        name=name,
+        class_names=names,
+        labels=tuple(values.get("labels", names)),
+        grip_names=tuple(values.get("grip_names", names)),
+        aliases=MappingProxyType(values.get("aliases", {})),
+        templates=tuple(values["templates"]) if "templates" in values else default_templates(),
+        annotation_templates=tuple(values.get("annotation_templates", annotation_templates())),
+        thresholds=MappingProxyType({prompt: Thresholds(**numbers) for prompt, numbers in
+                                     values.get("thresholds", {}).items()}),
+        hub=values.get("hub"),
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def _document() -> Any:
+    return yaml.safe_load(files("raydapt.data").joinpath("named_sets.yaml").read_text(encoding="utf-8"))

@@ -1,0 +1,257 @@
+"""Images in the rows of Parquet files, and of the Arrow files that ``datasets.save_to_disk`` writes."""
+
+import hashlib
+import posixpath
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raydapt.data.columns import Columns, find_columns, image_cells
+from raydapt.data.files import Found, Listing, first_line, is_local, open_filesystem, split_of_name
+from raydapt.data.folders import read_files
+from raydapt.data.parts import UNREADABLE, Part, Source, make_rows, new_digest
+from raydapt.errors import UserError
+
+_FOOTER_READERS = 8
+_BATCH_ROWS = 256
+_MOST_LABEL_NAMES = 100_000
+_FILE_ERRORS = (OSError, ValueError, pa.ArrowException)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """What planning needs to know of a file."""
+
+    name: str
+    kind: Literal["parquet", "arrow"]
+    group_rows: tuple[int, ...]
+    columns: Columns
+    digest: str
+
+
+class _Cell(NamedTuple):
+    """A row as it is read."""
+
+    image: bytes | None
+    label: str | None
+    split: str | None
+    path: str
+    error: str | None
+
+
+def plan(found: Listing, *, rows_per_part: int, limit: int | None) -> Source:
+    """Cuts files into parts; of Parquet files the footers are read and nothing else.
+
+    Raises:
+        UserError: If a file is not what its name says, or has no image column.
+    """
+    digest = new_digest(rows_per_part, limit)
+    parts: list[Part] = []
+    files: list[_File] = []
+    rows, left = 0, limit
+    for file in _inspect_all(found, sequential=limit is not None):
+        files.append(file)
+        digest.update(f"{file.name}\0{file.digest}\n".encode("utf-8", "surrogateescape"))
+        for start, stop, groups in _cut(file.group_rows, rows_per_part):
+            if left is not None:
+                stop = min(stop, start + left)
+                left -= stop - start
+            if stop > start:
+                parts.append(Part(index=len(parts), kind=file.kind, root=found.root, uris=(file.name,), start=start,
+                                  stop=stop, first_row=rows, rows=stop - start, groups=groups))  # fmt: skip
+                rows += stop - start
+        if left == 0:
+            break
+    if not parts:
+        raise UserError(f"data.source={found.uri!r}: the Parquet files there have no rows.")
+    splits = {split_of_name(file.name) for file in files if file.columns.split is None}
+    return Source(
+        uri=found.uri,
+        kind=files[0].kind,
+        parts=tuple(parts),
+        rows=rows,
+        identity=digest.hexdigest(),
+        label_names=max((file.columns.label_names for file in files), key=len),
+        has_labels=any(file.columns.label is not None for file in files),
+        splits=tuple(sorted(split for split in splits if split is not None)),
+    )
+
+
+def read(parts: Sequence[Part], max_bytes: int) -> Iterator[tuple[Part, pa.Table]]:
+    """Reads parts of one file, going through their rows once; rows that cannot be read have an error."""
+    name = parts[0].uris[0]
+    with closing(_cells(parts, max_bytes)) as cells:
+        for part in parts:
+            rows: list[_Cell] = []
+            with suppress(*_FILE_ERRORS):  # the rows that are missing then say so themselves
+                rows.extend(islice(cells, part.rows))
+            split = split_of_name(name)
+            for row in range(part.start + len(rows), part.start + (part.rows or 0)):
+                rows.append(_Cell(None, None, split, f"{name}#{row}", UNREADABLE))
+            images, labels, splits, paths, errors = zip(*rows, strict=True)
+            yield (
+                part,
+                make_rows(part, images, paths, labels=labels, splits=splits, errors=errors, max_bytes=max_bytes),
+            )
+
+
+def label_names(source: Source) -> set[str]:
+    """All labels in the label columns, which alone are read.
+
+    Raises:
+        UserError: If they are too many to be class names, or cannot be read.
+    """
+    filesystem, root = open_filesystem(source.parts[0].root)
+    names: set[str] = set()
+    for uri in dict.fromkeys(part.uris[0] for part in source.parts):
+        try:
+            for columns, _, batch in _batches(filesystem, _join(root, uri), None, labels_only=True):
+                names.update(label for label in columns.labels(batch) if label is not None)
+                if len(names) > _MOST_LABEL_NAMES:
+                    raise UserError(
+                        f"{uri!r}: the column {columns.label!r} has more than {_MOST_LABEL_NAMES} different values, "
+                        "which are no class names: set data.class_names."
+                    )
+        except _FILE_ERRORS as error:
+            raise UserError(f"{uri!r}: the labels cannot be read ({error}): set data.class_names.") from None
+    return names
+
+
+def _cells(parts: Sequence[Part], max_bytes: int) -> Generator[_Cell]:
+    """All rows of parts that lie in one file."""
+    filesystem, root = open_filesystem(parts[0].root)
+    name = parts[0].uris[0]
+    groups = parts[0].groups if parts[0].kind == "parquet" else None
+    for columns, position, batch in _batches(filesystem, _join(root, name), groups):
+        for part in parts:
+            low = max(part.start - position, 0)
+            high = min((part.stop or 0) - position, batch.num_rows)
+            if low < high:
+                piece = batch.slice(low, high - low)
+                images, paths = image_cells(piece.column(columns.image))
+                shown = [path or f"{name}#{position + low + i}" for i, path in enumerate(paths)]
+                errors = _fetch(filesystem, _join(root, posixpath.dirname(name)), images, paths, max_bytes)
+                splits = columns.splits(piece, split_of_name(name))
+                yield from map(_Cell, images, columns.labels(piece), splits, shown, errors)
+
+
+def _fetch(
+    filesystem: Any, folder: str, images: list[bytes | None], paths: list[str | None], max_bytes: int
+) -> list[str | None]:
+    """Reads the images (in place) that are only named by a path, relative to the table's folder; gives their errors."""
+    errors: list[str | None] = [None] * len(images)
+    wanted = {i: path for i, path in enumerate(paths) if path and images[i] is None}
+    # A table from elsewhere may name any address: nothing outside the table's own file system is asked for.
+    inside = {i: _join(folder, path) for i, path in wanted.items() if "://" not in path}
+    for i in wanted.keys() - inside.keys():
+        own, path = open_filesystem(wanted[i])
+        if type(own) is type(filesystem):
+            inside[i] = path
+        else:
+            errors[i] = UNREADABLE
+    for i, (image, error) in zip(inside, read_files(filesystem, list(inside.values()), max_bytes), strict=True):
+        images[i], errors[i] = image, error
+    return errors
+
+
+def _batches(
+    filesystem: Any, path: str, groups: tuple[int, int] | None, *, labels_only: bool = False
+) -> Iterator[tuple[Columns, int, pa.RecordBatch]]:
+    """The columns, the row number of the first row, and the rows of a file, in batches of bounded size."""
+    if path.endswith(".arrow"):
+        with _open_arrow(path) as reader:
+            columns, position = find_columns(reader.schema, path), 0
+            for batch in reader:
+                for start in range(0, batch.num_rows, _BATCH_ROWS):
+                    yield columns, position + start, batch.slice(start, _BATCH_ROWS)
+                position += batch.num_rows
+        return
+    with filesystem.open(path, "rb") as handle, pq.ParquetFile(handle, buffer_size=1 << 20, pre_buffer=False) as file:
+        columns = find_columns(file.schema_arrow, path)
+        first, last = groups or (0, file.num_row_groups)
+        position = sum(file.metadata.row_group(i).num_rows for i in range(first))
+        wanted = [columns.label] if labels_only and columns.label else columns.wanted
+        if labels_only and columns.label is None:
+            return
+        for batch in file.iter_batches(_BATCH_ROWS, row_groups=range(first, last), columns=wanted):
+            yield columns, position, batch
+            position += batch.num_rows
+
+
+def _inspect_all(found: Listing, *, sequential: bool) -> Iterator[_File]:
+    filesystem, root = open_filesystem(found.root)
+    if sequential or len(found.tables) == 1:
+        yield from (_inspect(filesystem, root, table) for table in found.tables)
+        return
+    with ThreadPoolExecutor(_FOOTER_READERS) as readers:
+        yield from readers.map(lambda table: _inspect(filesystem, root, table), found.tables)
+
+
+def _inspect(filesystem: Any, root: str, table: Found) -> _File:
+    path = _join(root, table.name)
+    try:
+        if path.endswith(".arrow"):
+            return _inspect_arrow(filesystem, path, table)
+        with filesystem.open(path, "rb") as handle, pq.ParquetFile(handle) as file:
+            metadata = file.metadata
+            return _File(
+                name=table.name,
+                kind="parquet",
+                group_rows=tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)),
+                columns=find_columns(file.schema_arrow, path),
+                digest=_footer_digest(handle),
+            )
+    except _FILE_ERRORS as error:
+        raise UserError(f"{path!r} cannot be read as what its name says ({first_line(error)}).") from None
+
+
+def _inspect_arrow(filesystem: Any, path: str, table: Found) -> _File:
+    if not is_local(filesystem):
+        raise UserError(f"{path!r}: Arrow files are read from local folders alone: save the set as Parquet.")
+    with _open_arrow(path) as reader:
+        return _File(
+            name=table.name,
+            kind="arrow",
+            group_rows=(sum(batch.num_rows for batch in reader),),
+            columns=find_columns(reader.schema, path),
+            digest=table.line.hex(),
+        )
+
+
+def _open_arrow(path: str) -> pa.ipc.RecordBatchStreamReader:
+    """Mapped into memory: going over rows that are not wanted reads nothing."""
+    return pa.ipc.open_stream(pa.memory_map(path))
+
+
+def _footer_digest(handle: Any) -> str:
+    """Digest of a Parquet footer, which has the sizes and statistics of everything in the file."""
+    handle.seek(-8, 2)
+    length = int.from_bytes(handle.read(4), "little")
+    handle.seek(-8 - length, 2)
+    return hashlib.sha256(handle.read(length)).hexdigest()
+
+
+def _cut(group_rows: Sequence[int], rows_per_part: int) -> Iterator[tuple[int, int, tuple[int, int]]]:
+    """(start, stop, row groups): small row groups are put together, large ones cut into pieces."""
+    position = start = first = 0
+    for i, rows in enumerate(group_rows):
+        if position > start and position + rows - start > rows_per_part:
+            yield start, position, (first, i)
+            start, first = position, i
+        position += rows
+        if rows > rows_per_part:
+            for piece in range(start, position, rows_per_part):
+                yield piece, min(piece + rows_per_part, position), (i, i + 1)
+            start, first = position, i + 1
+    if position > start:
+        yield start, position, (first, len(group_rows))
+
+
+def _join(folder: str, name: str) -> str:
+    return posixpath.join(folder, name)

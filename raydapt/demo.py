@@ -1,0 +1,39 @@
+"""The demonstration: the built-in handwritten digits through every method there is, offline."""
+
+from pathlib import Path
+
+import click
+
+from raydapt import compare, pipeline
+from raydapt.config import METHODS, config_from_tree, merge_trees, read_yaml
+from raydapt.errors import UserError
+from raydapt.storage import Folder
+
+JOBS = Path(__file__).parents[1] / "jobs"
+
+
+def demo(overrides: list[str]) -> list[Folder]:
+    """Runs ``jobs/demo.yaml`` with every method's own job file, prints the comparison, returns the run folders.
+
+    Args:
+        overrides: ``key=value`` settings on top.
+
+    Raises:
+        UserError: When raydapt is installed without its job files.
+    """
+    if not (JOBS / "demo.yaml").exists():
+        raise UserError(
+            f"The demo needs the job files of a checkout, and there are none in {str(JOBS)!r}: clone raydapt."
+        )
+    folders: list[Folder] = []
+    for method in METHODS:
+        click.echo(f"[{len(folders) + 1}/{len(METHODS)}] {method}")
+        tree = merge_trees(
+            read_yaml(JOBS / f"{method}.yaml"), read_yaml(JOBS / "demo.yaml") | {"method": method}, overrides=overrides
+        )
+        folders.append(pipeline.run(config_from_tree(tree)).folder)
+    rows = compare.compare(folders)
+    click.echo()
+    click.echo(compare.format_table(rows))
+    click.echo(f"Report of the last run: {folders[-1].file('report.html')}")
+    return folders

@@ -1,0 +1,55 @@
+"""The thumbnails of the report: few images, read again from the source, since the store keeps none."""
+
+import io
+from bisect import bisect_right
+from collections import defaultdict
+
+import pyarrow as pa
+import torch
+from PIL import Image
+
+from raydapt.data.decode import BadImage, ImageSpec, decode_image
+from raydapt.data.sources import read_parts
+from raydapt.plan import Plan
+from raydapt.report_gallery import choose_gallery
+from raydapt.stages.features import FeatureTable
+
+_THUMBNAIL = ImageSpec(
+    size_px=64, resize_mode="shortest", interpolation="bicubic", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
+)
+_SCHEMA = pa.schema([("id", pa.string()), ("image", pa.binary()), ("kind", pa.string()), ("path", pa.string())])
+
+
+def gallery_table(plan: Plan, table: FeatureTable, row_T: torch.Tensor, predictions: pa.Table) -> pa.Table:
+    """``gallery.parquet``: thumbnails of the most confident and of the most changed predictions."""
+    kind_of = choose_gallery(predictions)
+    position_of = {table.id_N[i]: i for i in row_T.tolist() if table.id_N[i] in kind_of}
+    firsts = [part.first_row for part in plan.source.parts]
+    wanted: dict[int, set[str]] = defaultdict(set)
+    for id_, position in position_of.items():
+        wanted[bisect_right(firsts, int(table.row_N[position])) - 1].add(id_)
+    data = plan.config.data
+    images: dict[str, bytes] = {}
+    for part, rows in read_parts([plan.source.parts[index] for index in sorted(wanted)], data):
+        for id_, image in zip(rows["id"].to_pylist(), rows["image"], strict=True):
+            if id_ in wanted[part.index] and image.is_valid:
+                images[id_] = _thumbnail(image.as_py(), data.max_image_pixels, data.max_image_bytes)
+    shown = [id_ for id_ in kind_of if images.get(id_)]
+    columns = {
+        "id": shown,
+        "image": [images[id_] for id_ in shown],
+        "kind": [kind_of[id_] for id_ in shown],
+        "path": [table.path_N[position_of[id_]] for id_ in shown],
+    }
+    return pa.table(columns, schema=_SCHEMA)
+
+
+def _thumbnail(data: bytes, max_pixels: int, max_bytes: int) -> bytes:
+    """The image as a small PNG; empty if it can no longer be read (the source changed under the run)."""
+    try:
+        pixel_3SS = decode_image(data, _THUMBNAIL, max_pixels=max_pixels, max_bytes=max_bytes)
+    except BadImage:
+        return b""
+    sink = io.BytesIO()
+    Image.fromarray(pixel_3SS.transpose(1, 2, 0)).save(sink, format="PNG")
+    return sink.getvalue()

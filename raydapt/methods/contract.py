@@ -1,0 +1,149 @@
+"""What the training loop and a method say to each other.
+
+Legend: N training images, U unlabelled, L labelled, M images of a stream, B batch, C classes, D width, S side in px.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """Images and targets that are drawn from in batches, reshuffled every time they have been gone through."""
+
+    name: str
+    """The key of its batches in `Method.forward`."""
+    index_M: Tensor
+    """int64 indices into the training images."""
+    target_MC: Tensor
+    """float32 targets: one-hot, a distribution, or a 0/1 set of candidates."""
+    batch_size: int
+    """Images per optimiser step over all workers."""
+
+
+@dataclass(frozen=True)
+class PixelRows:
+    """Some rows of a larger array of pixels, which may be mapped from disk and is never copied as a whole."""
+
+    pixel_R3SS: Tensor
+    """uint8 pixels of all R images of the source."""
+    row_N: Tensor
+    """int64 rows that are the training images."""
+
+    def take(self, index_B: Tensor) -> Tensor:
+        """uint8 pixels [B, 3, S, S] of int64 indices into the training images."""
+        return self.pixel_R3SS[self.row_N[index_B]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingImages:
+    """All that adaptation may see. No label exists here but those of the labelled images of SSL and TRZSL."""
+
+    feature_ND: Tensor
+    """float32 CPU, L2-normalised features of the frozen CLIP."""
+    n_classes: int
+    labelled_L: Tensor
+    """int64 indices of the labelled images; empty in UL."""
+    label_L: Tensor
+    """int64 class of each labelled image."""
+    unlabelled_U: Tensor
+    """int64 indices of the images that pseudo-labels are for."""
+    candidate_classes: Tensor
+    """int64 classes that a pseudo-label may name: all of them, in TRZSL the unseen ones."""
+    pixels: PixelRows | None = None
+    """uint8 pixels of the training images; None when the method reads features."""
+
+    def take(self, index_B: Tensor, *, pixels: bool) -> Tensor:
+        """Features [B, D], or pixels [B, 3, S, S], of int64 indices."""
+        if not pixels:
+            return self.feature_ND[index_B]
+        if self.pixels is None:
+            raise ValueError("The method reads pixels, but there are none.")
+        return self.pixels.take(index_B)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One worker's part of a batch of a stream, on its device."""
+
+    image_B: Tensor
+    """Features [B, D] float32, or pixels [B, 3, S, S] uint8 when the method `uses_pixels`."""
+    target_BC: Tensor
+    index_B: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class PseudoLabels:
+    """The images that a round selected, what they were given, and how many it left."""
+
+    index_M: Tensor
+    """int64 indices into the training images; an image may stand here more than once (published leader board)."""
+    target_MC: Tensor
+    """float32 targets over all classes."""
+    confidence_M: Tensor
+    """Probability of the class that selected the image."""
+    class_M: Tensor
+    """int64 class that selected the image."""
+    waiting: int = 0
+    """Images with candidates that no class had room for."""
+    dropped: int = 0
+    """Images without any candidate."""
+
+
+class Method(nn.Module, ABC):
+    """One way of adapting a CLIP-like model. It knows nothing of Ray, of device names or of files.
+
+    The loop calls, for each round 1..`rounds`: `begin_round` once, then for every optimiser step `forward` with one
+    batch of each stream, backward, and `after_step`. `logits` is called for evaluation and prediction at any time.
+    """
+
+    rounds: int = 0
+    """Rounds of learning; 0 for a method that learns nothing."""
+    uses_pixels: bool = False
+    """Whether `forward` and `logits` take uint8 pixels instead of cached features."""
+    pseudo_labels: PseudoLabels | None = None
+    """What the current round selected; None before the first round."""
+
+    @abstractmethod
+    def logits(self, image_B: Tensor) -> Tensor:
+        """Scores [B, C] of every class; their softmax is the predicted probability."""
+
+    @abstractmethod
+    def forward(self, batches: Mapping[str, Batch]) -> Tensor:
+        """The loss, a scalar, of one batch of every stream (of its name)."""
+
+    @abstractmethod
+    def begin_round(self, round_: int, probability_UC: Callable[[], Tensor]) -> list[Stream]:
+        """Re-initialises what is learned anew in each round and chooses what the round learns from.
+
+        Args:
+            round_: 1-based.
+            probability_UC: Computes the current model's softmax over all classes for `TrainingImages.unlabelled_U`,
+                in that order; costly, so it is called only when needed, and before anything is re-initialised.
+
+        Returns:
+            The round's streams. The first defines the epoch, the others are cycled through.
+        """
+
+    def enter_round(self, round_: int, streams: Sequence[Stream]) -> None:
+        """Called before a round's first step, and again when training resumes inside it.
+
+        What depends on the streams alone (weights between losses) is set here, since it is in no checkpoint.
+        """
+
+    def begin_epoch(self, round_: int, epoch: int) -> None:
+        """Called before each epoch (both numbers 1-based)."""
+
+    def after_step(self) -> None:
+        """Called after each optimiser step."""
+
+
+def one_hot(label_M: Tensor, n_classes: int) -> Tensor:
+    """float32 [M, C] one-hot targets of int64 labels."""
+    return torch.nn.functional.one_hot(label_M, n_classes).to(torch.float32)

@@ -1,0 +1,57 @@
+"""GRIP: growing pseudo-labels over rounds (Menghini et al., NeurIPS 2023).
+
+Legend: U unlabelled, C classes, K candidate classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from raydapt.config import GripSettings
+from raydapt.methods.contract import Stream, TrainingImages
+from raydapt.methods.hard_labels import HardLabelMethod
+from raydapt.methods.prompt_method import hard_targets
+from raydapt.methods.pseudo_labels import growing_count, leader_board, published_leader_board
+from raydapt.models.prompts import PromptedClip
+
+
+class Grip(HardLabelMethod):
+    """Each round labels n |U| / (rounds K) images per class with the last round's model, on leader boards.
+
+    Args:
+        settings: Rounds, the kind of leader board, the weight of labelled images.
+        **others: As in `PromptMethod`.
+    """
+
+    def __init__(
+        self,
+        prompted: PromptedClip,
+        zero_shot_CD: Tensor,
+        images: TrainingImages | None,
+        *,
+        settings: GripSettings,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        weight = settings.labelled_weight
+        super().__init__(
+            prompted,
+            zero_shot_CD,
+            images,
+            batch_size=batch_size,
+            rounds=settings.rounds,
+            seed=seed,
+            labelled_weight=weight,
+        )
+        self.board = leader_board if settings.board == "clean" else published_leader_board
+
+    def begin_round(self, round_: int, probability_UC: Callable[[], Tensor]) -> list[Stream]:
+        """Fills the leader boards from the last round's probabilities, then draws the prompt anew."""
+        probability_UK = self.candidate_probability(round_, probability_UC)
+        self.restart(round_)
+        selection = self.board(probability_UK, growing_count(round_, self.rounds, *probability_UK.shape))
+        target_MK = hard_targets(selection, probability_UK.shape[1])
+        self.pseudo_labels = self.pseudo_labels_of(selection, probability_UK, target_MK)
+        return [self.pooled_stream(self.pseudo_labels)]

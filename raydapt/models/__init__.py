@@ -1,0 +1,1 @@
+"""Models: the frozen CLIP and the prompts that are learned on top of it."""

@@ -1,0 +1,250 @@
+"""The story of a run, from images and class names to a report.
+
+    source + class names
+      -> features of the frozen CLIP            (Ray Data, kept in the store, shared by all runs)
+      -> pixels, if a visual prompt is learned  (the same)
+      -> division: which images carry labels    (UL: none)
+      -> rounds of pseudo-labels and learning   (Ray Train, or this process)
+      -> predictions, metrics, gallery, report
+
+Each step leaves its result behind and is passed over when it is there: running the same command again resumes.
+"""
+
+import json
+import time
+from typing import Any
+
+import torch
+import yaml
+
+from raydapt import outcome
+from raydapt.cluster import ensure_ray
+from raydapt.config import Config, as_tree
+from raydapt.data.splits import Division, divide
+from raydapt.errors import UserError
+from raydapt.gallery import gallery_table
+from raydapt.plan import LEARNING_METHODS, Plan, describe_plan, make_plan, rows_of_splits
+from raydapt.progress import TrainingProgress, say
+from raydapt.report import write_report
+from raydapt.stages.features import FeatureTable, features_stage, load_features, load_labels
+from raydapt.stages.pixels import load_pixels, pixels_stage
+from raydapt.stages.run import StageResult
+from raydapt.tensorboard import write_events
+from raydapt.train.checkpoint import TrainState
+from raydapt.train.job import CHECKPOINT, DIVISION, SCRATCH, FileCheckpoints, TrainingJob, division_bytes
+from raydapt.train.ray_train import local_place, train_on_workers
+from raydapt.workspace import Run, environment
+
+
+def run(config: Config, *, overwrite: bool = False) -> Run:
+    """Runs one job and returns its folder; resumes whatever an earlier run of the same settings left.
+
+    Args:
+        config: The settings, `auto` or not.
+        overwrite: Learn and evaluate anew; artefacts in the store are reused all the same.
+
+    Raises:
+        UserError: For a mistake in the settings or the data.
+    """
+    plan = make_plan(config)
+    record = Run(config.runs, plan.run_name)
+    record.make()
+    with record.lock():
+        _claim(record, plan, overwrite=overwrite)
+        if record.exists("metrics.json"):
+            say(f"{record.name} is finished already; --overwrite runs it again.")
+        else:
+            _run(record, plan)
+        if not record.exists("report.html"):
+            write_report(record.folder)
+    return record
+
+
+def describe(config: Config) -> str:
+    """The plan of a run in words: stages, inputs, what is already there. Computes nothing."""
+    return describe_plan(make_plan(config))
+
+
+def features(config: Config) -> str:
+    """Computes the features of the source (or finds them) and returns the artefact's folder."""
+    return make_features(make_plan(config)).artefact.folder.path
+
+
+def make_features(plan: Plan) -> StageResult:
+    """The features of the plan's source, made or found."""
+    config = plan.config
+    return features_stage(
+        plan.source,
+        clip_name=config.model.clip,
+        clip_identity=plan.clip_identity,
+        image_spec=plan.image_spec,
+        settings=config.features,
+        data=config.data,
+        ray_settings=config.ray,
+        store=plan.store,
+    )
+
+
+def make_pixels(plan: Plan) -> StageResult:
+    """The decoded images of the plan's source, made or found."""
+    config = plan.config
+    return pixels_stage(
+        plan.source,
+        image_spec=plan.image_spec,
+        settings=config.features,
+        data=config.data,
+        ray_settings=config.ray,
+        store=plan.store,
+    )
+
+
+def _run(record: Run, plan: Plan) -> None:
+    started = time.monotonic()
+    stages = {"features": make_features(plan)}
+    if plan.pixels is not None:
+        stages["pixels"] = make_pixels(plan)
+    table = load_features(stages["features"].artefact)
+    row_N, row_T, transductive = rows_of_splits(plan.config.data, table)
+    division = _divide(record, plan, stages["features"], row_N)
+    job = TrainingJob(
+        config=plan.config,
+        classes=plan.classes,
+        run=record,
+        features=stages["features"].artefact,
+        pixels=stages["pixels"].artefact if plan.pixels is not None else None,
+    )
+    state = _train(job)
+    metrics = _evaluate(job, plan, state, table, division, row_N=row_N, row_T=row_T, transductive=transductive)
+    metrics["stages"] = {name: _stage_metrics(result) for name, result in stages.items()}
+    metrics["errors"] = dict(stages["features"].artefact.manifest.errors)
+    metrics["seconds"] = time.monotonic() - started
+    record.write_json("metrics.json", metrics)
+
+
+def _claim(record: Run, plan: Plan, *, overwrite: bool) -> None:
+    """Takes the folder for these settings, or refuses one that holds another run."""
+    held = record.read_json("fingerprint.json")["fingerprint"] if record.exists("fingerprint.json") else None
+    if held not in (None, plan.fingerprint) and not overwrite:
+        raise UserError(
+            f"Run folder {record.path!r} holds a run with other settings: give another name=…, or pass --overwrite."
+        )
+    if overwrite:
+        for name in ("metrics.json", "report.html", CHECKPOINT, DIVISION):
+            record.remove(name)
+    record.write_text("config.yaml", yaml.safe_dump(as_tree(plan.config), sort_keys=False, allow_unicode=True))
+    record.write_json("fingerprint.json", {"fingerprint": plan.fingerprint})
+    record.write_json("environment.json", environment())
+
+
+def _divide(record: Run, plan: Plan, features: StageResult, row_N: torch.Tensor) -> Division:
+    """Divides the training images; the labels of SSL and TRZSL are read here, those of UL are not."""
+    data, n_classes = plan.config.data, len(plan.classes.names)
+    class_N = None
+    if data.paradigm != "ul":
+        labels = load_labels(features.artefact)
+        class_N = plan.classes.indices_of([labels[row] for row in row_N.tolist()])
+    division = divide(
+        data.paradigm,
+        class_N,
+        n_classes,
+        shots=data.shots,
+        seed=plan.config.seed,
+        split_seed=data.split_seed,
+        seen_share=data.seen_share,
+        n_images=len(row_N),
+    )
+    record.write_bytes(DIVISION, division_bytes(row_N.numpy(), division, class_N))
+    return division
+
+
+def _train(job: TrainingJob) -> TrainState:
+    """Learns, on Ray Train workers or in this process, and leaves the final state in the run folder."""
+    settings, record = job.config.train, job.run
+    if job.config.method not in LEARNING_METHODS:
+        return TrainState(finished=True)
+    checkpoints = FileCheckpoints(record)
+    progress = TrainingProgress(rounds=_rounds(job.config), epochs=settings.epochs, show=job.config.ray.progress)
+    if settings.workers == 0:
+        state = job(local_place(settings), checkpoints, progress)
+    else:
+        ensure_ray(job.config.ray)
+        fingerprint = record.read_json("fingerprint.json")["fingerprint"]
+        state = train_on_workers(job, settings, storage=record.file("ray_train"), name=fingerprint, log=progress)
+        checkpoints.save_state(state)
+    progress.close()
+    record.write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in state.lines))
+    write_events(record, state.lines)
+    return state
+
+
+def _evaluate(
+    job: TrainingJob,
+    plan: Plan,
+    state: TrainState,
+    table: FeatureTable,
+    division: Division,
+    *,
+    row_N: torch.Tensor,
+    row_T: torch.Tensor,
+    transductive: bool,
+) -> dict[str, Any]:
+    """Predicts the test images and writes everything about the outcome but metrics.json, which it returns."""
+    config, names, record = plan.config, plan.classes.names, job.run
+    before, after = _guess(job, state, table, row_T)
+    labels = load_labels(job.features)
+    class_all = torch.from_numpy(plan.classes.indices_of(labels))
+    seen, unseen = (division.seen or None), (division.unseen or None)
+    n_classes = len(names)
+    accuracy_before, accuracy_after = outcome.compare_guesses(before, after, class_all[row_T], n_classes, seen, unseen)
+    predictions = outcome.predictions_table(table, labels, plan.classes, row_T, before, after)
+    id_N = [table.id_N[row] for row in row_N.tolist()]
+    record.write_bytes("predictions.parquet", outcome.parquet_bytes(predictions))
+    if state.history:
+        given = outcome.pseudo_labels_table(state.history, id_N, names)
+        record.write_bytes("pseudo_labels.parquet", outcome.parquet_bytes(given))
+    record.write_bytes("gallery.parquet", outcome.parquet_bytes(gallery_table(plan, table, row_T, predictions)))
+    rounds = outcome.round_metrics(state.history, class_all[row_N])
+    return {
+        "name": record.name,
+        "method": config.method,
+        "prompt": config.model.prompt if config.method in LEARNING_METHODS else None,
+        "paradigm": config.data.paradigm,
+        "dataset": config.data.source,
+        "classes": n_classes,
+        "class_names": list(names),
+        "unseen_classes": [names[i] for i in division.unseen],
+        "seed": config.seed,
+        "zero_shot": accuracy_before.as_dict(),
+        "adapted": accuracy_after.as_dict(),
+        "pseudo_labels": rounds[-1] if rounds else {"selected": 0, "accuracy": None},
+        "label_free_score": after.mutual_information,
+        "rounds": rounds,
+        "evaluation": outcome.evaluation_metrics(
+            accuracy_before, accuracy_after, names, images=len(row_T), transductive=transductive
+        ),
+        "train": outcome.train_metrics(state, config.train.workers),
+    }
+
+
+def _guess(
+    job: TrainingJob, state: TrainState, table: FeatureTable, row_T: torch.Tensor
+) -> tuple[outcome.Guesses, outcome.Guesses]:
+    """Zero-shot and adapted answers for the test images."""
+    place, batch_size = local_place(job.config.train), job.config.train.predict_batch_size
+    zero_shot = job.zero_shot(place.device)
+    before = outcome.guess(zero_shot, table.feature_ND, row_T, batch_size=batch_size, device=place.device)
+    if job.config.method == "zero_shot":
+        return before, before
+    method, _ = job.build(place.device)
+    if state.method:
+        method.load_state_dict(state.method)
+    images = table.feature_ND if job.pixels is None else load_pixels(job.pixels, SCRATCH)
+    return before, outcome.guess(method, images, row_T, batch_size=batch_size, device=place.device)
+
+
+def _stage_metrics(result: StageResult) -> dict[str, Any]:
+    return {**result.artefact.manifest.stats, "reused": result.reused}
+
+
+def _rounds(config: Config) -> int:
+    return {"grip": config.grip.rounds, "cpl": config.cpl.rounds}.get(config.method, 1)

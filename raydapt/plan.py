@@ -1,0 +1,176 @@
+"""What a run will do, known before anything is computed: every `auto` resolved, every name and place checked."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raydapt.config import Config, CplSettings, DataSettings, as_tree
+from raydapt.data.classes import ClassSpace, resolve_classes
+from raydapt.data.decode import ImageSpec
+from raydapt.data.named_sets import default_thresholds, named_set
+from raydapt.data.sources import Source, resolve_source
+from raydapt.data.splits import seen_unseen_classes
+from raydapt.errors import UserError
+from raydapt.models.clip import load_clip
+from raydapt.stages.features import FeatureTable, features_recipe
+from raydapt.stages.pixels import pixels_recipe
+from raydapt.workspace import Artefact, Recipe, Run, Store, fingerprint, run_name
+
+LEARNING_METHODS = ("fpl", "grip", "cpl")
+# Where a run happens and how often it saves: settings that change no result, and so no fingerprint.
+_RESOURCES = ("cpus_per_worker", "gpus_per_worker", "checkpoint_every_s", "max_failures", "predict_batch_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run, decided."""
+
+    config: Config
+    """Resolved: no `auto` but for resources."""
+    source: Source
+    classes: ClassSpace
+    image_spec: ImageSpec
+    clip_identity: str
+    features: Recipe
+    pixels: Recipe | None
+    """None when the method reads cached features alone."""
+    fingerprint: str
+    run_name: str
+
+    @property
+    def store(self) -> Store:
+        """The artefact store of the settings."""
+        return Store(self.config.store)
+
+
+def make_plan(config: Config) -> Plan:
+    """Resolves the settings against the source and the model.
+
+    Raises:
+        UserError: For a source, class list, model or threshold that cannot work.
+    """
+    source = resolve_source(config.data.source, rows_per_part=config.features.rows_per_part, limit=config.data.limit)
+    classes = resolve_classes(config.data, source)
+    clip = load_clip(config.model.clip)
+    config = _resolve(config, classes)
+    features = features_recipe(source, clip.identity, clip.image_spec, config.data)
+    learns_pixels = config.method in LEARNING_METHODS and config.model.prompt != "text"
+    pixels = pixels_recipe(source, clip.image_spec, config.data) if learns_pixels else None
+    digest = fingerprint("run", _what_matters(config), [features.fingerprint])
+    named = run_name(config.method, config.data.source, config.data.paradigm, config.seed, digest)
+    return Plan(
+        config=config,
+        source=source,
+        classes=classes,
+        image_spec=clip.image_spec,
+        clip_identity=clip.identity,
+        features=features,
+        pixels=pixels,
+        fingerprint=digest,
+        run_name=named if config.name == "auto" else config.name,
+    )
+
+
+def describe_plan(plan: Plan) -> str:
+    """The plan in words: inputs, stages, what is already there."""
+    config, source = plan.config, plan.source
+    record = Run(config.runs, plan.run_name)
+    rows = "an unknown number of" if source.rows is None else f"{source.rows:,}"
+    names = ", ".join(plan.classes.names[:5]) + (", …" if len(plan.classes.names) > 5 else "")
+    learned = f"{config.model.prompt} prompt, {config.train.epochs} epochs a round" if _learns(config) else "nothing"
+    where = f"{config.train.workers} Ray Train workers" if config.train.workers else "this process"
+    lines = [
+        f"run       {record.path}{' (finished)' if record.exists('metrics.json') else ''}",
+        f"images    {source.uri} ({source.kind}, {rows} images, {len(source.parts)} parts)",
+        f"classes   {len(plan.classes.names)}: {names}",
+        f"prompt    {plan.classes.templates[0]!r} and {len(plan.classes.templates) - 1} more",
+        f"model     {config.model.clip} ({plan.image_spec.size_px} px)",
+        f"method    {config.method}, {config.data.paradigm}, seed {config.seed}",
+        f"stage     features {plan.features.fingerprint}: {_presence(plan.store.artefact_of(plan.features), source)}",
+    ]
+    if plan.pixels is not None:
+        artefact = plan.store.artefact_of(plan.pixels)
+        lines.append(f"stage     pixels {plan.pixels.fingerprint}: {_presence(artefact, source)}")
+    lines.append(f"train     {learned}{f', in {where}' if _learns(config) else ''}")
+    lines.append("then      predictions.parquet, metrics.json, report.html")
+    return "\n".join(lines)
+
+
+def rows_of_splits(data: DataSettings, table: FeatureTable) -> tuple[Tensor, Tensor, bool]:
+    """Which rows of the features are adapted to, and which are evaluated on.
+
+    Returns:
+        int64 training rows, int64 test rows, and whether they are the same images (transductive): so it is where the
+        source has no splits at all, or none of the test splits.
+
+    Raises:
+        UserError: If there is no image to adapt to.
+    """
+    found = sorted({split for split in table.split_N if split is not None})
+    if not found:
+        row_N = table.valid_N.nonzero().flatten()
+        return _some(row_N, data, found), row_N, True
+    row_N = _rows(table, lambda split: split in data.train_splits)
+    row_T = _rows(table, lambda split: split in data.test_splits)
+    _some(row_N, data, found)
+    return (row_N, row_T, False) if len(row_T) else (row_N, row_N, True)
+
+
+def _rows(table: FeatureTable, wanted: Callable[[str | None], bool]) -> Tensor:
+    chosen_N = torch.tensor([wanted(split) for split in table.split_N], dtype=torch.bool)
+    return (chosen_N & table.valid_N).nonzero().flatten()
+
+
+def _some(row_N: Tensor, data: DataSettings, found: list[str]) -> Tensor:
+    if not len(row_N):
+        there = f"the source has the splits {', '.join(found)}" if found else "no image of the source could be read"
+        raise UserError(f"Setting data.train_splits={data.train_splits} leaves no image to adapt to: {there}.")
+    return row_N
+
+
+def _resolve(config: Config, classes: ClassSpace) -> Config:
+    data = replace(config.data, class_names=list(classes.names), templates=list(classes.templates))
+    return replace(config, data=data, cpl=_resolve_cpl(config, len(classes.names)))
+
+
+def _resolve_cpl(config: Config, n_classes: int) -> CplSettings:
+    """CPL's published thresholds of the named set, else those that most of its sets share.
+
+    In TRZSL beta = 1 - m / C over the C unseen classes, in the form of the authors' newer guidance.
+    """
+    cpl, modality = config.cpl, "text" if config.model.prompt == "text" else "visual"
+    known = named_set(config.data.source)
+    thresholds = (known.thresholds.get(modality) if known else None) or default_thresholds(n_classes)
+    alpha = thresholds.alpha if cpl.alpha == "auto" else cpl.alpha
+    if cpl.beta != "auto":
+        beta = cpl.beta
+    elif config.data.paradigm == "trzsl":
+        _, unseen = seen_unseen_classes(n_classes, config.data.split_seed, config.data.seen_share)
+        beta = max(0.0, 1.0 - thresholds.trzsl_m / len(unseen))
+    else:
+        beta = thresholds.beta
+    return replace(cpl, alpha=alpha, beta=beta)
+
+
+def _learns(config: Config) -> bool:
+    return config.method in LEARNING_METHODS
+
+
+def _what_matters(config: Config) -> dict[str, Any]:
+    tree = as_tree(config)
+    matters = {"method": config.method, "seed": config.seed, "data": tree["data"], "model": tree["model"]}
+    del matters["data"]["max_error_share"]
+    if _learns(config):
+        matters["train"] = {key: value for key, value in tree["train"].items() if key not in _RESOURCES}
+        matters[config.method] = tree[config.method]
+    return matters
+
+
+def _presence(artefact: Artefact, source: Source) -> str:
+    if artefact.complete():
+        return f"there ({artefact.manifest.rows:,} rows)"
+    there = len(artefact.committed_parts() & {part.index for part in source.parts})
+    return f"{there} of {len(source.parts)} parts there" if there else "to be made"

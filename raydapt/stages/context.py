@@ -1,0 +1,78 @@
+"""How a stage uses Ray: the one place that sets Ray Data's options, and how many actors a stage gets."""
+
+import logging
+import math
+from dataclasses import dataclass
+
+import ray
+from ray.data import DataContext
+
+from raydapt.config import RaySettings, StageSettings
+from raydapt.errors import UserError
+
+_MEBIBYTE = 1024 * 1024
+_LEAST_IN_FLIGHT = 256 * _MEBIBYTE
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorPlan:
+    """The resolved pool: so many actors with so many CPUs and GPUs each."""
+
+    actors: int
+    cpus: float
+    gpus: float
+
+
+def plan_actors(settings: StageSettings, *, parts: int, ray_settings: RaySettings, key: str = "features") -> ActorPlan:
+    """Resolves ``auto`` against the connected cluster: one actor per GPU, else one per two CPUs, and never more than parts.
+
+    Args:
+        settings: The stage's settings.
+        parts: Parts still to be made.
+        ray_settings: Tells whether the cluster can grow.
+        key: Name of the group of settings, for messages.
+
+    Raises:
+        UserError: If a local cluster can never hold what the settings ask for; Ray would wait for ever.
+    """
+    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
+    gpus_each = (1.0 if gpus >= 1 else 0.0) if settings.gpus_per_actor == "auto" else settings.gpus_per_actor
+    if settings.actors != "auto":
+        actors = settings.actors
+    elif gpus_each:
+        actors = max(1, int(gpus / gpus_each))
+    else:
+        actors = max(1, min(int(cpus // 2), parts // 2))  # starting one costs as much as the work of a part or two
+    actors = max(1, min(actors, parts))
+    # One more CPU, since the readers that feed the actors need one.
+    needed = actors * settings.cpus_per_actor + 1
+    if ray_settings.address == "local" and (needed > cpus or actors * gpus_each > gpus):
+        raise UserError(
+            f"Setting {key}.actors={settings.actors} needs {needed:g} CPUs and {actors * gpus_each:g} GPUs, the "
+            f"cluster has {cpus:g} and {gpus:g}: lower {key}.actors, {key}.cpus_per_actor or {key}.gpus_per_actor, "
+            "or raise ray.cpus."
+        )
+    return ActorPlan(actors=actors, cpus=settings.cpus_per_actor, gpus=gpus_each)
+
+
+def configure(*, block_bytes: int = 128 * _MEBIBYTE, in_flight_bytes: float = math.inf) -> None:
+    """Sets Ray Data's options for the datasets that are built next.
+
+    Args:
+        block_bytes: Blocks grow up to this size; a row is never divided.
+        in_flight_bytes: What may lie in the object store between the operators, at least 256 MiB; Ray's own limit, a
+            share of the store, holds besides.
+    """
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = block_bytes
+    context.target_min_block_size = min(block_bytes, _MEBIBYTE)
+    options = context.execution_options
+    options.preserve_order = False
+    options.verbose_progress = False
+    options.resource_limits = options.resource_limits.copy(object_store_memory=max(in_flight_bytes, _LEAST_IN_FLIGHT))
+    context.execution_options = options
+    logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -1,0 +1,200 @@
+"""Features of all images under a frozen CLIP: each image is encoded once, by a pool of actors.
+
+Legend: N images, B batch, D width of the feature, S image side in px.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+import torch
+from ray.data import ActorPoolStrategy
+from torch import Tensor
+
+from raydapt.config import DataSettings, RaySettings, StageSettings
+from raydapt.data.decode import ImageSpec
+from raydapt.data.sources import Source
+from raydapt.models.clip import Clip, load_clip
+from raydapt.stages.context import ActorPlan, configure, plan_actors
+from raydapt.stages.reading import dataset_of_images, part_bytes, pixels_of, unpack, with_part
+from raydapt.stages.run import MODEL_S, Stage, StageResult, run_stage
+from raydapt.workspace import Artefact, Recipe, Store
+
+KIND = "features"
+_BLOCK_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureTable:
+    """The features of a source's images, in the order of the source. It holds no labels (see `load_labels`).
+
+    Attributes:
+        row_N: Row number in the source, int64.
+        id_N: Content ids.
+        split_N: Names of the splits; None where the source has none.
+        path_N: Where each image came from, for people.
+        error_N: Why an image could not be used; None for the others.
+        feature_ND: L2-normalised float32 features; zeros for an image in error.
+        valid_N: True for images that have a feature.
+    """
+
+    row_N: Tensor
+    id_N: list[str]
+    split_N: list[str | None]
+    path_N: list[str]
+    error_N: list[str | None]
+    feature_ND: Tensor
+    valid_N: Tensor
+
+
+class Encoder:
+    """The actor: a CLIP loaded once, parts of decoded pixels in, parts of features out."""
+
+    def __init__(self, clip_name: str, batch_size: int, plan: ActorPlan) -> None:
+        torch.set_num_threads(max(1, int(plan.cpus)))
+        device = "cuda" if plan.gpus and torch.cuda.is_available() else "cpu"
+        if device == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32: several times faster, features equal to about 1e-3
+        self._clip = load_clip(clip_name, device=device)
+        self._batch_size = batch_size
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Encodes one packed part (see `raydapt.stages.reading.pack`)."""
+        part, table = unpack(batch)
+        start = time.perf_counter()
+        feature_ND = encode_pixels(self._clip, pixels_of(table), table["error"].is_null().to_numpy(), self._batch_size)
+        seconds_each = (time.perf_counter() - start) / max(table.num_rows, 1)
+        result = table.drop_columns(["pixel"]).append_column("feature", feature_ND)
+        return with_part(result.append_column(MODEL_S, pa.array(np.full(table.num_rows, seconds_each))), part)
+
+
+def encode_pixels(
+    clip: Clip, pixel_N3SS: np.ndarray[Any, Any], valid_N: np.ndarray[Any, Any], batch_size: int
+) -> pa.FixedSizeListArray:
+    """Features of the valid images as an Arrow column of float32 lists of length D, null for the others."""
+    feature_ND = np.zeros((len(valid_N), clip.embed_dim), dtype=np.float32)
+    chosen_M = np.flatnonzero(valid_N)
+    with torch.inference_mode():
+        for start in range(0, len(chosen_M), batch_size):
+            index_B = chosen_M[start : start + batch_size]
+            feature_ND[index_B] = clip.encode_image(torch.from_numpy(pixel_N3SS[index_B])).cpu().numpy()
+    values = pa.array(feature_ND.reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(values, clip.embed_dim, mask=pa.array(~valid_N))
+
+
+def features_recipe(source: Source, clip_identity: str, image_spec: ImageSpec, data: DataSettings) -> Recipe:
+    """What the features depend on; the source's identity holds the images and the way they are cut into parts."""
+    settings = image_settings(image_spec, data)
+    return Recipe(kind=KIND, settings=settings, inputs=(source.identity,), weights=clip_identity)
+
+
+def image_settings(image_spec: ImageSpec, data: DataSettings) -> dict[str, Any]:
+    """The settings that decide on the pixels of an image stage."""
+    limits = {"max_image_bytes": data.max_image_bytes, "max_image_pixels": data.max_image_pixels}
+    return {"image": asdict(image_spec), **limits}
+
+
+def features_stage(
+    source: Source,
+    *,
+    clip_name: str,
+    clip_identity: str,
+    image_spec: ImageSpec,
+    settings: StageSettings,
+    data: DataSettings,
+    ray_settings: RaySettings,
+    store: Store,
+) -> StageResult:
+    """Makes the features of a source, or finds them in the store.
+
+    Args:
+        source: The images, resolved with ``settings.rows_per_part`` and ``data.limit``.
+        clip_name: Name that the actors load the CLIP by.
+        clip_identity: Identity of its weights.
+        image_spec: Its image preparation.
+        settings: How the stage is spread.
+        data: Limits of decoding and the largest share of bad rows.
+        ray_settings: The cluster; not touched when the features are there.
+        store: Where artefacts live.
+
+    Raises:
+        UserError: See `raydapt.stages.run.run_stage`.
+    """
+    part_of = {part.index: part for part in source.parts}
+
+    def dataset_of(pending: Sequence[int]) -> tuple[ray.data.Dataset, int]:
+        plan = plan_actors(settings, parts=len(pending), ray_settings=ray_settings)
+        size = part_bytes(settings.rows_per_part, image_spec)
+        cpus: float = ray.cluster_resources().get("CPU", 1.0)  # type: ignore[no-untyped-call]
+        configure(block_bytes=_BLOCK_BYTES, in_flight_bytes=int((cpus + 4 * plan.actors) * size))
+        images = dataset_of_images(
+            [part_of[index] for index in pending],
+            data,
+            image_spec,
+            rows_per_part=settings.rows_per_part,
+            packed=True,
+        )
+        features = images.map_batches(
+            Encoder,
+            fn_constructor_args=(clip_name, settings.batch_size, plan),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=plan.actors, max_tasks_in_flight_per_actor=2),
+            num_cpus=plan.cpus,
+            num_gpus=plan.gpus,
+        )
+        return features, plan.actors
+
+    stage = Stage(
+        recipe=features_recipe(source, clip_identity, image_spec, data),
+        parts=list(part_of),
+        dataset_of=dataset_of,
+        rows=source.rows,
+        max_error_share=data.max_error_share,
+        ray=ray_settings,
+    )
+    return run_stage(store, stage)
+
+
+def load_features(artefact: Artefact) -> FeatureTable:
+    """Reads the features without the labels; the float array is filled shard by shard, never held twice."""
+    rows = artefact.manifest.rows
+    feature_ND, valid_N = torch.zeros(rows, 0), torch.zeros(rows, dtype=torch.bool)
+    row_N = torch.zeros(rows, dtype=torch.int64)
+    words: dict[str, list[Any]] = {name: [] for name in ("id", "split", "path", "error")}
+    start = 0
+    for table in artefact.iter_tables(["row", *words, "feature"]):
+        stop = start + table.num_rows
+        column = table["feature"].combine_chunks()
+        valid = column.is_valid().to_numpy(zero_copy_only=False)
+        if start == 0:
+            feature_ND = torch.zeros(rows, column.type.list_size)
+        row_N[start:stop] = torch.from_numpy(table["row"].to_numpy().copy())
+        valid_N[start:stop] = torch.from_numpy(valid.copy())
+        value_MD = column.flatten().to_numpy().reshape(-1, column.type.list_size)
+        feature_ND[start:stop][valid_N[start:stop]] = torch.from_numpy(value_MD.copy())
+        for name, word in words.items():
+            word.extend(table[name].to_pylist())
+        start = stop
+    return FeatureTable(
+        row_N=row_N,
+        id_N=words["id"],
+        split_N=words["split"],
+        path_N=words["path"],
+        error_N=words["error"],
+        feature_ND=feature_ND,
+        valid_N=valid_N,
+    )
+
+
+def load_labels(artefact: Artefact) -> list[str | None]:
+    """The stored labels, in the order of `load_features`.
+
+    For evaluation and the labelled part of SSL and TRZSL alone: nothing else of raydapt may call this.
+    """
+    return [label for table in artefact.iter_tables(["label"]) for label in table["label"].to_pylist()]

@@ -1,0 +1,116 @@
+"""The first half of an image stage: parts of a source are read and decoded by CPU tasks.
+
+Legend: N images of a part, S image side in px.
+"""
+
+import pickle
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+
+from raydapt.config import DataSettings
+from raydapt.data.decode import BadImage, ImageSpec, decode_image
+from raydapt.data.sources import Part, group_parts, read_parts
+from raydapt.stages.run import PART, PART_ROWS
+
+PACKED = "packed"
+"""Column of a whole part in one row, as an Arrow stream. The model's batches are then cut within a part, whatever else
+is in flight: the same part gives the same bytes, on one actor or many, resumed or not."""
+
+
+def dataset_of_images(
+    parts: Sequence[Part], data: DataSettings, spec: ImageSpec, *, rows_per_part: int, packed: bool
+) -> ray.data.Dataset:
+    """A dataset of decoded images; `packed` puts each part into one row with the columns `PART` and `PACKED`.
+
+    Parts that share a row group are read by one task, which reads the group once.
+    """
+    items = [{"parts": pickle.dumps(group)} for group in group_parts(parts)]
+    decode = partial(read_and_decode, data=data, spec=spec, packed=packed)
+    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    # The decoded part, its packed copy, and as much for encoded bytes. Tasks with demands of their own are also what
+    # keeps Ray from fusing them into the model's actors, which would leave the other CPUs idle.
+    memory = 4 * part_bytes(rows_per_part, spec)
+    return dataset.map_batches(decode, batch_size=1, batch_format="pyarrow", num_cpus=1, memory=memory)
+
+
+def part_bytes(rows: int, spec: ImageSpec) -> int:
+    """Size of a decoded part."""
+    return rows * 3 * spec.size_px**2
+
+
+def read_and_decode(batch: pa.Table, *, data: DataSettings, spec: ImageSpec, packed: bool) -> Iterator[pa.Table]:
+    """Reads one group of parts and yields each part decoded."""
+    parts: tuple[Part, ...] = pickle.loads(batch["parts"][0].as_py())
+    for part, table in read_parts(parts, data):
+        decoded = decode_table(table, data, spec)
+        if packed:
+            yield pack(part.index, decoded)
+        else:
+            yield with_part(decoded, part.index)
+
+
+def decode_table(table: pa.Table, data: DataSettings, spec: ImageSpec) -> pa.Table:
+    """Replaces the column ``image`` (encoded bytes) by ``pixel`` (uint8 [3, S, S] as fixed binary).
+
+    A row that cannot be decoded keeps its place, with the reason in ``error`` and a null pixel.
+    """
+    side = spec.size_px
+    pixel_N3SS = np.zeros((table.num_rows, 3, side, side), dtype=np.uint8)
+    errors: list[str | None] = table["error"].to_pylist()
+    for index, image in enumerate(table["image"]):
+        if errors[index] is not None:
+            continue
+        try:
+            pixel_N3SS[index] = decode_image(
+                image.as_py(), spec, max_pixels=data.max_image_pixels, max_bytes=data.max_image_bytes
+            )
+        except BadImage as error:
+            errors[index] = error.reason
+    valid = np.array([error is None for error in errors], dtype=bool)
+    columns = table.drop_columns(["image", "error"])
+    columns = columns.append_column("error", pa.array(errors, pa.string()))
+    return columns.append_column("pixel", fixed_binary(pixel_N3SS, valid))
+
+
+def fixed_binary(value_N: np.ndarray[Any, np.dtype[np.uint8]], valid: np.ndarray[Any, np.dtype[np.bool_]]) -> pa.Array:
+    """An Arrow column of equally long byte strings, one per leading index, without a copy."""
+    width = int(np.prod(value_N.shape[1:]))
+    mask = pa.py_buffer(np.packbits(valid, bitorder="little").tobytes())
+    buffers = [mask, pa.py_buffer(np.ascontiguousarray(value_N))]
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(value_N), buffers)
+
+
+def pixels_of(table: pa.Table) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The column ``pixel`` as a read-only uint8 array [N, 3, S, S]; rows in error are zeros."""
+    column = table["pixel"].combine_chunks()
+    width = column.type.byte_width
+    side = int((width // 3) ** 0.5)
+    flat = np.frombuffer(column.buffers()[1], dtype=np.uint8, count=len(column) * width, offset=column.offset * width)
+    return flat.reshape(len(column), 3, side, side)
+
+
+def with_part(table: pa.Table, part: int) -> pa.Table:
+    """Adds the columns that `run_stage` wants."""
+    counts = pa.array(np.full(table.num_rows, table.num_rows))
+    return table.append_column(PART, pa.array(np.full(table.num_rows, part))).append_column(PART_ROWS, counts)
+
+
+def pack(part: int, table: pa.Table) -> pa.Table:
+    """A whole part as a single row."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    offsets = pa.py_buffer(np.array([0, sink.tell()], dtype=np.int64))
+    packed = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, sink.getvalue()])
+    return pa.table({PART: pa.array([part], pa.int64()), PACKED: packed})
+
+
+def unpack(row: pa.Table) -> tuple[int, pa.Table]:
+    """The part's number and table, from a table of one row made by `pack`; nothing is copied."""
+    packed = row[PACKED].chunk(0)[0].as_buffer()
+    return row[PART][0].as_py(), pa.ipc.open_stream(packed).read_all().combine_chunks()

@@ -1,0 +1,1 @@
+"""Ray Train: one training loop for every method."""

@@ -1,0 +1,162 @@
+"""The state of a training run as one safetensors file: no pickle, and whole or absent.
+
+Legend: M images of a stream, C classes.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from raydapt.methods.contract import PseudoLabels, Stream
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """Where training stands. Written by the first worker, read by all of them."""
+
+    round_: int = 0
+    """1-based round in progress; 0 before the first."""
+    step: int = 0
+    """Optimiser steps done in the round."""
+    finished: bool = False
+    seconds: float = 0.0
+    """Time spent in optimiser steps, over all attempts."""
+    images: int = 0
+    """Images that went through an optimiser step, over all attempts."""
+    method: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+    streams: list[Stream] = field(default_factory=list)
+    history: list[PseudoLabels] = field(default_factory=list)
+    """What each round selected, for the report."""
+    lines: list[dict[str, float]] = field(default_factory=list)
+    """The log, a line about once an epoch; kept here so that a resumed run neither loses nor repeats one."""
+
+
+class Checkpoints(Protocol):
+    """Where `fit` keeps its state: a folder, or Ray Train's storage."""
+
+    def load(self) -> bytes | None:
+        """The latest checkpoint, None when there is none."""
+
+    def save(self, data: bytes | None, metrics: Mapping[str, float]) -> None:
+        """Keeps a checkpoint. Called on every worker; `data` is None on all but the first."""
+
+
+def to_bytes(state: TrainState) -> bytes:
+    """Serialises a state. Targets are stored sparse: most classes are no candidate of most images."""
+    tensors: dict[str, Tensor] = {}
+    tensors.update({f"method.{name}": tensor for name, tensor in state.method.items()})
+    tensors.update({f"optimizer.{name}": tensor for name, tensor in state.optimizer.items()})
+    streams: list[dict[str, Any]] = []
+    for i, stream in enumerate(state.streams):
+        tensors[f"stream.{i}.index"] = stream.index_M
+        tensors.update(_sparse(f"stream.{i}", stream.target_MC))
+        shape = list(stream.target_MC.shape)
+        streams.append({"name": stream.name, "batch_size": stream.batch_size, "shape": shape})
+    history: list[dict[str, Any]] = []
+    for i, labels in enumerate(state.history):
+        tensors[f"history.{i}.index"] = labels.index_M
+        tensors[f"history.{i}.confidence"] = labels.confidence_M
+        tensors[f"history.{i}.class"] = labels.class_M
+        tensors.update(_sparse(f"history.{i}", labels.target_MC))
+        shape = list(labels.target_MC.shape)
+        history.append({"shape": shape, "waiting": labels.waiting, "dropped": labels.dropped})
+    header = {
+        "round": state.round_,
+        "step": state.step,
+        "finished": state.finished,
+        "seconds": state.seconds,
+        "images": state.images,
+        "streams": streams,
+        "history": history,
+        "lines": state.lines,
+    }
+    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    return save(whole, metadata={"state": json.dumps(header)})
+
+
+def from_bytes(data: bytes) -> TrainState:
+    """The inverse of `to_bytes`."""
+    tensors = load(data)
+    header = json.loads(_metadata(data)["state"])
+    streams = [
+        Stream(
+            name=item["name"],
+            index_M=tensors[f"stream.{i}.index"],
+            target_MC=_dense(tensors, f"stream.{i}", item["shape"]),
+            batch_size=item["batch_size"],
+        )
+        for i, item in enumerate(header["streams"])
+    ]
+    history = [
+        PseudoLabels(
+            index_M=tensors[f"history.{i}.index"],
+            target_MC=_dense(tensors, f"history.{i}", item["shape"]),
+            confidence_M=tensors[f"history.{i}.confidence"],
+            class_M=tensors[f"history.{i}.class"],
+            waiting=item["waiting"],
+            dropped=item["dropped"],
+        )
+        for i, item in enumerate(header["history"])
+    ]
+    return TrainState(
+        round_=header["round"],
+        step=header["step"],
+        finished=header["finished"],
+        seconds=header["seconds"],
+        images=header["images"],
+        method=_below(tensors, "method."),
+        optimizer=_below(tensors, "optimizer."),
+        streams=streams,
+        history=history,
+        lines=header["lines"],
+    )
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's buffers as flat names, ``<parameter number>.<buffer>``."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{number}.{name}": value if isinstance(value, Tensor) else torch.tensor(value)
+        for number, buffers in state.items()
+        for name, value in buffers.items()
+        if value is not None
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Puts the buffers of `optimizer_tensors` back; the hyper-parameters stay those of `optimizer`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        number, _, name = key.partition(".")
+        state.setdefault(int(number), {})[name] = tensor
+    if state:
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _sparse(prefix: str, target_MC: Tensor) -> dict[str, Tensor]:
+    where = target_MC.nonzero()
+    return {f"{prefix}.where": where.to(torch.int32), f"{prefix}.value": target_MC[where[:, 0], where[:, 1]]}
+
+
+def _dense(tensors: Mapping[str, Tensor], prefix: str, shape: list[int]) -> Tensor:
+    target_MC = torch.zeros(shape)
+    where = tensors[f"{prefix}.where"].long()
+    target_MC[where[:, 0], where[:, 1]] = tensors[f"{prefix}.value"]
+    return target_MC
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """The string metadata of a safetensors file in memory (the library reads it from paths only)."""
+    length = int.from_bytes(data[:8], "little")
+    metadata: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
+    return metadata

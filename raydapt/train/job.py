@@ -1,0 +1,117 @@
+"""One training, described small enough to send to any worker, and carried out where it arrives."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import gettempdir
+
+import numpy as np
+import torch
+from safetensors.numpy import load, save
+
+from raydapt.config import Config
+from raydapt.data.classes import ClassSpace
+from raydapt.data.splits import Division
+from raydapt.methods.build import build_method
+from raydapt.methods.contract import Method, PixelRows, TrainingImages
+from raydapt.models.clip import load_clip
+from raydapt.stages.features import load_features
+from raydapt.stages.pixels import load_pixels
+from raydapt.train.checkpoint import Checkpoints, TrainState, to_bytes
+from raydapt.train.loop import Log, Place, fit
+from raydapt.workspace import Artefact, Run
+
+DIVISION = "division.safetensors"
+CHECKPOINT = "checkpoint/state.safetensors"
+SCRATCH = Path(gettempdir()) / "raydapt-pixels"
+"""Where pixels that do not fit in memory are laid out, on each machine."""
+
+
+class FileCheckpoints:
+    """The latest checkpoint as one file of the run folder."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def load(self) -> bytes | None:
+        """The file's bytes, None before the first checkpoint."""
+        return self._run.read_bytes(CHECKPOINT) if self._run.exists(CHECKPOINT) else None
+
+    def save(self, data: bytes | None, metrics: Mapping[str, float]) -> None:
+        """Replaces the file as a whole."""
+        if data is not None:
+            self._run.write_bytes(CHECKPOINT, data)
+
+    def save_state(self, state: TrainState) -> None:
+        """Keeps the final state of a training that ran elsewhere."""
+        self._run.write_bytes(CHECKPOINT, to_bytes(state))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """What a worker needs to begin. It holds no label: the labelled images stand in the run's division."""
+
+    config: Config
+    classes: ClassSpace
+    run: Run
+    features: Artefact
+    pixels: Artefact | None
+
+    def __call__(self, place: Place, checkpoints: Checkpoints, log: Log) -> TrainState:
+        """Builds the method where it is called and trains it (see `raydapt.train.loop.fit`)."""
+        if place.device.type == "cpu":
+            torch.set_num_threads(max(1, torch.get_num_threads() // place.world))
+        method, images = self.build(place.device)
+        settings = self.config.train
+        return fit(method, images, settings, seed=self.config.seed, place=place, checkpoints=checkpoints, log=log)
+
+    def build(self, device: torch.device) -> tuple[Method, TrainingImages]:
+        """The untrained method on a device, and the images it may see."""
+        clip = load_clip(self.config.model.clip, device=str(device))
+        images = self.images()
+        return build_method(self.config, clip, self.classes, images).to(device), images
+
+    def zero_shot(self, device: torch.device) -> Method:
+        """The frozen model with the first template, which every method is compared with."""
+        return build_for_prediction(replace(self.config, method="zero_shot"), self.classes, device)
+
+    def images(self) -> TrainingImages:
+        """Features (and pixels) of the training images, with the division of the run."""
+        table = load_features(self.features)
+        tensors = load(self.run.read_bytes(DIVISION))
+        row_N = torch.from_numpy(tensors["row"])
+        pixels = None if self.pixels is None else PixelRows(load_pixels(self.pixels, SCRATCH), row_N)
+        return TrainingImages(
+            feature_ND=table.feature_ND[row_N],
+            n_classes=len(self.classes.names),
+            labelled_L=torch.from_numpy(tensors["labelled"]),
+            label_L=torch.from_numpy(tensors["label"]),
+            unlabelled_U=torch.from_numpy(tensors["unlabelled"]),
+            candidate_classes=torch.from_numpy(tensors["candidate_classes"]),
+            pixels=pixels,
+        )
+
+
+def build_for_prediction(config: Config, classes: ClassSpace, device: torch.device) -> Method:
+    """A method without training images, to be given its learned state."""
+    return build_method(config, load_clip(config.model.clip, device=str(device)), classes).to(device)
+
+
+def division_bytes(row_N: np.ndarray, division: Division, class_N: np.ndarray | None) -> bytes:
+    """The division of the training images, with the labels of the labelled ones and no other.
+
+    Args:
+        row_N: int64 rows of the training images in the features artefact.
+        division: Indices into the training images.
+        class_N: int64 classes of the training images; None in UL, where nothing is labelled.
+    """
+    labelled_L = division.labelled_L
+    label_L = np.empty(0, np.int64) if class_N is None else class_N[labelled_L]
+    arrays = {
+        "row": row_N,
+        "labelled": labelled_L,
+        "label": label_L,
+        "unlabelled": division.unlabelled_U,
+        "candidate_classes": np.asarray(division.candidate_classes),
+    }
+    return save({name: np.ascontiguousarray(array, dtype=np.int64) for name, array in arrays.items()})

@@ -1,0 +1,338 @@
+"""The one training loop: drives every method, on one worker or many. Plain PyTorch; Ray stays outside.
+
+Legend: N training images, U unlabelled, M images of a stream, B batch, C classes.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from raydapt.config import TrainSettings
+from raydapt.methods.contract import Batch, Method, Stream, TrainingImages
+from raydapt.train import checkpoint as checkpoints_
+from raydapt.train.checkpoint import Checkpoints, TrainState
+from raydapt.train.sampling import StreamOrder, seed_of, steps_per_epoch
+
+# A clock is read, and on several workers agreed on, only this often.
+_STEPS_BETWEEN_CLOCKS = 50
+
+Log = Callable[[Mapping[str, float]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where this worker stands among the others, and on which device."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+
+def fit(
+    method: Method,
+    images: TrainingImages,
+    settings: TrainSettings,
+    *,
+    seed: int,
+    place: Place,
+    checkpoints: Checkpoints,
+    log: Log,
+) -> TrainState:
+    """Trains a method through all its rounds, from its latest checkpoint if there is one.
+
+    Args:
+        method: On `place.device`.
+        images: What the method may see.
+        settings: The training settings; `batch_size` counts images over all workers.
+        seed: Decides, with round and step, the order of the images and every random number drawn.
+        place: Rank and device; with more than one worker a process group must exist.
+        checkpoints: Where the state is kept.
+        log: Called about once an epoch on the first worker.
+
+    Returns:
+        The final state, `finished`. The method holds the final weights.
+    """
+    data = checkpoints.load()
+    state = checkpoints_.from_bytes(data) if data is not None else TrainState()
+    if state.method:
+        method.load_state_dict(state.method)
+    trainer = _Trainer(method, images, settings, seed, place, checkpoints, log, state)
+    while state.round_ < method.rounds or (state.streams and not state.finished):
+        trainer.run_round()
+    if not state.finished:
+        state.finished = True
+        trainer.save_checkpoint()
+    return state
+
+
+class _Trainer:
+    """What the steps of one `fit` share."""
+
+    def __init__(
+        self,
+        method: Method,
+        images: TrainingImages,
+        settings: TrainSettings,
+        seed: int,
+        place: Place,
+        checkpoints: Checkpoints,
+        log: Log,
+        state: TrainState,
+    ) -> None:
+        self.method, self.images, self.settings, self.seed = method, images, settings, seed
+        self.place, self.checkpoints, self.log, self.state = place, checkpoints, log, state
+        self.amp = _autocast(settings, place.device)
+        learns = any(p.requires_grad for p in method.parameters())
+        distributed = place.world > 1 and learns
+        self.model = DistributedDataParallel(method, broadcast_buffers=False) if distributed else method
+        self.last_checkpoint_s = time.monotonic()
+
+    def run_round(self) -> None:
+        """Runs the next round, or what is left of the one in progress."""
+        state, method = self.state, self.method
+        if not state.streams:
+            state.round_ += 1
+            state.step = 0
+            state.optimizer = {}
+            torch.manual_seed(seed_of(self.seed, state.round_, "round"))
+            streams = method.begin_round(state.round_, self._probabilities)
+            state.streams = [stream for stream in streams if len(stream.index_M)]
+            if method.pseudo_labels is not None:
+                state.history.append(method.pseudo_labels)
+        if state.streams:
+            method.enter_round(state.round_, state.streams)
+            optimizer = _optimizer(method, self.settings)
+            checkpoints_.restore_optimizer(optimizer, state.optimizer)
+            self._steps(optimizer)
+        state.streams = []
+        state.optimizer = {}
+        if state.round_ < method.rounds:
+            self.save_checkpoint()
+
+    def _steps(self, optimizer: torch.optim.Optimizer) -> None:
+        state, settings, seed = self.state, self.settings, self.seed
+        first = state.streams[0]
+        per_epoch = steps_per_epoch(len(first.index_M), first.batch_size)
+        total = min(per_epoch * settings.epochs, settings.max_steps_per_round or math.inf)
+        warmup = min(round(settings.warmup_epochs * per_epoch), int(total) // 2)
+        orders = {
+            s.name: StreamOrder(len(s.index_M), s.batch_size, seed=seed, round_=state.round_, name=s.name)
+            for s in state.streams
+        }
+        tally = _Tally()
+        while state.step < total:
+            if state.step % per_epoch == 0:
+                self.method.begin_epoch(state.round_, state.step // per_epoch + 1)
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * cosine_with_warmup(state.step, total=int(total), warmup=warmup)
+            started = time.perf_counter()
+            loss = self._step(optimizer, orders)
+            tally.add(loss, time.perf_counter() - started, min(first.batch_size, len(first.index_M)))
+            state.step += 1
+            end_of_epoch = state.step % per_epoch == 0 or state.step == total
+            if end_of_epoch or state.step % _STEPS_BETWEEN_CLOCKS == 0:
+                if end_of_epoch:
+                    self._log(tally, optimizer.param_groups[0]["lr"], epoch=math.ceil(state.step / per_epoch))
+                self._checkpoint_when_due(optimizer, tally)
+        tally.move_to(state)
+
+    def _step(self, optimizer: torch.optim.Optimizer, orders: Mapping[str, StreamOrder]) -> Tensor:
+        """One optimiser step over all streams; returns the loss, detached, on the device."""
+        state, place = self.state, self.place
+        # Re-seeding every step makes whatever a method draws a function of the step: resuming repeats it.
+        torch.manual_seed(seed_of(self.seed, state.round_, state.step, place.rank))
+        self.method.train()
+        batches = {
+            stream.name: self._batch(
+                stream, orders[stream.name].positions(state.step, rank=place.rank, world=place.world)
+            )
+            for stream in state.streams
+        }
+        optimizer.zero_grad(set_to_none=True)
+        n_first = len(batches[state.streams[0].name].index_B)
+        n_parts = min(self.settings.gradient_accumulation, n_first)
+        loss = torch.zeros((), device=place.device)
+        for i, part in enumerate(_parts(batches, n_parts)):
+            share = len(part[state.streams[0].name].index_B) / n_first
+            with self._no_sync(last=i == n_parts - 1), self.amp():
+                part_loss: Tensor = self.model(part) * share
+                torch.autograd.backward(part_loss)
+            loss += part_loss.detach()
+        if self.settings.clip_grad_norm:
+            torch.nn.utils.clip_grad_norm_(self.method.parameters(), self.settings.clip_grad_norm)
+        optimizer.step()
+        self.method.after_step()
+        return loss
+
+    def _batch(self, stream: Stream, position_B: Tensor) -> Batch:
+        index_B = stream.index_M[position_B]
+        device = self.place.device
+        image_B = self.images.take(index_B, pixels=self.method.uses_pixels).to(device, non_blocking=True)
+        return Batch(image_B=image_B, target_BC=stream.target_MC[position_B].to(device), index_B=index_B)
+
+    def _no_sync(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
+        if isinstance(self.model, DistributedDataParallel) and not last:
+            return self.model.no_sync()
+        return contextlib.nullcontext()
+
+    def _probabilities(self) -> Tensor:
+        """Softmax [U, C] of the current model for the unlabelled images; each worker computes its part."""
+        place, index_U = self.place, self.images.unlabelled_U
+        mine = index_U.tensor_split(place.world)[place.rank]
+        probability = predict(
+            self.method,
+            lambda index_B: self.images.take(index_B, pixels=self.method.uses_pixels),
+            mine,
+            batch_size=self.settings.predict_batch_size,
+            device=place.device,
+        )
+        if place.world == 1:
+            return probability
+        parts: list[Tensor] = [torch.empty(0)] * place.world
+        dist.all_gather_object(parts, probability)
+        return torch.cat(parts)
+
+    def _log(self, tally: "_Tally", learning_rate: float, epoch: int) -> None:
+        line = {
+            "time_s": self.state.seconds + tally.seconds,
+            "round": self.state.round_,
+            "epoch": epoch,
+            "step": self.state.step,
+            "loss": tally.mean_loss(),
+            "learning_rate": learning_rate,
+            "images_per_s": tally.images_per_s(),
+        }
+        self.state.lines.append(line)
+        if self.place.rank == 0:
+            self.log(line)
+
+    def _checkpoint_when_due(self, optimizer: torch.optim.Optimizer, tally: "_Tally") -> None:
+        due = time.monotonic() - self.last_checkpoint_s >= self.settings.checkpoint_every_s
+        if self.place.world > 1:
+            # The first worker's clock decides, so that all of them take part.
+            answer = torch.tensor([int(due)], device=self.place.device)
+            dist.broadcast(answer, src=0)
+            due = bool(answer.item())
+        if due:
+            tally.move_to(self.state)
+            self.state.optimizer = checkpoints_.optimizer_tensors(optimizer)
+            self.save_checkpoint()
+
+    def save_checkpoint(self) -> None:
+        """Writes the state; every worker must call it."""
+        state = self.state
+        data = None
+        if self.place.rank == 0:
+            state.method = {name: tensor.detach() for name, tensor in self.method.state_dict().items()}
+            data = checkpoints_.to_bytes(state)
+        self.checkpoints.save(data, {"round": state.round_, "step": state.step, "finished": float(state.finished)})
+        self.last_checkpoint_s = time.monotonic()
+
+
+class _Tally:
+    """Loss, time and images since the last log line and since the last checkpoint."""
+
+    def __init__(self) -> None:
+        self._losses: list[Tensor] = []
+        self.seconds = self._logged_s = 0.0
+        self._images = self._logged_images = 0
+
+    def add(self, loss: Tensor, seconds: float, images: int) -> None:
+        self._losses.append(loss)
+        self.seconds += seconds
+        self._logged_s += seconds
+        self._images += images
+        self._logged_images += images
+
+    def mean_loss(self) -> float:
+        """Mean since the last call; the only place that waits for the device."""
+        mean = float(torch.stack(self._losses).mean())
+        self._losses = []
+        return mean
+
+    def images_per_s(self) -> float:
+        rate = self._logged_images / max(self._logged_s, 1e-9)
+        self._logged_s, self._logged_images = 0.0, 0
+        return rate
+
+    def move_to(self, state: TrainState) -> None:
+        state.seconds += self.seconds
+        state.images += self._images
+        self.seconds, self._images = 0.0, 0
+
+
+def cosine_with_warmup(step: int, *, total: int, warmup: int) -> float:
+    """The share of the base learning rate at a 0-based step: linear from 1/warmup, then a cosine to 0.
+
+    The published schedule steps once an epoch and so spends its first epoch at 0; this one steps with every batch.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+@torch.no_grad()
+def predict(
+    method: Method,
+    images_of: Callable[[Tensor], Tensor],
+    index_M: Tensor,
+    *,
+    batch_size: int,
+    device: torch.device,
+) -> Tensor:
+    """Softmax probabilities, float32 [M, C] on the CPU.
+
+    Args:
+        method: Any method, learned or not.
+        images_of: Gives the images (features or pixels) of int64 indices.
+        index_M: The images to predict.
+        batch_size: Images at a time.
+        device: Of the method.
+    """
+    was_training = method.training
+    method.eval()
+    parts = [
+        method.logits(images_of(index_B).to(device)).softmax(-1).float().cpu() for index_B in index_M.split(batch_size)
+    ]
+    method.train(was_training)
+    return torch.cat(parts) if parts else torch.empty(0, 0)
+
+
+def _optimizer(method: Method, settings: TrainSettings) -> torch.optim.Optimizer:
+    parameters = [p for p in method.parameters() if p.requires_grad]
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(
+        parameters, lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )
+
+
+def _autocast(settings: TrainSettings, device: torch.device) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if settings.precision == "bf16" or (settings.precision == "auto" and native):
+        return lambda: torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext
+
+
+def _parts(batches: Mapping[str, Batch], n_parts: int) -> Iterator[dict[str, Batch]]:
+    """Cuts the batches of all streams into `n_parts` of nearly equal size."""
+    if n_parts == 1:
+        yield dict(batches)
+        return
+    for i in range(n_parts):
+        yield {
+            name: Batch(
+                image_B=batch.image_B.tensor_split(n_parts)[i],
+                target_BC=batch.target_BC.tensor_split(n_parts)[i],
+                index_B=batch.index_B.tensor_split(n_parts)[i],
+            )
+            for name, batch in batches.items()
+            if len(batch.index_B) >= n_parts or i < len(batch.index_B)
+        }

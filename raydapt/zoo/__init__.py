@@ -1,0 +1,1 @@
+"""The embedded miniature models and the jobs that train them."""

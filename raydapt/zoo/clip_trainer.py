@@ -1,0 +1,178 @@
+"""The training state of the miniature CLIP's pre-training: schedule, optimisers, one step, and what a resume needs.
+
+Nothing here knows of Ray: `raydapt.zoo.clip_pretraining` drives it, on one worker or several.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from raydapt.errors import UserError
+from raydapt.zoo.clip_batches import BatchMaker, PretrainingImages, step_seed
+from raydapt.zoo.clip_model import PretrainingTask, build_model
+from raydapt.zoo.clip_settings import ClipPretraining
+from raydapt.zoo.clip_tokenizer import train_tokenizer
+from raydapt.zoo.clip_vocabulary import all_texts
+from raydapt.zoo.pretraining_data import corpus
+
+
+def data_folder(settings: ClipPretraining) -> Path:
+    """The folder with ``pretrain/``.
+
+    Raises:
+        UserError: Nobody said where it is, or it is not there.
+    """
+    chosen = settings.data or os.environ.get("RAYDAPT_DATA")
+    if not chosen:
+        raise UserError("data is not set: give data=FOLDER or set RAYDAPT_DATA to the folder that holds pretrain/.")
+    if not (Path(chosen) / "pretrain").is_dir():
+        raise UserError(f"data={chosen} has no folder pretrain/: point it (or RAYDAPT_DATA) at the research images.")
+    return Path(chosen)
+
+
+def domain_counts(shares: Mapping[str, float], batch_size: int) -> dict[str, int]:
+    """Images of each domain in a worker's batch; rounding goes to the photos."""
+    counts = {domain: round(share * batch_size) for domain, share in shares.items()}
+    counts["photos"] += batch_size - sum(counts.values())
+    return counts
+
+
+def rate_factor(done_share: float, *, warmup_share: float, decay_share: float) -> float:
+    """The learning rate's factor after ``done_share`` of the run: up, level, and linearly down to zero."""
+    rising = done_share / warmup_share if warmup_share else 1.0
+    falling = (1 - done_share) / decay_share if decay_share else 1.0
+    return max(0.0, min(1.0, rising, falling))
+
+
+def build_optimizers(module: nn.Module, settings: ClipPretraining) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the transformers (if asked for), AdamW for everything else."""
+    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    inner = [parameter for name, parameter in named if "resblocks" in name and parameter.ndim == 2]
+    taken = {id(parameter) for parameter in inner} if settings.optimizer == "muon" else set()
+    rest = [parameter for _, parameter in named if id(parameter) not in taken]
+    groups = [
+        {"params": [one for one in rest if one.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [one for one in rest if one.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
+    ]
+    if taken:
+        optimizers.append(
+            torch.optim.Muon(
+                inner,
+                lr=settings.matrix_learning_rate,
+                weight_decay=settings.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    return optimizers
+
+
+class Pretrainer:
+    """One worker's training state.
+
+    Attributes:
+        task: The model and its loss, wrapped for data parallelism when there are several workers.
+        average: Exponential moving average of the weights: what is exported.
+        step: Steps done.
+        seconds: Wall time spent training, over all resumptions.
+    """
+
+    task: nn.Module
+    average: dict[str, Tensor]
+    step: int
+    seconds: float
+
+    def __init__(
+        self,
+        settings: ClipPretraining,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        wrap: Callable[[nn.Module], nn.Module] = lambda task: task,
+    ) -> None:
+        self.settings, self.rank, self.world = settings, rank, world
+        torch.set_num_threads(settings.threads)
+        torch.manual_seed(settings.seed)
+        images = PretrainingImages.read(data_folder(settings), Path(settings.storage) / "cache")
+        texts = corpus([images.captioned]) + all_texts(images.vocabulary)
+        self.tokenizer: Tokenizer = train_tokenizer(texts, vocabulary_size=settings.vocabulary_size)
+        self.batches = BatchMaker(
+            images,
+            self.tokenizer,
+            counts=domain_counts(settings.shares, settings.batch_size // world),
+            source_weights=settings.source_weights,
+            photo_classes=settings.photo_classes,
+            seed=settings.seed,
+            rank=rank,
+        )
+        self.model = build_model(vocabulary_size=self.tokenizer.get_vocab_size(), patch_dropout=settings.patch_dropout)
+        task = PretrainingTask(self.model, smoothing=settings.label_smoothing)
+        self.task = wrap(task)
+        self.optimizers = build_optimizers(task, settings)
+        self._base_rates = [[group["lr"] for group in one.param_groups] for one in self.optimizers]
+        self.average = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        self.steps = settings.samples // settings.batch_size
+        self.step, self.seconds = 0, 0.0
+
+    def train_step(self) -> dict[str, float]:
+        """Draws a batch, learns from it, and moves the average."""
+        settings = self.settings
+        factor = rate_factor(
+            (self.step + 1) / self.steps, warmup_share=settings.warmup_share, decay_share=settings.decay_share
+        )
+        for optimizer, rates in zip(self.optimizers, self._base_rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+        if settings.patch_dropout and self.step >= self.steps * (1 - settings.decay_share):
+            self.model.visual.patch_dropout.prob = 0.0  # the end of the run sees whole images
+        batch = self.batches.make(self.step)
+        torch.manual_seed(step_seed(settings.seed, self.rank, self.step))  # for the patches that are skipped
+        # PyTorch's fused CPU attention is three times slower than plain matrix products on 17 tokens.
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"), sdpa_kernel(SDPBackend.MATH):
+            loss, hits = self.task(
+                batch.images_NCHW, batch.concept_N, batch.class_tokens_KL, batch.wrong_KK, batch.caption_tokens_JL
+            )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.task.parameters(), settings.clip_grad_norm)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self._move_average()
+        return {"loss": float(loss.detach()), "hits": float(hits)}
+
+    @torch.no_grad()
+    def _move_average(self) -> None:
+        # Early on the average follows closely, so that it never remembers the random start.
+        decay = min(self.settings.average_decay, self.step / (self.step + 10))
+        current = self.model.state_dict()
+        floats = [name for name, tensor in current.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_([self.average[name] for name in floats], [current[name] for name in floats], 1 - decay)
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs."""
+        return {
+            "model": self.model.state_dict(),
+            "average": self.average,
+            "optimizers": [one.state_dict() for one in self.optimizers],
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Continues from ``state``."""
+        self.model.load_state_dict(state["model"])
+        self.average = dict(state["average"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step, self.seconds = int(state["step"]), float(state["seconds"])

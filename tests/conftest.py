@@ -1,0 +1,34 @@
+"""Shared fixtures: a private local Ray cluster for the session, and where the test data lies."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before any test imports ray: no usage reports, never join a cluster that happens to run on this machine.
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_ADDRESS"] = "local"
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local cluster of 4 logical CPUs, started once; the package's own connection is used."""
+    import ray
+
+    from raydapt.cluster import ensure_ray
+    from raydapt.config import RaySettings
+
+    ensure_ray(RaySettings(address="local", cpus=4, progress=False))
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of the named test sets; the test is skipped where there is none."""
+    folder = os.environ.get("RAYDAPT_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("RAYDAPT_DATA does not name a folder of data sets.")
+    return Path(folder)

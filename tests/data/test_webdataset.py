@@ -1,0 +1,138 @@
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from raydapt.config import DataSettings
+from raydapt.data.sources import Source, read_label_names, read_parts, resolve_source
+from raydapt.errors import UserError
+from tests.data.images import png
+
+DATA = DataSettings(max_image_bytes=1000)
+
+
+def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> None:
+    with tarfile.open(path, mode) as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def samples(n: int, first: int = 0) -> dict[str, bytes]:
+    members = {}
+    for i in range(first, first + n):
+        members[f"s{i:04d}.png"] = png(i)
+        members[f"s{i:04d}.cls"] = str(i % 3).encode()
+    return members
+
+
+def rows_of(source: Source) -> list[dict[str, object]]:
+    return [row for _, table in read_parts(source.parts, DATA) for row in table.to_pylist()]
+
+
+@pytest.mark.parametrize("rows_per_part", [1, 4, 100])
+@pytest.mark.parametrize("limit", [None, 3, 12])
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+def test_every_sample_once(tmp_path: Path, rows_per_part: int, limit: int | None, suffix: str) -> None:
+    mode = "w:gz" if suffix.endswith("gz") else "w"
+    write_tar(tmp_path / f"train-0.{suffix}", samples(9), mode)
+    write_tar(tmp_path / f"test-1.{suffix}", samples(6, 9), mode)
+    source = resolve_source(str(tmp_path), rows_per_part=rows_per_part, limit=limit)
+    rows = rows_of(source)
+    order = [*range(9, 15), *range(9)][:limit]
+    assert [row["image"] for row in rows] == [png(i) for i in order]
+    assert [row["label"] for row in rows] == [str(i % 3) for i in order]
+    assert [row["split"] for row in rows] == ["test" if i >= 9 else "train" for i in order]
+    assert len({row["row"] for row in rows}) == len(rows)
+    if suffix == "tar" or limit:
+        assert source.rows == len(rows)
+        assert [row["row"] for row in rows] == list(range(len(rows)))
+    else:
+        assert source.rows is None
+    assert read_label_names(source) == ("0", "1", "2")
+
+
+def test_where_labels_come_from(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", {
+        "a.png": png(0), "a.txt": b"a caption", "a.cls": b"cat\n",
+        "b.json": json.dumps({"label": 3, "split": "test"}).encode(), "b.png": png(1), "b.txt": b"dog",
+        "c.png": png(2), "c.txt": b"dog",
+        "d.png": png(3), "d.json": b"{broken", "d.txt": b"two\nlines",
+        "e.png": png(4), "e.json": b"[" * 100_000,
+        "f.cls": b"no image", "g.mask.png": png(5), "g.png": png(6), "g.cls": b"  ",
+        "dir/with.dot/h.png": png(7), "dir/with.dot/h.cls": b"fox",
+        "__keys__.png": png(8), "noextension": b"x", ".hidden.png": png(9),
+    })  # fmt: skip
+    rows = rows_of(resolve_source(str(tmp_path / "x.tar"), rows_per_part=3))
+    assert [(row["label"], row["split"]) for row in rows] == [
+        ("cat", None), ("3", "test"), ("dog", None), (None, None), (None, None), (None, None), ("fox", None)
+    ]  # fmt: skip
+    assert rows[5]["image"] == png(6)
+    assert rows[6]["path"] == "x.tar/dir/with.dot/h.png"
+
+
+def test_links_and_large_members_are_not_read(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        link = tarfile.TarInfo("a.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
+        tar.addfile(link)
+        for name, data in (("../b.png", png(1)), ("c.png", b"1" * 2000), ("d.png", b"")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    rows = rows_of(resolve_source(str(tmp_path), rows_per_part=10))
+    assert [row["error"] for row in rows] == [None, "too_many_bytes", "empty"]
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tgz"])
+def test_a_broken_archive_is_read_as_far_as_it_goes(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x.{suffix}"
+    write_tar(path, samples(20), "w:gz" if suffix == "tgz" else "w")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    source = resolve_source(str(path), rows_per_part=4)
+    rows = rows_of(source)
+    good = [row for row in rows if row["error"] is None]
+    assert [row["image"] for row in good] == [png(i) for i in range(len(good))]
+    assert 5 < len(good) < 20
+    if suffix == "tar":
+        path.write_bytes(data[: len(data) // 4])
+        assert len(rows_of(source)) == len(rows)
+    else:
+        assert rows[-1]["error"] == "unreadable"
+
+
+def test_patterns_and_other_file_systems(tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    for i in range(3):
+        write_tar(tmp_path / f"x-{i}.tar", samples(2, 2 * i))
+        memory.pipe(f"/tars/x-{i}.tar", (tmp_path / f"x-{i}.tar").read_bytes())
+    for address in (f"{tmp_path}/x-{{1..2}}.tar", "memory://tars/x-{1..2}.tar"):
+        assert [row["image"] for row in rows_of(resolve_source(address, rows_per_part=10))] == [
+            png(i) for i in range(2, 6)
+        ]
+    assert len(rows_of(resolve_source(f"{tmp_path}/*.tar", rows_per_part=10))) == 6
+    memory.rm("/tars", recursive=True)
+
+
+def test_faults_are_sentences(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(b"no archive at all" * 100)
+    with pytest.raises(UserError, match="no tar archive"):
+        resolve_source(str(tmp_path), rows_per_part=10)
+    write_tar(tmp_path / "x.tar", {"a.cls": b"1", "b.heic": b"2"})
+    with pytest.raises(UserError, match="hold no images"):
+        resolve_source(str(tmp_path), rows_per_part=10)
+
+
+def test_what_webdataset_writes(tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    with webdataset.TarWriter(str(tmp_path / "x.tar")) as writer:
+        for i in range(5):
+            writer.write({"__key__": f"{i:05d}", "png": png(i), "cls": i % 2, "json": {"label": 9}})
+    rows = rows_of(resolve_source(str(tmp_path), rows_per_part=2))
+    assert [row["image"] for row in rows] == [png(i) for i in range(5)]
+    assert [row["label"] for row in rows] == ["0", "1", "0", "1", "0"]

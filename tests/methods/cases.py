@@ -1,0 +1,50 @@
+"""Small adaptation problems on a tiny CLIP, for the tests of the methods."""
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from raydapt.data.classes import ClassSpace
+from raydapt.methods.contract import PixelRows, TrainingImages
+from tests.models.tiny import EMBED_DIM, pixels, tiny_clip
+
+NAMES = ("cat", "annual crop land", "sea / lake", "fox")
+CLASSES = ClassSpace(names=NAMES, labels=NAMES, templates=("a photo of a {}", "a drawing of {}"))
+
+
+def probabilities(n_images, n_classes, seed=0, *, ties=False):
+    """Softmaxes with a preference for some classes; with `ties`, rounded so that many are equal."""
+    generator = np.random.default_rng(seed)
+    logits = 2 * generator.normal(size=(n_images, n_classes)) + generator.normal(size=n_classes)
+    if ties:
+        logits = np.round(logits)
+    weights = np.exp(logits)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def training_images(paradigm="ul", *, n=60, clip=None, with_pixels=False):
+    """Images of a tiny CLIP (or random features), four classes; in TRZSL classes 1 and 3 are unseen."""
+    pixel_N3SS = pixels(n)
+    if clip is None:
+        feature_ND = F.normalize(torch.randn(n, EMBED_DIM, generator=torch.Generator().manual_seed(0)), dim=1)
+    else:
+        with torch.no_grad():
+            feature_ND = clip.encode_image(pixel_N3SS)
+    class_N = torch.arange(n) % 4
+    is_labelled_N = {
+        "ul": torch.zeros(n, dtype=torch.bool),
+        "ssl": torch.arange(n) < 8,
+        "trzsl": (class_N == 0) | (class_N == 2),
+    }[paradigm]
+    return TrainingImages(
+        feature_ND=feature_ND,
+        n_classes=4,
+        labelled_L=torch.nonzero(is_labelled_N)[:, 0],
+        label_L=class_N[is_labelled_N],
+        unlabelled_U=torch.nonzero(~is_labelled_N)[:, 0],
+        candidate_classes=torch.tensor([1, 3]) if paradigm == "trzsl" else torch.arange(4),
+        pixels=PixelRows(pixel_N3SS, torch.arange(n)) if with_pixels else None,
+    )
+
+
+__all__ = ["CLASSES", "NAMES", "probabilities", "tiny_clip", "training_images"]

@@ -1,0 +1,229 @@
+import numpy as np
+import pytest
+
+from raydapt.methods.pseudo_labels import (
+    cpl_candidates,
+    cpl_select,
+    cpl_targets,
+    growing_count,
+    leader_board,
+    published_leader_board,
+    restrict_probability,
+    top_k_per_class,
+)
+from tests.methods.cases import probabilities
+
+SIZES = [(1, 2, 1), (7, 3, 1), (7, 3, 2), (40, 4, 6), (40, 4, 10), (40, 4, 50), (60, 9, 3)]
+
+
+def pairs(selection):
+    return set(zip(selection.row_M.tolist(), selection.class_M.tolist(), strict=True))
+
+
+def naive_top_k(probability, k):
+    chosen = set()
+    for c in range(probability.shape[1]):
+        rows = sorted(range(len(probability)), key=lambda row: (-probability[row, c], row))
+        chosen |= {(row, c) for row in rows[:k]}
+    return chosen
+
+
+def naive_boards(probability, candidates, k, order):
+    """One image at a time, in any order: offered to its classes, who push out their true minimum."""
+    boards = [[] for _ in range(probability.shape[1])]
+    wish = dict.fromkeys(range(len(probability)), 0)
+    for first in order:
+        row = first
+        while row is not None:
+            classes = sorted(np.flatnonzero(candidates[row]), key=lambda c: (-probability[row, c], c))
+            if wish[row] == len(classes):
+                break
+            c = classes[wish[row]]
+            wish[row] += 1
+            boards[c].append(row)
+            if len(boards[c]) <= k:
+                break
+            worst = min(boards[c], key=lambda r: (probability[r, c], -r))
+            boards[c].remove(worst)
+            row = worst
+    return {(row, c) for c, board in enumerate(boards) for row in board}
+
+
+def naive_published_board(probability, k):
+    """As GRIP's code does it, lists of tuples, sorted on replacement."""
+    n_classes = probability.shape[1]
+    boards = [[] for _ in range(n_classes)]
+    for row, p in enumerate(probability):
+        top = int(np.argmax(p))
+        if len(boards[top]) < k:
+            boards[top].append((p[top], row))
+        elif boards[top][-1][0] < p[top]:
+            boards[top] = sorted([*boards[top], (p[top], row)], reverse=True)[:k]
+        else:
+            for score, c in sorted([(p[c], c) for c in range(n_classes) if c != top], reverse=True):
+                if len(boards[c]) < k:
+                    boards[c].append((score, row))
+                elif boards[c][-1][0] < score:
+                    boards[c] = sorted([*boards[c], (score, row)], reverse=True)[:k]
+    return {(row, c) for c, board in enumerate(boards) for _, row in board}
+
+
+def naive_candidates(probability, alpha, beta):
+    tau = np.quantile([max(row) for row in probability.astype(np.float64)], alpha)
+    candidates = np.zeros(probability.shape, bool)
+    for i, row in enumerate(probability.astype(np.float64)):
+        total = 0.0
+        for c in sorted(range(len(row)), key=lambda c: (-row[c], c)):
+            candidates[i, c] = True
+            total += row[c]
+            if total > tau:
+                break
+    for c in range(probability.shape[1]):
+        column = probability[:, c].astype(np.float64)
+        bound = np.quantile(column, beta)
+        for i in range(len(probability)):
+            candidates[i, c] &= column[i] >= bound
+    return candidates
+
+
+def test_restricted_probabilities_are_a_softmax_over_the_candidates():
+    logits = np.random.default_rng(0).normal(size=(20, 6)) * 3
+    everything = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    kept = np.exp(logits[:, [1, 4]]) / np.exp(logits[:, [1, 4]]).sum(1, keepdims=True)
+    actual = restrict_probability(everything.astype(np.float32), np.array([1, 4]))
+    np.testing.assert_allclose(actual, kept, rtol=1e-5)
+    certain = np.array([[1.0, 0.0, 0.0]], np.float32)
+    np.testing.assert_array_equal(restrict_probability(certain, np.array([1, 2])), [[0.5, 0.5]])
+
+
+def test_counts_grow_to_an_equal_share_and_never_below_one():
+    assert [growing_count(n, 10, 1257, 10) for n in (1, 5, 10)] == [12, 62, 125]
+    assert growing_count(1, 10, 20, 10) == 1
+
+
+@pytest.mark.parametrize(("n_images", "n_classes", "k"), SIZES)
+@pytest.mark.parametrize("ties", [False, True])
+def test_top_k_equals_the_loop(n_images, n_classes, k, ties):
+    probability = probabilities(n_images, n_classes, ties=ties)
+    selection = top_k_per_class(probability, k)
+    assert pairs(selection) == naive_top_k(probability, k)
+    assert np.bincount(selection.class_M, minlength=n_classes).tolist() == [min(k, n_images)] * n_classes
+    assert len(set(selection.row_M.tolist())) + selection.waiting == n_images
+
+
+@pytest.mark.parametrize(("n_images", "n_classes", "k"), SIZES)
+@pytest.mark.parametrize("ties", [False, True])
+def test_clean_board_equals_one_image_at_a_time_in_any_order(n_images, n_classes, k, ties):
+    probability = probabilities(n_images, n_classes, ties=ties)
+    selection = leader_board(probability, k)
+    everything = np.ones(probability.shape, bool)
+    for order in (range(n_images), reversed(range(n_images)), np.random.default_rng(1).permutation(n_images)):
+        assert pairs(selection) == naive_boards(probability, everything, k, list(order))
+    assert len(set(selection.row_M.tolist())) == len(selection.row_M) == min(n_images, k * n_classes)
+    assert selection.waiting == n_images - len(selection.row_M)
+
+
+def test_clean_board_does_not_depend_on_the_order_of_the_files():
+    probability = probabilities(50, 5)
+    order = np.random.default_rng(3).permutation(50)
+    shuffled = {(int(order[row]), c) for row, c in pairs(leader_board(probability[order], 4))}
+    assert shuffled == pairs(leader_board(probability, 4))
+
+
+@pytest.mark.parametrize(("n_images", "n_classes", "k"), SIZES)
+@pytest.mark.parametrize("ties", [False, True])
+def test_published_board_equals_the_published_loop(n_images, n_classes, k, ties):
+    probability = probabilities(n_images, n_classes, seed=4, ties=ties)
+    selection = published_leader_board(probability, k)
+    assert pairs(selection) == naive_published_board(probability, k)
+    assert selection.waiting == n_images - len(set(selection.row_M.tolist()))
+
+
+def test_published_board_depends_on_the_order_and_may_give_an_image_two_labels():
+    probability = np.array([[0.9, 0.06, 0.04], [0.8, 0.1, 0.1]], np.float32)
+    selection = published_leader_board(probability, 1)
+    assert pairs(selection) == {(0, 0), (1, 1), (1, 2)}
+    assert selection.waiting == 0
+    backwards = published_leader_board(probability[::-1].copy(), 1)  # the second image pushes the first one out
+    assert pairs(backwards) == {(1, 0)}
+    assert backwards.waiting == 1
+
+
+def test_candidates_of_a_matrix_by_hand():
+    probability = np.array([[0.90, 0.05, 0.05], [0.50, 0.30, 0.20], [0.40, 0.35, 0.25], [0.10, 0.20, 0.70]], np.float32)
+    # Maxima 0.4 0.5 0.7 0.9; their median is 0.6: row 1 goes 0.5, then 0.3 exceeds; row 2 goes 0.4, then 0.35 exceeds.
+    intra = [[1, 0, 0], [1, 1, 0], [1, 1, 0], [0, 0, 1]]
+    np.testing.assert_array_equal(cpl_candidates(probability, 0.5, 0.0), np.array(intra, bool))
+    # Medians of the columns: 0.45, 0.25, 0.225.
+    inter = [[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]]
+    both = np.array(intra, bool) & np.array(inter, bool)
+    np.testing.assert_array_equal(cpl_candidates(probability, 0.5, 0.5), both)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.6, 0.75, 1.0])
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.8, 0.99])
+@pytest.mark.parametrize("seed", range(3))
+def test_candidates_equal_the_loop(alpha, beta, seed):
+    probability = probabilities(53, 7, seed=seed, ties=seed == 2)
+    candidates = cpl_candidates(probability, alpha, beta)
+    np.testing.assert_array_equal(candidates, naive_candidates(probability, alpha, beta))
+    assert cpl_candidates(probability, alpha, 0.0).any(axis=1).all()
+
+
+def test_candidates_of_many_rows_and_columns_are_found_chunk_by_chunk():
+    probability = probabilities(5000, 70)
+    some = np.r_[0:3, 4094:4099, 4997:5000]
+    alpha, beta = 0.7, 0.9
+    candidates = cpl_candidates(probability, alpha, beta)
+    bounds = np.quantile(probability.astype(np.float64), beta, axis=0)
+    tau = np.quantile(probability.max(axis=1).astype(np.float64), alpha)
+    for i in some:
+        row = probability[i].astype(np.float64)
+        order = np.argsort(-row)
+        n_taken = int(np.argmax(np.cumsum(row[order]) > tau)) + 1
+        expected = {c for c in order[:n_taken] if row[c] >= bounds[c]}
+        assert set(np.flatnonzero(candidates[i])) == expected
+
+
+@pytest.mark.parametrize(("n_images", "n_classes", "k"), SIZES)
+@pytest.mark.parametrize("beta", [0.0, 0.6, 0.9])
+@pytest.mark.parametrize("ties", [False, True])
+def test_selection_equals_one_image_at_a_time_and_conserves_images(n_images, n_classes, k, beta, ties):
+    probability = probabilities(n_images, n_classes, seed=2, ties=ties)
+    candidates = cpl_candidates(probability, 0.75, beta)
+    selection = cpl_select(probability, candidates, k)
+    order = np.random.default_rng(5).permutation(n_images)
+    assert pairs(selection) == naive_boards(probability, candidates, k, list(order))
+    assert len(selection.row_M) + selection.waiting + selection.dropped == n_images
+    assert selection.dropped == int((~candidates.any(axis=1)).sum())
+    assert candidates[selection.row_M, selection.class_M].all()
+
+
+def test_a_displaced_image_tries_its_next_candidate_and_waits_when_it_has_none():
+    probability = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.5, 0.5]], np.float32)
+    candidates = np.array([[1, 0], [1, 1], [1, 0], [0, 0]], bool)
+    selection = cpl_select(probability, candidates, 1)
+    assert pairs(selection) == {(0, 0), (1, 1)}
+    assert (selection.waiting, selection.dropped) == (1, 1)
+
+
+def test_pairs_are_ordered_by_class_and_falling_confidence():
+    probability = probabilities(40, 4)
+    for selection in (
+        leader_board(probability, 6),
+        published_leader_board(probability, 6),
+        top_k_per_class(probability, 6),
+    ):
+        assert (np.diff(selection.class_M) >= 0).all()
+        confidence = probability[selection.row_M, selection.class_M]
+        for c in range(4):
+            assert (np.diff(confidence[selection.class_M == c]) <= 0).all()
+
+
+def test_targets_are_masked_and_renormalised_or_hard():
+    probability = np.array([[0.6, 0.3, 0.1], [0.2, 0.3, 0.5], [1.0, 0.0, 0.0]], np.float32)
+    candidates = np.array([[1, 1, 0], [0, 1, 1], [0, 1, 1]], bool)
+    rows = np.array([2, 0])
+    soft = cpl_targets(probability, candidates, rows, soft=True)
+    np.testing.assert_allclose(soft, [[0, 0.5, 0.5], [2 / 3, 1 / 3, 0]], rtol=1e-6)
+    np.testing.assert_array_equal(cpl_targets(probability, candidates, rows, soft=False), [[0, 1, 1], [1, 1, 0]])

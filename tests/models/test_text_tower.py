@@ -1,0 +1,84 @@
+import pytest
+import torch
+
+from raydapt.errors import UserError
+from raydapt.models.text_tower import class_tokens
+from tests.models.tiny import CONTEXT_LENGTH, tiny_clip
+
+TEXTS = ["a cat", "a photo of a very annual crop land, seen from far above, with <b>trees</b> / {} 🦊", "", "river"]
+
+
+@pytest.mark.parametrize("kind", ["clip", "custom", "bidirectional", "class_token"])
+def test_encoded_tokens_equal_encode_text_of_open_clip(kind):
+    clip = tiny_clip(kind)
+    tower = clip.text_tower
+    token_TL = tower.tokenize(TEXTS)
+    with torch.no_grad():
+        expected_TD = clip.model.encode_text(token_TL)
+        actual_TD = tower.encode_tokens(token_TL)
+    assert tower.croppable == (kind in ("clip", "custom"))
+    torch.testing.assert_close(actual_TD, expected_TD, rtol=0, atol=1e-5)
+
+
+def test_cropping_feeds_the_tower_no_token_behind_the_longest_end():
+    clip = tiny_clip()
+    lengths = []
+    clip.model.transformer.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
+    clip.text_tower.encode_tokens(clip.text_tower.tokenize(["cat", "a cat"]))
+    assert lengths == [4]  # start, a, cat, end
+
+
+def test_a_text_longer_than_the_context_is_cut_as_open_clip_cuts_it():
+    clip = tiny_clip()
+    token_TL = clip.text_tower.tokenize(["cat " * 100])
+    assert token_TL.shape == (1, CONTEXT_LENGTH)
+    assert clip.text_tower.end_positions(token_TL).tolist() == [CONTEXT_LENGTH - 1]
+
+
+@pytest.mark.parametrize(("kind", "n_prefix"), [("clip", 1), ("clip", 7), ("custom", 5), ("bidirectional", 5)])
+def test_a_shared_beginning_gives_what_whole_texts_give(kind, n_prefix):
+    clip = tiny_clip(kind)
+    tower = clip.text_tower
+    generator = torch.Generator().manual_seed(1)
+    n_texts, length = 5, 6
+    prefix_PD = torch.randn(n_prefix, tower.width, generator=generator, requires_grad=True)
+    suffix_TSD = torch.randn(n_texts, length, tower.width, generator=generator)
+    end_T = torch.tensor([0, 5, 2, 3, 5])
+
+    def naive(text):  # one text at a time, nothing behind its end, through the tower's own layers
+        stop = int(end_T[text]) + 1 if tower.croppable else length
+        hidden = torch.cat([prefix_PD, suffix_TSD[text, :stop]]).unsqueeze(0)
+        parts = getattr(clip.model, "text", clip.model)
+        mask = None if parts.attn_mask is None else parts.attn_mask[: hidden.shape[1], : hidden.shape[1]]
+        hidden = parts.ln_final(parts.transformer(hidden, attn_mask=mask))[0, n_prefix + int(end_T[text])]
+        projection = parts.text_projection
+        return projection(hidden) if isinstance(projection, torch.nn.Module) else hidden @ projection
+
+    expected_TD = torch.stack([naive(text) for text in range(n_texts)])
+    actual_TD = tower.encode_continued(prefix_PD, suffix_TSD, end_T)
+    torch.testing.assert_close(actual_TD, expected_TD, rtol=0, atol=1e-5)
+    (expected_gradient,) = torch.autograd.grad(expected_TD.square().sum(), prefix_PD)
+    (actual_gradient,) = torch.autograd.grad(actual_TD.square().sum(), prefix_PD)
+    torch.testing.assert_close(actual_gradient, expected_gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_a_name_without_room_behind_the_context_is_named():
+    tower = tiny_clip().text_tower
+    fits = "cat " * (CONTEXT_LENGTH - 4 - 2)
+    class_tokens(tower, ["dog", fits], 4)
+    with pytest.raises(UserError, match=r"'cat cat .*text_prompt_tokens=5 do not fit into the 40 tokens"):
+        class_tokens(tower, ["dog", fits], 5)
+    with pytest.raises(UserError, match="cat"):  # the tokenizer has cut it, it is too long all the same
+        class_tokens(tower, ["dog", "cat " * 100], 1)
+
+
+def test_a_name_without_room_in_a_padded_tower_is_named():
+    tower = tiny_clip("bidirectional").text_tower
+    class_tokens(tower, ["dog", "cat " * (CONTEXT_LENGTH - 6)], 4)
+    with pytest.raises(UserError, match="do not fit"):
+        class_tokens(tower, ["dog", "cat " * (CONTEXT_LENGTH - 5)], 4)
+
+
+def test_a_tower_that_takes_no_embeddings_is_refused():
+    with pytest.raises(UserError, match=r"model\.prompt=visual"):
+        class_tokens(tiny_clip("class_token").text_tower, ["dog", "cat"], 4)

@@ -1,0 +1,97 @@
+"""The direction of imports, the size of files, and what must never be committed."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "raydapt"
+FILES = sorted(PACKAGE.rglob("*.py"))
+# Rooms from top to bottom: a file imports from its own room and from those below.
+LEVELS = (
+    {"cli", "demo"},
+    {"pipeline", "prediction", "gallery", "outcome", "plan"},
+    {"stages", "train"},
+    {"methods"},
+    {"models"},
+    {"data"},
+    {"config", "errors", "zoo"},
+)
+
+
+def imported(path: Path) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.append(node.module)
+    return names
+
+
+def room(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0].removesuffix(".py")
+
+
+def level(name: str) -> int | None:
+    return next((i for i, rooms in enumerate(LEVELS) if name in rooms), None)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down_only(path: Path) -> None:
+    here = level(room(path))
+    if here is None or room(path) == "zoo":
+        return
+    for name in imported(path):
+        parts = name.split(".")
+        if parts[0] == "raydapt" and len(parts) > 1 and (there := level(parts[1])) is not None:
+            assert there >= here, f"{room(path)} imports {name}"
+
+
+@pytest.mark.parametrize("pure", ["methods", "models", "data"])
+def test_pure_rooms_do_not_know_ray(pure: str) -> None:
+    for path in (PACKAGE / pure).rglob("*.py"):
+        assert not [name for name in imported(path) if name.split(".")[0] == "ray"], path
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_functions_stay_small(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < 70, node.name
+
+
+def committed() -> list[Path]:
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return [ROOT / name for name in done.stdout.split("\n") if name and (ROOT / name).is_file()]
+
+
+def test_nothing_large_secret_or_local_is_committed() -> None:
+    # Put together here, so that this file does not hold what it looks for.
+    registry = "|".join(name + r"\.org" for name in ("pypi", "pythonhosted", r"download\.pytorch"))
+    secret = "-----BEGIN [A-Z ]*PRIVATE" + " KEY|AKIA[0-9A-Z]{16}"
+    for path in committed():
+        assert path.stat().st_size < 16e6, path
+        if path.suffix in {".py", ".md", ".yaml", ".toml", ".txt", ".json", ""}:
+            text = path.read_text(errors="ignore")
+            assert not re.search(f"{registry}|{secret}", text), path
+            assert not re.search(r"(?<![\w.])/(root|home|work|farm|Users)/", text), path
+
+
+def test_the_package_imports_without_the_caption_engine() -> None:
+    for path in FILES:
+        tree = ast.parse(path.read_text())
+        top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = [
+            n
+            for node in top
+            for n in ([a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""])
+        ]
+        assert not [name for name in names if name.split(".")[0] == "vllm"], path

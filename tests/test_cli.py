@@ -1,0 +1,109 @@
+"""The command line as a user meets it: exit codes and sentences."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from raydapt import cli as cli_module
+from raydapt.errors import UserError
+from tests.images import write_png
+
+
+def call(*arguments: str) -> Result:
+    """Runs a verb in this process; a `UserError` is what `main` turns into exit code 2."""
+    return CliRunner().invoke(cli_module.cli, list(arguments))
+
+
+def sentence(*arguments: str) -> str:
+    result = call(*arguments)
+    assert isinstance(result.exception, UserError), result.output
+    assert "\n" not in str(result.exception)
+    return str(result.exception)
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> list[str]:
+    return [f"runs={tmp_path}/runs", f"store={tmp_path}/store"]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for name in ("oak", "birch"):
+        for i in range(3):
+            write_png(tmp_path / "photos" / name / f"{i}.png", seed=i)
+    return tmp_path / "photos"
+
+
+def test_help_names_every_verb() -> None:
+    text = call("--help").output
+    for verb in ("run", "features", "predict", "evaluate", "compare", "report", "demo", "pretrain"):
+        assert verb in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.source=eurosatt"], ["eurosatt", "eurosat"]),
+        (["data.source=no/such/folder"], ["no/such/folder", "does not exist"]),
+        (["data.sorce=x"], ["data.sorce", "data.source"]),
+        (["model.clip=no-such-model"], ["model.clip='no-such-model'"]),
+        (["data.class_names=[one]"], ["class"]),
+        (["data.class_names=[one, two, One]"], ["more than once"]),
+        (["data.templates=['a photo']"], ["data.templates", "{}"]),
+    ],
+)
+def test_a_mistake_is_one_sentence(places: list[str], overrides: list[str], words: list[str]) -> None:
+    said = sentence("run", *places, *overrides, "--dry-run")
+    for word in words:
+        assert word in said
+
+
+def test_an_empty_folder_is_one_sentence(places: list[str], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "no images" in sentence("run", *places, f"data.source={tmp_path}/empty")
+
+
+@pytest.mark.parametrize("name", ["a/b", "<b>bold</b>", "{}", "{0}", "café ☕", "100%"])
+def test_hostile_class_names_are_only_names(places: list[str], photos: Path, name: str) -> None:
+    result = call("run", *places, f"data.source={photos}", f'data.class_names=["{name}", "other"]', "--dry-run")
+    assert result.exit_code == 0, result.exception
+    assert name in result.output
+
+
+def test_an_unwritable_run_folder_is_one_sentence(places: list[str], photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    assert "runs=" in sentence("run", f"runs={tmp_path}/file/runs", places[1], f"data.source={photos}")
+
+
+def test_the_plan_computes_nothing(places: list[str], photos: Path, tmp_path: Path) -> None:
+    result = call("run", *places, f"data.source={photos}", "--dry-run")
+    assert result.exit_code == 0, result.exception
+    assert "2: birch, oak" in result.output
+    assert "to be made" in result.output
+    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("verb", ["predict", "evaluate", "compare", "report"])
+def test_what_is_no_run_is_one_sentence(tmp_path: Path, verb: str) -> None:
+    assert "run" in sentence(verb, str(tmp_path))
+
+
+@pytest.mark.slow
+def test_exit_codes_of_the_program() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+
+    def program(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "raydapt.cli", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+    assert program("--version").returncode == 0
+    wrong = program("run", "data.source=no/such/folder")
+    assert wrong.returncode == 2
+    assert wrong.stderr.count("\n") == 1
+    assert wrong.stderr.startswith("raydapt: ")
+    assert program("no-such-verb").returncode == 2

@@ -1,0 +1,353 @@
+"""The report: complete, self-contained, escaped, and there even when much is missing."""
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import fsspec
+import matplotlib
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from markupsafe import escape
+from PIL import Image
+
+from raydapt.config import Config, as_tree
+from raydapt.errors import UserError
+from raydapt.evaluation import evaluate
+from raydapt.report import choose_gallery, write_report
+from raydapt.report_gallery import image_uri
+
+NAMES = ["River", "Forest", "Sea or Lake", "Highway"]
+HOSTILE = [
+    "<b>bold</b>",
+    "{}",
+    "{{ 7*7 }}",
+    "a/b",
+    "🌲 forest",
+    "$x_1$ ^",
+    "<script>alert(1)</script>",
+    '"><img src=x>',
+    "日本",
+]
+VOID = {"meta", "img", "br", "source", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Collects tags and text, and checks that elements are closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.words, self.open = [], [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, key, value) for key, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return re.sub(r"\s+", " ", "".join(self.words))
+
+
+def make_run(folder, names=NAMES, images=200, *, labels=True, method="cpl", paradigm="ul", unseen=None, **more):
+    """A run folder as the pipeline writes it, with made-up predictions; returns the metrics."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    classes = len(names)
+    truth_N, other_N = rng.integers(0, classes, images), rng.integers(0, classes, images)
+    before_N = np.where(rng.random(images) < 0.4, truth_N, other_N)
+    after_N = before_N if method == "zero_shot" else np.where(rng.random(images) < 0.5, truth_N, before_N)
+    ids = [f"{i:016x}" for i in range(images)]
+    table = pa.table(
+        {
+            "id": ids,
+            "path": [f"{names[t]}/{i}.png" for i, t in enumerate(truth_N)],
+            "split": ["test"] * images,
+            "label": pa.array([names[t] if labels else None for t in truth_N], pa.string()),
+            "zero_shot": [names[c] for c in before_N],
+            "zero_shot_confidence": rng.random(images),
+            "predicted": [names[c] for c in after_N],
+            "confidence": rng.random(images),
+        }
+    )
+    pq.write_table(table, folder / "predictions.parquet")
+    seen = None if unseen is None else [c for c in range(classes) if c not in unseen]
+    before, after = (
+        evaluate(guess_N, truth_N if labels else None, classes, seen, unseen) for guess_N in (before_N, after_N)
+    )
+    metrics = {
+        "name": "run-1",
+        "method": method,
+        "paradigm": paradigm,
+        "dataset": "eurosat",
+        "classes": classes,
+        "seed": 0,
+        "class_names": names,
+        "zero_shot": before.as_dict(),
+        "adapted": after.as_dict(),
+        "pseudo_labels": {"selected": 0, "accuracy": None},
+        "label_free_score": 0.5,
+        "rounds": [],
+        "errors": {},
+        "stages": {"features": {"seconds": 75.0, "rows": 900, "rows_per_s": 12.0, "reused": False, "model_share": 0.8}},
+        "evaluation": {"images": after.images, "transductive": False, "confusion": None, "per_class": []},
+    }
+    if labels:
+        counts_C = np.bincount(truth_N, minlength=classes).tolist()
+        recalls = zip(names, counts_C, before.per_class, after.per_class, strict=True)
+        keys = ("name", "images", "zero_shot", "adapted")
+        metrics["evaluation"]["confusion"] = after.confusion_CC.tolist()
+        metrics["evaluation"]["per_class"] = [dict(zip(keys, recall, strict=True)) for recall in recalls]
+    metrics |= more
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    config = as_tree(Config()) | {"method": method}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "environment.json").write_text(json.dumps({"python": "3.11", "packages": {"torch": "2.13"}}))
+    return metrics
+
+
+def add_training(folder, names=NAMES, rounds=2):
+    """Adds rounds, curves (the last line cut short), pseudo-labels and a gallery."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["rounds"] = [{"round": r, "selected": 10 * (r + 1), "accuracy": 71.5 - r} for r in range(rounds)]
+    metrics["train"] = {"images_per_s": 1234.5, "seconds": 30.0, "workers": 2}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    lines = [
+        {"step": i, "round": i // 20, "loss": 1 / (i + 1), "learning_rate": 0.1, "images_per_s": 9} for i in range(40)
+    ]
+    lines[7]["loss"] = None
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 41, "lo')
+    table = pq.read_table(folder / "predictions.parquet")
+    ids = table["id"].to_pylist()[:6]
+    pseudo = {"round": [0, 0, 0, 1, 1, 1], "id": ids, "classes": [names[:2]] * 6, "weights": [[1.0, 1.0]] * 6}
+    pq.write_table(pa.table(pseudo), folder / "pseudo_labels.parquet")
+    chosen = choose_gallery(table)
+    gallery = {"id": list(chosen), "image": [thumbnail()] * len(chosen), "kind": list(chosen.values())}
+    pq.write_table(pa.table(gallery | {"path": [f"{names[-1]}.png"] * len(chosen)}), folder / "gallery.parquet")
+
+
+def thumbnail(kind="PNG"):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (200, 30, 30)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def page_of(folder):
+    path = write_report(folder)
+    assert path.endswith("/report.html")
+    with fsspec.open(f"{folder}/report.html", encoding="utf-8", mode="rt") as file:
+        return file.read()
+
+
+def check_contained(text):
+    """No scripts, no handlers, no addresses but data: and anchors."""
+    page = Page(text)
+    assert not {"script", "iframe", "object", "embed", "link", "form", "base"} & set(page.tags)
+    for _, key, value in page.attributes:
+        assert not key.startswith("on")
+        if key in ("src", "href", "srcset"):
+            assert value.startswith(("data:image/", "#"))
+    assert "http" not in re.sub(r'<meta http-equiv="Content-Security-Policy"', "", text).lower()
+    assert "url(" not in text
+    policy = next(value for tag, key, value in page.attributes if tag == "meta" and "default-src" in (value or ""))
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'")
+    return page
+
+
+def test_a_full_report_shows_every_part(tmp_path):
+    metrics = make_run(tmp_path / "run", errors={"corrupt": 3})
+    add_training(tmp_path / "run")
+    page = check_contained(page_of(tmp_path / "run"))
+    for part in ("Top-1 accuracy", "Before and after, per class", "Most confused", "Matrix after adaptation"):
+        assert part in page.text
+    for part in ("Pseudo-labels per round", "Training", "Most changed", "Most confident", "Time", "Environment"):
+        assert part in page.text
+    assert f"{metrics['zero_shot']['top1']:.1f} → {metrics['adapted']['top1']:.1f}" in page.text
+    assert "3 input rows could not be read and were left out (corrupt: 3)." in page.text
+    assert "1 min 15 s" in page.text
+    assert "training (2 workers)" in page.text
+    images = [(key, value) for tag, key, value in page.attributes if tag == "img"]
+    assert sum(key == "src" for key, _ in images) == sum(key == "alt" and bool(value) for key, value in images)
+
+
+def test_headline_and_pairs_equal_naive_counts(tmp_path):
+    make_run(tmp_path)
+    text = Page(page_of(tmp_path)).text
+    rows = pq.read_table(tmp_path / "predictions.parquet").to_pylist()
+    repaired = sum(r["zero_shot"] != r["label"] == r["predicted"] for r in rows)
+    broken = sum(r["zero_shot"] == r["label"] != r["predicted"] for r in rows)
+    assert f"Images repaired / broken{repaired} / {broken}" in text
+    pairs = {}
+    for r in rows:
+        if r["label"] != r["predicted"]:
+            pairs[r["label"], r["predicted"]] = pairs.get((r["label"], r["predicted"]), 0) + 1
+    order = sorted(pairs, key=lambda pair: (-pairs[pair], NAMES.index(pair[0]), NAMES.index(pair[1])))
+    truth, guess = order[0]
+    before = sum(r["label"] == truth and r["zero_shot"] == guess for r in rows)
+    share = 100 * pairs[truth, guess] / sum(r["label"] == truth for r in rows)
+    words = Page(page_of(tmp_path).replace("</th>", " </th>").replace("</td>", " </td>")).text
+    assert f"zero-shot did so {truth} {guess} {pairs[truth, guess]} {share:.1f} % {before} " in words
+
+
+def test_hostile_names_are_text_everywhere(tmp_path):
+    evil = "<script>alert('x')</script>"
+    make_run(tmp_path, HOSTILE, 300, dataset=evil, name=evil, errors={evil: 2}, stages={evil: {"seconds": 1.0}})
+    add_training(tmp_path, HOSTILE)
+    (tmp_path / "environment.json").write_text(json.dumps({"command": f"raydapt run {evil}", evil: {evil: "\ud800"}}))
+    text = page_of(tmp_path)
+    page = check_contained(text)
+    assert "<script" not in text.lower()
+    assert "<b>bold" not in text
+    for name in HOSTILE:
+        assert f"<bdi>{escape(name)}</bdi>" in text
+        assert name in page.text
+
+
+def test_without_labels_the_report_says_why_figures_are_missing(tmp_path):
+    make_run(tmp_path, labels=False)
+    page = check_contained(page_of(tmp_path))
+    assert "The images have no labels" in page.text
+    assert "Predictions per class" in page.text
+    assert "Predictions changed" in page.text
+    assert "Accuracy per class needs labels" in page.text
+    assert "Top-1" not in page.text
+
+
+def test_zero_shot_has_no_before_and_after(tmp_path):
+    make_run(tmp_path, method="zero_shot")
+    page = check_contained(page_of(tmp_path))
+    assert "nothing was adapted" in page.text
+    assert "→" not in page.text
+    assert "Pseudo-labels" not in page.text
+
+
+def test_metrics_alone_make_a_report(tmp_path):
+    make_run(tmp_path)
+    for name in ("predictions.parquet", "config.yaml", "environment.json"):
+        (tmp_path / name).unlink()
+    page = check_contained(page_of(tmp_path))
+    assert "Matrix after adaptation" in page.text
+
+
+def test_trzsl_leads_with_the_harmonic_mean(tmp_path):
+    make_run(tmp_path, paradigm="trzsl", unseen=[1, 3], unseen_classes=["Forest", "Highway"])
+    text = Page(page_of(tmp_path)).text
+    assert "Harmonic mean" in text
+    assert "Unseen classes" in text
+    assert "Forest unseen" in text
+
+
+def test_warnings_name_what_weakens_the_figures(tmp_path):
+    evaluation = {
+        "images": 200,
+        "transductive": True,
+        "confusion": None,
+        "per_class": [{"name": "River", "images": 3, "zero_shot": 90.0, "adapted": 30.0}]
+        + [{"name": name, "images": 50, "zero_shot": 90.0, "adapted": 30.0} for name in NAMES[1:]],
+    }
+    worse = {"zero_shot": {"top1": 60.0}, "adapted": {"top1": 40.0}}
+    make_run(tmp_path, [*NAMES, "Never seen"], class_names=[*NAMES, "Never seen"], evaluation=evaluation, **worse)
+    table = pq.read_table(tmp_path / "predictions.parquet").to_pylist()
+    for row in table:
+        row["predicted"] = "River"
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "predictions.parquet")
+    text = Page(page_of(tmp_path)).text
+    assert "worse than zero-shot" in text
+    assert "Transductive evaluation" in text
+    assert "Never predicted: “Forest”, “Sea or Lake”, “Highway”, “Never seen”." in text
+    assert "Fewer than 10 evaluated images, so their figures say little: “River”." in text
+    assert "Lost 20 points or more: “Forest”, “Sea or Lake”, “Highway”." in text
+
+
+def test_a_column_of_true_classes_goes_before_labels_worded_otherwise(tmp_path):
+    make_run(tmp_path)
+    before = page_of(tmp_path)
+    table = pq.read_table(tmp_path / "predictions.parquet")
+    labels = pa.array([f"label {label}" for label in table["label"].to_pylist()])
+    table = table.append_column("class", table["label"]).set_column(3, "label", labels)
+    pq.write_table(table, tmp_path / "predictions.parquet")
+    assert page_of(tmp_path) == before
+
+
+def test_a_thousand_classes_stay_readable(tmp_path):
+    names = [f"class {c}" for c in range(1000)]
+    make_run(tmp_path, names, 5000)
+    text = page_of(tmp_path)
+    page = check_contained(text)
+    for part in ("Gained most", "Lost most", "Weakest after adaptation", "All 1,000 classes"):
+        assert part in page.text
+    assert "The 25 classes of 1,000 that take part in the most mistakes" in page.text
+    assert len(text) < 2_000_000
+
+
+def test_the_report_works_on_any_filesystem_and_twice_gives_the_same(tmp_path):
+    make_run(tmp_path)
+    add_training(tmp_path)
+    memory = fsspec.filesystem("memory")
+    for file in tmp_path.iterdir():
+        memory.pipe_file(f"/report-test/{file.name}", file.read_bytes())
+    first = page_of("memory://report-test")
+    assert first == page_of(tmp_path)
+
+
+def test_a_folder_that_is_no_run_is_a_sentence(tmp_path):
+    with pytest.raises(UserError, match="no metrics"):
+        write_report(tmp_path / "absent")
+
+
+def test_figures_leave_matplotlib_as_it_was(tmp_path):
+    before = dict(matplotlib.rcParams)
+    make_run(tmp_path)
+    page_of(tmp_path)
+    assert dict(matplotlib.rcParams) == before
+
+
+def naive_gallery(rows, per_class, changed):
+    """Takes the surest image of each class in turn."""
+
+    def in_turn(rows, turns):
+        queues = {}
+        for row in sorted(rows, key=lambda r: -r["confidence"]):
+            queues.setdefault(row["predicted"], []).append(row)
+        for turn in range(turns):
+            heads = [queue[turn] for queue in queues.values() if len(queue) > turn]
+            yield from sorted(heads, key=lambda r: -r["confidence"])
+
+    chosen = {
+        r["id"]: "changed" for r in list(in_turn([r for r in rows if r["predicted"] != r["zero_shot"]], 99))[:changed]
+    }
+    rest = [r for r in rows if r["id"] not in chosen]
+    return chosen | {r["id"]: "confident" for r in in_turn(rest, per_class)}
+
+
+def test_choose_gallery_equals_the_naive_choice(tmp_path):
+    make_run(tmp_path)
+    table = pq.read_table(tmp_path / "predictions.parquet")
+    found = choose_gallery(table, per_class=2, changed=7)
+    assert list(found.items()) == list(naive_gallery(table.to_pylist(), 2, 7).items())
+    assert choose_gallery(table.slice(0, 0)) == {}
+    assert len(choose_gallery(pa.concat_tables([table, table]), per_class=2, changed=7)) == len(found)
+    assert len(choose_gallery(table, per_class=50, changed=0, most_confident=9)) == 9
+
+
+def test_only_known_image_formats_are_embedded():
+    for kind, mime in (("PNG", "png"), ("JPEG", "jpeg"), ("GIF", "gif"), ("WEBP", "webp")):
+        data = thumbnail(kind)
+        assert image_uri(data) == f"data:image/{mime};base64,{base64.b64encode(data).decode()}"
+    assert image_uri(b"<svg onload='alert(1)'/>") is None
+    assert image_uri(b"") is None
+    assert image_uri(thumbnail() + bytes(10**6)) is None
