@@ -137,7 +137,7 @@ def _load(config: str | None, overrides: tuple[str, ...]) -> Config:
     from raydapt.config import load_config
 
     if config is not None and "=" in config:
-        config, overrides = None, (config, *overrides)
+        overrides, config = (config, *overrides), None
     return load_config(config, overrides)
 
 

@@ -4,6 +4,7 @@ Legend: N rows of the features artefact, T test images, M selected images, C cla
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +47,7 @@ def guess(method: Method, image_N: Tensor, row_T: Tensor, *, batch_size: int, de
     method.eval()
     classes, confidences = [], []
     sum_C, entropy = torch.zeros(()), 0.0
-    for row_B in row_T.split(batch_size):
+    for row_B in torch.split(row_T, batch_size):
         probability_BC = method.logits(image_N[row_B].to(device)).double().softmax(-1).cpu()
         best = probability_BC.max(-1)
         classes.append(best.indices)
@@ -62,7 +63,8 @@ def guess(method: Method, image_N: Tensor, row_T: Tensor, *, batch_size: int, de
 
 
 def _entropy(probability: Tensor) -> Tensor:
-    return torch.special.entr(probability).sum(-1)
+    entropy: Tensor = torch.special.entr(probability).sum(-1)
+    return entropy
 
 
 def predictions_table(
@@ -142,7 +144,12 @@ def evaluation_metrics(
 
 
 def compare_guesses(
-    before: Guesses, after: Guesses, class_T: Tensor, n_classes: int, seen: list[int] | None, unseen: list[int] | None
+    before: Guesses,
+    after: Guesses,
+    class_T: Tensor,
+    n_classes: int,
+    seen: Sequence[int] | None,
+    unseen: Sequence[int] | None,
 ) -> tuple[Accuracies, Accuracies]:
     """Accuracies of the zero-shot and of the adapted answers over the same images."""
     return (

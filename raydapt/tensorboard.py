@@ -17,13 +17,13 @@ def write_events(run: Run, lines: Iterable[Mapping[str, float]]) -> None:
         lines: The log lines of the training (see `raydapt.train.checkpoint.TrainState.lines`).
     """
     with tempfile.TemporaryDirectory() as folder:
-        with SummaryWriter(folder) as writer:  # type: ignore[no-untyped-call]
+        with SummaryWriter(folder) as writer:
             step = before = 0
             for line in lines:
                 # Steps count from zero in every round.
                 step += int(line["step"]) - before if line["step"] > before else int(line["step"])
                 before = int(line["step"])
                 for name in ("loss", "learning_rate", "images_per_s"):
-                    writer.add_scalar(f"train/{name}", line[name], step)  # type: ignore[no-untyped-call]
+                    writer.add_scalar(f"train/{name}", line[name], step)
         for file in Path(folder).iterdir():
             run.write_bytes(f"tensorboard/{file.name}", file.read_bytes())

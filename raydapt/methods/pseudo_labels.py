@@ -81,6 +81,7 @@ def published_leader_board(probability_UC: Probabilities, k: int) -> Selection:
     """
     n_unlabelled, n_classes = probability_UC.shape
     board: list[list[tuple[float, int]]] = [[] for _ in range(n_classes)]  # (-probability, -row): best first
+    is_sorted = [False] * n_classes
     last_C = np.full(n_classes, -np.inf, np.float32)  # what an image has to beat; nothing while a board has room
 
     def enter(row: int, c: int) -> None:
@@ -96,7 +97,6 @@ def published_leader_board(probability_UC: Probabilities, k: int) -> Selection:
         if len(board[c]) == k:
             last_C[c] = -board[c][-1][0]
 
-    is_sorted = [False] * n_classes
     for row, top in enumerate(probability_UC.argmax(axis=1)):
         beaten_C = last_C < probability_UC[row]
         for c in (top,) if beaten_C[top] else np.flatnonzero(beaten_C):
@@ -152,27 +152,27 @@ def cpl_targets(probability_UC: Probabilities, candidate_UC: Mask, row_M: Indice
 def _deferred_acceptance(probability_UC: Probabilities, candidate_UC: Mask, k: int) -> Selection:
     """Images ask for their candidate classes in falling probability, classes keep the `k` best that ever asked.
 
-    Gale and Shapley's algorithm, all homeless images at once; the outcome does not depend on who asks first.
+    Gale and Shapley's algorithm, all images that seek a class at once; the outcome does not depend on who asks first.
     """
     wish_W, next_U, stop_U = _wish_lists(probability_UC, candidate_UC)
     board = [np.empty(0, np.int64) for _ in range(probability_UC.shape[1])]
-    home_F = np.flatnonzero(next_U < stop_U)
-    n_with_candidates = len(home_F)
-    while len(home_F):
-        class_F = wish_W[next_U[home_F]]
-        next_U[home_F] += 1
+    seeking_F = np.flatnonzero(next_U < stop_U)
+    n_with_candidates = len(seeking_F)
+    while len(seeking_F):
+        class_F = wish_W[next_U[seeking_F]]
+        next_U[seeking_F] += 1
         order_F = np.argsort(class_F, kind="stable")
         first_F = np.flatnonzero(np.diff(class_F[order_F], prepend=-1))
         displaced = []
-        for group in np.split(home_F[order_F], first_F[1:]):
+        for group in np.split(seeking_F[order_F], first_F[1:]):
             c = int(wish_W[next_U[group[0]] - 1])
             contest = np.concatenate([board[c], group])
             if len(contest) > k:
                 contest = _ranked(contest, probability_UC[contest, c])
                 displaced.append(contest[k:])
             board[c] = contest[:k]
-        homeless = np.concatenate(displaced) if displaced else np.empty(0, np.int64)
-        home_F = homeless[next_U[homeless] < stop_U[homeless]]
+        seeking_F = np.concatenate([np.empty(0, np.int64), *displaced])
+        seeking_F = seeking_F[next_U[seeking_F] < stop_U[seeking_F]]
     selection = _selection([_ranked(rows, probability_UC[rows, c]) for c, rows in enumerate(board)])
     n_selected = len(selection.row_M)
     return Selection(

@@ -24,7 +24,7 @@ class ActorPlan:
 
 
 def plan_actors(settings: StageSettings, *, parts: int, ray_settings: RaySettings, key: str = "features") -> ActorPlan:
-    """Resolves ``auto`` against the connected cluster: one actor per GPU, else one per two CPUs, and never more than parts.
+    """Resolves ``auto`` against the connected cluster: one actor per GPU, else per two CPUs and two parts.
 
     Args:
         settings: The stage's settings.

@@ -3,6 +3,7 @@
 Legend: N images, B batch, D width of the feature, S image side in px.
 """
 
+import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from torch import Tensor
 from raydapt.config import DataSettings, RaySettings, StageSettings
 from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source
+from raydapt.errors import UserError
 from raydapt.models.clip import Clip, load_clip
 from raydapt.stages.context import ActorPlan, configure, plan_actors
 from raydapt.stages.reading import dataset_of_images, part_bytes, pixels_of, unpack, with_part
@@ -55,12 +57,17 @@ class FeatureTable:
 class Encoder:
     """The actor: a CLIP loaded once, parts of decoded pixels in, parts of features out."""
 
-    def __init__(self, clip_name: str, batch_size: int, plan: ActorPlan) -> None:
+    def __init__(self, clip_name: str, clip_identity: str, batch_size: int, plan: ActorPlan) -> None:
         torch.set_num_threads(max(1, int(plan.cpus)))
         device = "cuda" if plan.gpus and torch.cuda.is_available() else "cpu"
         if device == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32: several times faster, features equal to about 1e-3
         self._clip = load_clip(clip_name, device=device)
+        if self._clip.identity != clip_identity:
+            raise UserError(
+                f"Setting model.clip={clip_name!r} holds other weights on node {platform.node()!r}, or they changed "
+                "meanwhile: give every node the same ones, then run the command again."
+            )
         self._batch_size = batch_size
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -141,7 +148,7 @@ def features_stage(
         )
         features = images.map_batches(
             Encoder,
-            fn_constructor_args=(clip_name, settings.batch_size, plan),
+            fn_constructor_args=(clip_name, clip_identity, settings.batch_size, plan),
             batch_size=1,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=plan.actors, max_tasks_in_flight_per_actor=2),

@@ -4,6 +4,7 @@ Any stage goes through `run_stage`. What is committed is never made again; what 
 the rows of unfinished parts alone.
 """
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
+from ray.exceptions import RayError
 
 from raydapt.cluster import ensure_ray
 from raydapt.config import RaySettings
@@ -24,6 +26,7 @@ from raydapt.workspace import Artefact, Recipe, Store, versions
 PART, PART_ROWS, MODEL_S = "part", "part_rows", "model_s"
 """Columns that a result row carries for the driver: its part, how many rows that part has, and the seconds that its
 share of the model's work took (optional). They are not stored."""
+_USER_ERROR = re.compile(r"raydapt\.errors\.UserError: (.+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +133,11 @@ def _make(artefact: Artefact, stage: Stage, pending: Sequence[int], tally: _Tall
             _commit(artefact, part, table, tally, progress)
             if stage.rows and progress.failed > stage.max_error_share * stage.rows:
                 break  # no need to read on, it is sure already that too many rows are bad
+    except RayError as error:
+        # What a worker raises arrives as text within Ray's own errors; a mistake of the user stays one sentence.
+        if sentence := _USER_ERROR.search(str(error)):
+            raise UserError(sentence[1]) from error
+        raise
     finally:
         progress.close()
     return unseen

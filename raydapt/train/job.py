@@ -59,11 +59,14 @@ class TrainingJob:
 
     def __call__(self, place: Place, checkpoints: Checkpoints, log: Log) -> TrainState:
         """Builds the method where it is called and trains it (see `raydapt.train.loop.fit`)."""
-        if place.device.type == "cpu":
-            torch.set_num_threads(max(1, torch.get_num_threads() // place.world))
         method, images = self.build(place.device)
-        settings = self.config.train
-        return fit(method, images, settings, seed=self.config.seed, place=place, checkpoints=checkpoints, log=log)
+        settings, before = self.config.train, torch.get_num_threads()
+        # A step on cached features is many small operations: threads that wait for each other make it slower.
+        torch.set_num_threads(max(1, before // place.world) if method.uses_pixels else 1)
+        try:
+            return fit(method, images, settings, seed=self.config.seed, place=place, checkpoints=checkpoints, log=log)
+        finally:
+            torch.set_num_threads(before)
 
     def build(self, device: torch.device) -> tuple[Method, TrainingImages]:
         """The untrained method on a device, and the images it may see."""

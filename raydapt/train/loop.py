@@ -299,7 +299,8 @@ def predict(
     was_training = method.training
     method.eval()
     parts = [
-        method.logits(images_of(index_B).to(device)).softmax(-1).float().cpu() for index_B in index_M.split(batch_size)
+        method.logits(images_of(index_B).to(device)).softmax(-1).float().cpu()
+        for index_B in torch.split(index_M, batch_size)
     ]
     method.train(was_training)
     return torch.cat(parts) if parts else torch.empty(0, 0)

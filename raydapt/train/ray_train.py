@@ -98,16 +98,21 @@ def _read(checkpoint: ray.train.Checkpoint) -> bytes:
 
 def _use_gpu(settings: TrainSettings) -> bool:
     if settings.gpus_per_worker == "auto":
-        return bool(ray.cluster_resources().get("GPU", 0) >= settings.workers)
+        return _cluster_has("GPU") >= settings.workers
     return settings.gpus_per_worker > 0
 
 
 def _check_resources(settings: TrainSettings, *, use_gpu: bool) -> None:
     """Refuses a request that no node of the cluster could ever serve, instead of waiting for ever."""
-    cpus = ray.cluster_resources().get("CPU", 0)
+    cpus = _cluster_has("CPU")
     wanted = settings.workers * settings.cpus_per_worker
     if wanted > cpus and not use_gpu:
         raise UserError(
             f"Settings train.workers={settings.workers} and train.cpus_per_worker={settings.cpus_per_worker} want "
             f"{wanted:g} CPUs but the cluster has {cpus:g}: lower them, or raise ray.cpus on a local cluster."
         )
+
+
+def _cluster_has(resource: str) -> float:
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return resources.get(resource, 0.0)

@@ -118,7 +118,7 @@ class BatchMaker:
         self._all_aerial = torch.tensor(sorted(set(self._aerial_concepts.tolist())))
         self._digit_concepts = torch.tensor([vocabulary.index["digits", c.label] for c in digit_concepts()])
         self._photo_weights = self._weigh_photos(images.photos, source_weights)
-        self._aerial_pool = torch.from_numpy(np.flatnonzero(~images.aerial.held_out_N))
+        self._aerial_weights = self._balance_classes(images.aerial, self._aerial_concepts)
         self._caption_pool = torch.from_numpy(np.flatnonzero(~images.captioned.held_out_N))
         self._tokens_PL, self._token_at = self._tokenise_classes(tokenizer)
         captions = images.captioned.captions
@@ -136,6 +136,13 @@ class BatchMaker:
             chosen = (sources == source) & ~photos.held_out_N
             weights_N[chosen] = source_weights.get(str(source), 0.0) / max(1, chosen.sum())
         return torch.from_numpy(weights_N)
+
+    @staticmethod
+    def _balance_classes(bank: Bank, concept_N: Tensor) -> Tensor:
+        """Weights that draw every class equally often: some are in one collection only, some in two."""
+        kept_N = torch.from_numpy(~bank.held_out_N)
+        counts_C = torch.bincount(concept_N[kept_N], minlength=int(concept_N.max()) + 1)
+        return kept_N / counts_C[concept_N].clamp(min=1)
 
     def _tokenise_classes(self, tokenizer: Tokenizer) -> tuple[Tensor, dict[tuple[str, int], Tensor]]:
         """Tokens of all (name, template) pairs of each domain, so that a step only looks rows up."""
@@ -172,8 +179,7 @@ class BatchMaker:
         return images, self._photo_concepts[index_N]
 
     def _aerial(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        drawn = torch.randint(len(self._aerial_pool), (self.counts["aerial"],), generator=generator)
-        index_N = self._aerial_pool[drawn]
+        index_N = torch.multinomial(self._aerial_weights, self.counts["aerial"], replacement=True, generator=generator)
         images = augment.augment_aerial(self._pixels(self.images.aerial, index_N), generator, out_px=IMAGE_PX)
         return images, self._aerial_concepts[index_N]
 

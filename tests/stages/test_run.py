@@ -1,5 +1,6 @@
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -150,6 +151,22 @@ def test_hopeless_stage_stops_early(tmp_path: Path) -> None:
         run_stage(store, stage_of(parts, [], share=0.01))
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_workers_tell_mistakes_of_the_user_in_one_sentence(tmp_path: Path) -> None:
+    def fail(batch: pa.Table) -> pa.Table:
+        raise UserError("Setting model.clip='x' is not there: give another one.")
+
+    def dataset_of(pending: Sequence[int]) -> tuple[ray.data.Dataset, int]:
+        rows = ray.data.from_arrow(table_of(result_rows(0, 3)))
+        return rows.map_batches(fail, batch_format="pyarrow"), 1
+
+    stage = replace(stage_of({0: (3, ())}, []), dataset_of=dataset_of)
+    with pytest.raises(UserError) as caught:
+        run_stage(Store(str(tmp_path)), stage)
+    assert str(caught.value) == "Setting model.clip='x' is not there: give another one."
+
+
 def test_finished_stage_needs_no_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, stage = Store(str(tmp_path)), stage_of({0: (3, ())}, [])
     artefact = store.artefact_of(stage.recipe)
@@ -159,11 +176,7 @@ def test_finished_stage_needs_no_ray(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert run_stage(store, stage).reused
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_cluster")
 def test_memory_of_the_driver_holds_unfinished_parts_alone() -> None:
-    import gc
-
     def pieces() -> Iterator[pa.Table]:
         for part in range(50):
             yield table_of(result_rows(part, 100))
@@ -172,6 +185,5 @@ def test_memory_of_the_driver_holds_unfinished_parts_alone() -> None:
     base = pa.total_allocated_bytes()
     for _part, table in whole_parts(pieces()):
         del table
-        gc.collect()
         held.append(pa.total_allocated_bytes() - base)
     assert max(held[10:]) <= 2 * max(held[:10])

@@ -1,0 +1,1 @@
+"""Speed against the naive way, in the same run: ``make bench``."""

@@ -1,0 +1,77 @@
+"""A driver killed with SIGKILL: the same command again finishes, repeats nothing that was kept, and ends the same."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).parents[1]
+WAIT_S = 240
+JOB = [
+    *("run", "method=cpl", "name=job", "ray.address=local", "features.rows_per_part=200", "features.actors=1"),
+    *("train.epochs=6", "cpl.rounds=3", "train.max_steps_per_round=60", "train.checkpoint_every_s=0"),
+]
+
+pytestmark = [pytest.mark.ray, pytest.mark.chaos]
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local"}
+    command = [sys.executable, "-m", "raydapt.cli", *JOB, f"runs={folder}/runs", f"store={folder}/store"]
+    # A session of its own, so that the whole cluster of the killed driver can be taken down with it.
+    return subprocess.Popen(command, env=environment, start_new_session=True)
+
+
+def kill_when(folder: Path, condition: Callable[[], bool]) -> None:
+    driver = start(folder)
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert driver.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+
+
+def finish(folder: Path) -> dict:
+    assert start(folder).wait(WAIT_S) == 0
+    return json.loads((folder / "runs" / "job" / "metrics.json").read_text())
+
+
+def shards(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "store").rglob("part-*.parquet")}
+
+
+def weights(folder: Path) -> dict:
+    tensors = load_file(folder / "runs" / "job" / "checkpoint" / "state.safetensors")
+    return {key: tensor.tolist() for key, tensor in tensors.items() if key.startswith("method.")}
+
+
+def test_killed_in_features_and_in_training(tmp_path: Path) -> None:
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    expected = finish(undisturbed)
+
+    kill_when(killed, lambda: len(shards(killed)) >= 2)
+    kept = shards(killed)
+    assert not (killed / "runs" / "job" / "metrics.json").exists()
+
+    checkpoint = killed / "runs" / "job" / "checkpoint" / "state.safetensors"
+    kill_when(killed, lambda: checkpoint.exists() and checkpoint.stat().st_size > 0)
+    assert {name: when for name, when in shards(killed).items() if name in kept} == kept
+    assert not (killed / "runs" / "job" / "metrics.json").exists()
+
+    found = finish(killed)
+    assert found["stages"]["features"]["reused"]
+    for part in ("zero_shot", "adapted", "rounds", "pseudo_labels"):
+        assert found[part] == expected[part]
+    assert weights(killed) == weights(undisturbed)
+    lines = (killed / "runs" / "job" / "metrics.jsonl").read_text().splitlines()
+    steps = [(json.loads(line)["round"], json.loads(line)["step"]) for line in lines]
+    assert len(set(steps)) == len(steps)
