@@ -50,12 +50,11 @@ def preprocess_config() -> dict[str, Any]:
     return {"mean": list(MEAN), "std": list(STD), "interpolation": "bicubic", "resize_mode": "shortest"}
 
 
-def build_model(*, vocabulary_size: int, patch_dropout: float = 0.0) -> open_clip.CLIP:
+def build_model(*, vocabulary_size: int) -> open_clip.CLIP:
     """The untrained model, by open_clip's own classes; initialised from torch's global seed."""
     cfg = model_config(vocabulary_size=vocabulary_size)
     text_cfg = {key: value for key, value in cfg["text_cfg"].items() if "tokenizer" not in key}
-    vision_cfg = {**cfg["vision_cfg"], "patch_dropout": patch_dropout}
-    model = open_clip.CLIP(embed_dim=cfg["embed_dim"], vision_cfg=vision_cfg, text_cfg=text_cfg)
+    model = open_clip.CLIP(embed_dim=cfg["embed_dim"], vision_cfg=cfg["vision_cfg"], text_cfg=text_cfg)
     initialise_vision(model.visual)
     return model
 
@@ -115,21 +114,16 @@ def encode_text_cropped(model: open_clip.CLIP, tokens_KL: Tensor) -> Tensor:
     return texts_KD
 
 
-def class_text_loss(logits_NK: Tensor, concept_N: Tensor, wrong_KK: Tensor, *, smoothing: float = 0.0) -> Tensor:
+def class_text_loss(logits_NK: Tensor, concept_N: Tensor, wrong_KK: Tensor) -> Tensor:
     """Cross-entropy of each image against the texts of all concepts; texts that are no mistake do not count.
 
     Args:
         logits_NK: Scaled similarities of images and the one text drawn for each concept.
         concept_N: The concept of each image.
         wrong_KK: True where the text of concept j is a mistake for an image of concept i.
-        smoothing: Share of the target that is spread evenly over the wrong texts.
     """
-    counts_NK = wrong_KK[concept_N]
-    counts_NK = counts_NK.scatter(1, concept_N[:, None], True)
-    log_probability_NK = F.log_softmax(logits_NK.float().masked_fill(~counts_NK, -1e4), dim=1)
-    hit_N = log_probability_NK.gather(1, concept_N[:, None]).squeeze(1)
-    even_N = (log_probability_NK * counts_NK).sum(1) / counts_NK.sum(1)
-    return -((1 - smoothing) * hit_N + smoothing * even_N).mean()
+    counts_NK = wrong_KK[concept_N].scatter(1, concept_N[:, None], True)
+    return F.cross_entropy(logits_NK.float().masked_fill(~counts_NK, -torch.inf), concept_N)
 
 
 def caption_loss(logits_NN: Tensor) -> Tensor:
@@ -141,10 +135,9 @@ def caption_loss(logits_NN: Tensor) -> Tensor:
 class PretrainingTask(nn.Module):
     """One step's forward pass: labelled images against all class texts, captioned images against their captions."""
 
-    def __init__(self, model: open_clip.CLIP, *, smoothing: float) -> None:
+    def __init__(self, model: open_clip.CLIP) -> None:
         super().__init__()
         self.model = model
-        self.smoothing = smoothing
 
     def forward(
         self,
@@ -172,7 +165,7 @@ class PretrainingTask(nn.Module):
         captions_JD = F.normalize(encode_text_cropped(self.model, caption_tokens_JL).float(), dim=1)
         scale = self.model.logit_scale.clamp(max=4.6052).exp()
         logits_NK = scale * images_ND[:labelled] @ classes_KD.T
-        loss = class_text_loss(logits_NK, concept_N, wrong_KK, smoothing=self.smoothing) * labelled
+        loss = class_text_loss(logits_NK, concept_N, wrong_KK) * labelled
         loss = loss + caption_loss(scale * images_ND[labelled:] @ captions_JD.T) * len(caption_tokens_JL)
         hits = (logits_NK.detach().argmax(1) == concept_N).float().mean()
         return loss / len(images_NCHW), hits

@@ -26,12 +26,12 @@ class ClipPretraining:
     export_to: str | None = None
     """Folder that receives the averaged weights at every checkpoint; None: ``{storage}/{name}/export``."""
     seed: int = 0
-    samples: int = 2_400_000
+    samples: int = 1_024_000
     """Images seen in all, over all workers."""
     batch_size: int = 512
     """Images per step, over all workers."""
     shares: Mapping[str, float] = field(
-        default_factory=lambda: {"photos": 0.5, "aerial": 0.22, "digits": 0.18, "captions": 0.1}
+        default_factory=lambda: {"photos": 0.52, "aerial": 0.31, "digits": 0.1, "captions": 0.07}
     )
     """Share of each domain in a batch."""
     source_weights: Mapping[str, float] = field(
@@ -43,19 +43,16 @@ class ClipPretraining:
     vocabulary_size: int = 4096
     optimizer: Literal["muon", "adamw"] = "muon"
     """Muon orthogonalises the updates of the transformers' matrices; AdamW takes the other parameters."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 1.5e-3
     """Of AdamW."""
-    matrix_learning_rate: float = 2e-3
+    matrix_learning_rate: float = 3e-3
     """Of Muon, in AdamW's units."""
     weight_decay: float = 0.1
     """Of matrices; vectors have none."""
     warmup_share: float = 0.02
     decay_share: float = 0.25
     clip_grad_norm: float = 1.0
-    label_smoothing: float = 0.0
-    patch_dropout: float = 0.25
-    """Share of patches that the vision tower skips until the learning rate falls: cheaper steps."""
-    average_decay: float = 0.999
+    average_decay: float = 0.998
     """Of the exponential moving average of the weights, per step."""
     workers: int = 1
     """Ray Train workers; more than one train data-parallel."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from raydapt.errors import UserError
-from raydapt.zoo.clip_batches import BatchMaker, PretrainingImages, step_seed
+from raydapt.zoo.clip_batches import BatchMaker, PretrainingImages
 from raydapt.zoo.clip_model import PretrainingTask, build_model
 from raydapt.zoo.clip_settings import ClipPretraining
 from raydapt.zoo.clip_tokenizer import train_tokenizer
@@ -115,8 +115,8 @@ class Pretrainer:
             seed=settings.seed,
             rank=rank,
         )
-        self.model = build_model(vocabulary_size=self.tokenizer.get_vocab_size(), patch_dropout=settings.patch_dropout)
-        task = PretrainingTask(self.model, smoothing=settings.label_smoothing)
+        self.model = build_model(vocabulary_size=self.tokenizer.get_vocab_size())
+        task = PretrainingTask(self.model)
         self.task = wrap(task)
         self.optimizers = build_optimizers(task, settings)
         self._base_rates = [[group["lr"] for group in one.param_groups] for one in self.optimizers]
@@ -133,10 +133,7 @@ class Pretrainer:
         for optimizer, rates in zip(self.optimizers, self._base_rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
-        if settings.patch_dropout and self.step >= self.steps * (1 - settings.decay_share):
-            self.model.visual.patch_dropout.prob = 0.0  # the end of the run sees whole images
         batch = self.batches.make(self.step)
-        torch.manual_seed(step_seed(settings.seed, self.rank, self.step))  # for the patches that are skipped
         # PyTorch's fused CPU attention is three times slower than plain matrix products on 17 tokens.
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"), sdpa_kernel(SDPBackend.MATH):
             loss, hits = self.task(

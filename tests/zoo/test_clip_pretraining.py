@@ -56,7 +56,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> ClipPretraining:
         vocabulary_size=320,
         photo_classes=2,
         warmup_share=0.25,
-        patch_dropout=0.25,
         workers=1,
         threads=1,
         log_every_steps=1,
@@ -131,6 +130,8 @@ def test_resuming_changes_nothing(tiny: ClipPretraining, tmp_path: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.timeout(1500)  # two fits, each half a minute alone and minutes on a busy machine
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Train warns of its own use of Ray Data
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_tiny_run_on_ray_train_and_its_continuation(tiny: ClipPretraining) -> None:
     result = clip_pretraining.pretrain(tiny)
