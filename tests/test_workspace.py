@@ -11,6 +11,8 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
+from fsspec.implementations.arrow import ArrowFSWrapper
+from pyarrow.fs import LocalFileSystem
 
 from raydapt.errors import UserError
 from raydapt.fingerprint import Recipe, canonical_json, fingerprint
@@ -30,9 +32,13 @@ def fill(artefact: Artefact, parts: range) -> None:
         artefact.commit_part(part, table_of(part), {"corrupt": part} if part else {})
 
 
-@pytest.fixture(params=["local", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+@pytest.fixture(params=["local", "memory", "pyarrow"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     if request.param == "local":
+        return Store(str(tmp_path / "store"))
+    if request.param == "pyarrow":  # as for s3:// where s3fs is not installed
+        wrapped = ArrowFSWrapper(LocalFileSystem())
+        monkeypatch.setattr("raydapt.storage._open", lambda url: (wrapped, url))
         return Store(str(tmp_path / "store"))
     return Store(f"memory://{tmp_path.name}/store")
 

@@ -10,7 +10,15 @@ from raydapt.data.decode import BadImage, decode_image
 from raydapt.data.sources import Source, read_part, resolve_source
 from raydapt.errors import UserError
 from raydapt.models.clip import Clip, clip_identity, load_clip
-from raydapt.stages.features import encode_pixels, features_recipe, features_stage, load_features, load_labels
+from raydapt.stages.context import ActorPlan
+from raydapt.stages.features import (
+    Encoder,
+    encode_pixels,
+    features_recipe,
+    features_stage,
+    load_features,
+    load_labels,
+)
 from raydapt.stages.pixels import load_pixels, pixels_stage
 from raydapt.stages.run import StageResult
 from raydapt.workspace import Store
@@ -185,6 +193,11 @@ def test_fingerprint_follows_images_model_and_limits(source: Source, clip: Clip,
     # How the stage is spread, or how many bad rows are let pass, makes no other features.
     same = features_recipe(source, clip_identity("mini"), clip.image_spec, DataSettings(max_error_share=0.5))
     assert same.fingerprint in names
+
+
+def test_actor_refuses_other_weights() -> None:
+    with pytest.raises(UserError, match="model.clip='mini' holds other weights"):
+        Encoder("mini", "another identity", 8, ActorPlan(actors=1, cpus=1, gpus=0))
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7])

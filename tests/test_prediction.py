@@ -1,0 +1,76 @@
+"""An adapted run applied to other images."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raydapt import pipeline
+from raydapt.config import DataSettings, load_config
+from raydapt.data.sources import read_part, resolve_source
+from raydapt.errors import UserError
+from raydapt.prediction import evaluate_on, predict
+from raydapt.workspace import Run
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("adapted")
+    settings = ["method=fpl", "train.epochs=2", f"runs={folder}/runs", f"store={folder}/store"]
+    return pipeline.run(load_config(None, settings))
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fifty digits as a Parquet file without splits."""
+    source = resolve_source("digits", rows_per_part=2000)
+    table = read_part(source.parts[0], DataSettings()).slice(100, 50)
+    path = tmp_path_factory.mktemp("others") / "others.parquet"
+    pq.write_table(pa.table({"image": table["image"], "label": table["label"]}), path)
+    return path
+
+
+def test_new_images_are_predicted(adapted: Run, others: Path) -> None:
+    path = predict(adapted.path, [f"data.source={others}"])
+    table = pq.read_table(path)
+    assert table.num_rows == 50
+    assert set(table["predicted"].to_pylist()) <= set(map(str, range(10)))
+    assert path.startswith(adapted.path)
+    assert json.loads(adapted.read_bytes("metrics.json"))["name"] == adapted.name
+
+
+def test_predictions_go_where_they_are_told(adapted: Run, others: Path, tmp_path: Path) -> None:
+    path = predict(adapted.path, [f"data.source={others}"], output=str(tmp_path / "out"))
+    assert path == str(tmp_path / "out" / "predictions.parquet")
+    assert pq.read_metadata(path).num_rows == 50
+
+
+def test_evaluation_of_its_own_set_repeats_the_run(adapted: Run) -> None:
+    text = evaluate_on(adapted.path, [])
+    measured = json.loads(text[: text.rindex("}") + 1])
+    metrics = json.loads(adapted.read_bytes("metrics.json"))
+    assert measured["adapted"] == metrics["adapted"]
+    assert measured["zero_shot"] == metrics["zero_shot"]
+    assert measured["images"] == metrics["evaluation"]["images"]
+
+
+def test_evaluation_counts_what_is_right(adapted: Run, others: Path) -> None:
+    text = evaluate_on(adapted.path, [f"data.source={others}"])
+    measured = json.loads(text[: text.rindex("}") + 1])
+    table = pq.read_table(text.splitlines()[-1].removeprefix("Predictions: ")).to_pydict()
+    right = sum(label == said for label, said in zip(table["label"], table["predicted"], strict=True))
+    assert measured["adapted"]["top1"] == pytest.approx(100 * right / 50)
+
+
+def test_what_belongs_to_the_run_cannot_be_changed(adapted: Run) -> None:
+    with pytest.raises(UserError, match="belong to the run"):
+        predict(adapted.path, ["model.prompt=visual"])
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a finished run"):
+        predict(str(tmp_path), [])
