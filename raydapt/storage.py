@@ -73,7 +73,7 @@ class Folder:
             if self.local:
                 self._write_local(name, data)
             else:
-                self._fs.pipe_file(self.file(name), data)
+                self._put(name, data)
 
     def append(self, name: str, data: bytes) -> None:
         """Adds to the end of a small log; on an object store the file is written anew."""
@@ -85,7 +85,7 @@ class Folder:
                     stream.write(data)
             else:
                 before = self.read(name) if self.exists(name) else b""
-                self._fs.pipe_file(self.file(name), before + data)
+                self._put(name, before + data)
 
     def read(self, name: str) -> bytes:
         """The bytes of a file; `FileNotFoundError` when it is absent."""
@@ -166,6 +166,13 @@ class Folder:
         for name in self.sizes():
             if name.startswith(_TEMPORARY):
                 self.remove(name)
+
+    def _put(self, name: str, data: bytes) -> None:
+        try:
+            self._fs.pipe_file(self.file(name), data)
+        except FileNotFoundError:  # unlike object stores, this file system has real folders
+            self._fs.makedirs(self.path, exist_ok=True)
+            self._fs.pipe_file(self.file(name), data)
 
     def _write_local(self, name: str, data: bytes) -> None:
         target = Path(self.file(name))

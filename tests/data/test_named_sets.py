@@ -55,7 +55,7 @@ def test_published_values() -> None:
     assert (visual.alpha, visual.beta, visual.trzsl_m) == (0.90, 0.80, 2.0)
     assert len(annotation_templates()) == 27
     assert default_templates()[0] == "a photo of a {}."
-    assert default_thresholds(10).beta == pytest.approx(0.8)
+    assert default_thresholds(10).beta == pytest.approx(0.9)
     assert default_thresholds(1).beta == 0.0
 
 

@@ -196,7 +196,7 @@ def test_fingerprint_follows_images_model_and_limits(source: Source, clip: Clip,
 
 
 def test_actor_refuses_other_weights() -> None:
-    with pytest.raises(UserError, match="model.clip='mini' holds other weights"):
+    with pytest.raises(UserError, match=r"model\.clip='mini' holds other weights"):
         Encoder("mini", "another identity", 8, ActorPlan(actors=1, cpus=1, gpus=0))
 
 
