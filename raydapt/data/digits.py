@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from raydapt.data.parts import Part, Source, make_rows, new_digest
 
@@ -29,6 +28,8 @@ class Digits(NamedTuple):
 @lru_cache(maxsize=1)
 def load() -> Digits:
     """Reads the images from scikit-learn, once per process."""
+    from sklearn.datasets import load_digits  # costs every reader of other sources seconds
+
     bunch = load_digits()
     seen: dict[int, int] = {}
     images, labels, splits = [], [], []
