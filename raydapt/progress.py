@@ -15,6 +15,7 @@ class Progress:
     On a terminal one line is rewritten in place; elsewhere, and under ``CI``, a single line is written at the end.
 
     Attributes:
+        total: Rows there are in all; None when nobody knows.
         done: Rows so far, those of earlier sessions included.
         failed: Rows of them that are in error.
     """
@@ -42,7 +43,7 @@ class Progress:
             stream: Where to write; standard error by default.
         """
         self._stream = sys.stderr if stream is None else stream
-        self._title, self._total, self._unit = title, total, unit
+        self._title, self.total, self._unit = title, total, unit
         self._silent = show is False
         quiet = not self._stream.isatty() or os.environ.get("CI", "") not in ("", "0", "false")
         self._moving = show is True or (show == "auto" and not quiet)
@@ -76,12 +77,12 @@ class Progress:
         """The line as it stands, such as ``features: 512/2000 images (26 %), 812.4 images/s, 2 s left, 1 failed``."""
         seconds = max(time.monotonic() - self._start, 1e-9)
         rate = (self.done - self._before) / seconds
-        of_all = f"/{self._total} {self._unit} ({100 * self.done / max(self._total, 1):.0f} %)" if self._total else ""
+        of_all = f"/{self.total} {self._unit} ({100 * self.done / max(self.total, 1):.0f} %)" if self.total else ""
         words = [f"{self._title}: {self.done}{of_all or ' ' + self._unit}", f"{rate:.1f} {self._unit}/s"]
-        if self._total and self.done >= self._total:
+        if self.total and self.done >= self.total:
             words.append(f"{_duration(seconds)} in all")
-        elif self._total and rate > 0:
-            words.append(f"{_duration((self._total - self.done) / rate)} left")
+        elif self.total and rate > 0:
+            words.append(f"{_duration((self.total - self.done) / rate)} left")
         if self.failed:
             words.append(f"{self.failed} failed")
         return ", ".join(words)
@@ -114,8 +115,9 @@ class TrainingProgress:
         self._progress.add(done - self._progress.done)
 
     def close(self) -> None:
-        """Writes the last line, if anything was done."""
+        """Writes the last line, if anything was done; rounds that ended early count as whole."""
         if not self._first:
+            self._progress.add((self._progress.total or 0) - self._progress.done)
             self._progress.close()
 
 
