@@ -118,7 +118,7 @@ def pretrain(config: str, overrides: tuple[str, ...]) -> None:
     """Trains an embedded miniature model again (jobs/zoo/clip.yaml)."""
     from raydapt.zoo import clip_pretraining
 
-    clip_pretraining.main([config, *overrides])
+    sys.exit(clip_pretraining.main([config, *overrides]))
 
 
 def main() -> None:
