@@ -31,7 +31,15 @@ from raydapt.stages.pixels import load_pixels, pixels_stage
 from raydapt.stages.run import StageResult
 from raydapt.tensorboard import write_events
 from raydapt.train.checkpoint import TrainState
-from raydapt.train.job import CHECKPOINT, DIVISION, SCRATCH, FileCheckpoints, TrainingJob, division_bytes
+from raydapt.train.job import (
+    CHECKPOINT,
+    DIVISION,
+    SCRATCH,
+    FileCheckpoints,
+    TrainingJob,
+    build_for_prediction,
+    division_bytes,
+)
 from raydapt.train.ray_train import local_place, train_on_workers
 from raydapt.workspace import Run, environment
 
@@ -235,7 +243,7 @@ def _guess(
     before = outcome.guess(zero_shot, table.feature_ND, row_T, batch_size=batch_size, device=place.device)
     if job.config.method == "zero_shot":
         return before, before
-    method, _ = job.build(place.device)
+    method = build_for_prediction(job.config, job.classes, place.device)
     if state.method:
         method.load_state_dict(state.method)
     images = table.feature_ND if job.pixels is None else load_pixels(job.pixels, SCRATCH)

@@ -123,8 +123,7 @@ def open_run(run_folder: str) -> tuple[Run, Config]:
     Raises:
         UserError: If the folder is no finished run.
     """
-    root, _, name = run_folder.rstrip("/").rpartition("/")
-    run = Run(root or ".", name)
+    run = Run(*_split(run_folder))
     if not run.exists("metrics.json") or not run.exists("config.yaml"):
         raise UserError(f"Folder {run_folder!r} is not a finished run: give a folder such as runs/NAME.")
     return run, config_from_tree(yaml.safe_load(run.read_bytes("config.yaml")))
