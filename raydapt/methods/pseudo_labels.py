@@ -199,7 +199,9 @@ def _wish_lists(probability_UC: Probabilities, candidate_UC: Mask) -> tuple[npt.
 
 def _ranked(rows: Indices, confidence: Probabilities) -> Indices:
     """Rows by falling confidence; of equals the one that stands first."""
-    return rows[np.lexsort((rows, -confidence))]
+    order: Indices = np.lexsort((rows, -confidence))
+    ranked: Indices = rows[order]
+    return ranked
 
 
 def _selection(rows_of_class: Sequence[Indices]) -> Selection:

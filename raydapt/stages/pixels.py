@@ -11,6 +11,7 @@ import numpy as np
 import ray
 import ray.data
 import torch
+from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from raydapt.config import DataSettings, RaySettings, StageSettings
@@ -90,7 +91,8 @@ def load_pixels(artefact: Artefact, cache_folder: str | Path, *, largest_in_memo
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
-        _fill(artefact, np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape))
+        mapped = open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)  # type: ignore[no-untyped-call,unused-ignore]
+        _fill(artefact, mapped)
         temporary.replace(target)
     # Copy-on-write: torch wants a writable array, and the file must stay as it is.
     return torch.from_numpy(np.load(target, mmap_mode="c"))
