@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from raydapt import outcome
+from raydapt.artefacts import FEATURES, artefacts_of, make_artefacts, make_features
 from raydapt.cluster import ensure_ray
 from raydapt.config import Config, as_tree
 from raydapt.data.splits import Division, divide
@@ -26,22 +27,21 @@ from raydapt.gallery import gallery_table
 from raydapt.plan import LEARNING_METHODS, Plan, describe_plan, make_plan, rows_of_splits
 from raydapt.progress import TrainingProgress, say
 from raydapt.report import write_report
-from raydapt.stages.features import FeatureTable, features_stage, load_features, load_labels
-from raydapt.stages.pixels import load_pixels, pixels_stage
+from raydapt.stages.features import FeatureTable, load_features, load_labels
 from raydapt.stages.run import StageResult
 from raydapt.tensorboard import write_events
 from raydapt.train.checkpoint import TrainState
 from raydapt.train.job import (
     CHECKPOINT,
     DIVISION,
-    SCRATCH,
     FileCheckpoints,
     TrainingJob,
     build_for_prediction,
     division_bytes,
+    images_of,
 )
 from raydapt.train.ray_train import local_place, train_on_workers
-from raydapt.workspace import Run, environment
+from raydapt.workspace import Artefact, Run, environment
 
 
 def run(config: Config, *, overwrite: bool = False) -> Run:
@@ -78,53 +78,18 @@ def features(config: Config) -> str:
     return make_features(make_plan(config)).artefact.folder.path
 
 
-def make_features(plan: Plan) -> StageResult:
-    """The features of the plan's source, made or found."""
-    config = plan.config
-    return features_stage(
-        plan.source,
-        clip_name=config.model.clip,
-        clip_identity=plan.clip_identity,
-        image_spec=plan.image_spec,
-        settings=config.features,
-        data=config.data,
-        ray_settings=config.ray,
-        store=plan.store,
-    )
-
-
-def make_pixels(plan: Plan) -> StageResult:
-    """The decoded images of the plan's source, made or found."""
-    config = plan.config
-    return pixels_stage(
-        plan.source,
-        image_spec=plan.image_spec,
-        settings=config.features,
-        data=config.data,
-        ray_settings=config.ray,
-        store=plan.store,
-    )
-
-
 def _run(record: Run, plan: Plan) -> None:
     started = time.monotonic()
-    stages = {"features": make_features(plan)}
-    if plan.pixels is not None:
-        stages["pixels"] = make_pixels(plan)
-    table = load_features(stages["features"].artefact)
+    stages = make_artefacts(plan)
+    artefacts = artefacts_of(stages)
+    table = load_features(artefacts[FEATURES])
     row_N, row_T, transductive = rows_of_splits(plan.config.data, table)
-    division = _divide(record, plan, stages["features"], row_N)
-    job = TrainingJob(
-        config=plan.config,
-        classes=plan.classes,
-        run=record,
-        features=stages["features"].artefact,
-        pixels=stages["pixels"].artefact if plan.pixels is not None else None,
-    )
+    division = _divide(record, plan, artefacts[FEATURES], row_N)
+    job = TrainingJob(config=plan.config, classes=plan.classes, run=record, artefacts=artefacts)
     state = _train(job)
     metrics = _evaluate(job, plan, state, table, division, row_N=row_N, row_T=row_T, transductive=transductive)
     metrics["stages"] = {name: _stage_metrics(result) for name, result in stages.items()}
-    metrics["errors"] = dict(stages["features"].artefact.manifest.errors)
+    metrics["errors"] = dict(artefacts[FEATURES].manifest.errors)
     metrics["seconds"] = time.monotonic() - started
     record.write_json("metrics.json", metrics)
 
@@ -144,12 +109,12 @@ def _claim(record: Run, plan: Plan, *, overwrite: bool) -> None:
     record.write_json("environment.json", environment())
 
 
-def _divide(record: Run, plan: Plan, features: StageResult, row_N: torch.Tensor) -> Division:
+def _divide(record: Run, plan: Plan, features: Artefact, row_N: torch.Tensor) -> Division:
     """Divides the training images; the labels of SSL and TRZSL are read here, those of UL are not."""
     data, n_classes = plan.config.data, len(plan.classes.names)
     class_N = None
     if data.paradigm != "ul":
-        labels = load_labels(features.artefact)
+        labels = load_labels(features)
         class_N = plan.classes.indices_of([labels[row] for row in row_N.tolist()])
     division = divide(
         data.paradigm,
@@ -199,7 +164,7 @@ def _evaluate(
     """Predicts the test images and writes everything about the outcome but metrics.json, which it returns."""
     config, names, record = plan.config, plan.classes.names, job.run
     before, after = _guess(job, state, table, row_T)
-    labels = load_labels(job.features)
+    labels = load_labels(job.artefacts[FEATURES])
     class_all = torch.from_numpy(plan.classes.indices_of(labels))
     seen, unseen = (division.seen or None), (division.unseen or None)
     n_classes = len(names)
@@ -246,7 +211,7 @@ def _guess(
     method = build_for_prediction(job.config, job.classes, place.device)
     if state.method:
         method.load_state_dict(state.method)
-    images = table.feature_ND if job.pixels is None else load_pixels(job.pixels, SCRATCH)
+    images = images_of(method.reads, table, job.artefacts)
     return before, outcome.guess(method, images, row_T, batch_size=batch_size, device=place.device)
 
 

@@ -8,14 +8,13 @@ import torch
 import yaml
 
 from raydapt import outcome
+from raydapt.artefacts import FEATURES, artefacts_of, make_artefacts
 from raydapt.config import Config, apply_override, as_tree, config_from_tree
 from raydapt.errors import UserError
-from raydapt.pipeline import make_features, make_pixels
 from raydapt.plan import LEARNING_METHODS, Plan, make_plan
 from raydapt.stages.features import FeatureTable, load_features, load_labels
-from raydapt.stages.pixels import load_pixels
 from raydapt.train.checkpoint import from_bytes
-from raydapt.train.job import CHECKPOINT, SCRATCH, build_for_prediction
+from raydapt.train.job import CHECKPOINT, build_for_prediction, images_of
 from raydapt.train.ray_train import local_place
 from raydapt.workspace import Artefact, Run, fingerprint, safe_name
 
@@ -90,8 +89,8 @@ def _apply(run_folder: str, overrides: list[str], *, all_images: bool) -> _Appli
     if any(getattr(wanted, key) != getattr(config, key) for key in frozen):
         raise UserError(f"Settings {', '.join(frozen)} belong to the run {run.name}: only data.* can be changed here.")
     plan = make_plan(wanted)
-    features = make_features(plan).artefact
-    table, labels = load_features(features), load_labels(features)
+    artefacts = artefacts_of(make_artefacts(plan))
+    table, labels = load_features(artefacts[FEATURES]), load_labels(artefacts[FEATURES])
     row_T = table.valid_N.nonzero().flatten()
     if not all_images:
         tests = [i for i in row_T.tolist() if table.split_N[i] in (None, *wanted.data.test_splits)]
@@ -99,12 +98,11 @@ def _apply(run_folder: str, overrides: list[str], *, all_images: bool) -> _Appli
     if not len(row_T):
         raise UserError(f"Setting data.source={wanted.data.source!r} has no image that can be read: give another one.")
     applied = _Applied(run, plan, table, labels, row_T)
-    pixels = None if plan.pixels is None else make_pixels(plan).artefact
-    _answer(applied, pixels)
+    _answer(applied, artefacts)
     return applied
 
 
-def _answer(applied: _Applied, pixels: Artefact | None) -> None:
+def _answer(applied: _Applied, artefacts: dict[str, Artefact]) -> None:
     config, table, row_T = applied.plan.config, applied.table, applied.row_T
     place, batch_size = local_place(config.train), config.train.predict_batch_size
     classes = applied.plan.classes
@@ -113,7 +111,7 @@ def _answer(applied: _Applied, pixels: Artefact | None) -> None:
     method = build_for_prediction(config, classes, place.device)
     if config.method in LEARNING_METHODS:
         method.load_state_dict(from_bytes(applied.run.read_bytes(CHECKPOINT)).method)
-    images = table.feature_ND if pixels is None else load_pixels(pixels, SCRATCH)
+    images = images_of(method.reads, table, artefacts)
     applied.after = outcome.guess(method, images, row_T, batch_size=batch_size, device=place.device)
 
 

@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms from top to bottom: a file imports from its own room and from those below.
 LEVELS = (
     {"cli", "demo"},
-    {"pipeline", "prediction", "gallery", "outcome", "plan"},
+    {"pipeline", "prediction", "gallery", "outcome", "plan", "artefacts"},
     {"stages", "train"},
     {"methods"},
     {"models"},

@@ -8,9 +8,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+Reads = Literal["features", "pixels"]
+"""What a method takes for an image: the cached feature of the frozen CLIP, or uint8 pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +63,9 @@ class TrainingImages:
     pixels: PixelRows | None = None
     """uint8 pixels of the training images; None when the method reads features."""
 
-    def take(self, index_B: Tensor, *, pixels: bool) -> Tensor:
+    def take(self, index_B: Tensor, reads: Reads) -> Tensor:
         """Features [B, D], or pixels [B, 3, S, S], of int64 indices."""
-        if not pixels:
+        if reads == "features":
             return self.feature_ND[index_B]
         if self.pixels is None:
             raise ValueError("The method reads pixels, but there are none.")
@@ -73,7 +77,7 @@ class Batch:
     """One worker's part of a batch of a stream, on its device."""
 
     image_B: Tensor
-    """Features [B, D] float32, or pixels [B, 3, S, S] uint8 when the method `uses_pixels`."""
+    """Features [B, D] float32, or pixels [B, 3, S, S] uint8, as the method `reads`."""
     target_BC: Tensor
     index_B: Tensor
 
@@ -105,8 +109,8 @@ class Method(nn.Module, ABC):
 
     rounds: int = 0
     """Rounds of learning; 0 for a method that learns nothing."""
-    uses_pixels: bool = False
-    """Whether `forward` and `logits` take uint8 pixels instead of cached features."""
+    reads: Reads = "features"
+    """What `forward` and `logits` take for an image."""
     pseudo_labels: PseudoLabels | None = None
     """What the current round selected; None before the first round."""
 

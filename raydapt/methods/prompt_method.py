@@ -43,7 +43,7 @@ class PromptMethod(Method):
     ) -> None:
         super().__init__()
         self.prompted = prompted
-        self.uses_pixels = prompted.uses_pixels
+        self.reads = "pixels" if prompted.uses_pixels else "features"
         self.rounds, self.batch_size, self.seed = rounds, batch_size, seed
         self._zero_shot_CD = zero_shot_CD.cpu()
         self._images = images

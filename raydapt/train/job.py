@@ -8,14 +8,15 @@ from tempfile import gettempdir
 import numpy as np
 import torch
 from safetensors.numpy import load, save
+from torch import Tensor
 
 from raydapt.config import Config
 from raydapt.data.classes import ClassSpace
 from raydapt.data.splits import Division
 from raydapt.methods.build import build_method
-from raydapt.methods.contract import Method, PixelRows, TrainingImages
+from raydapt.methods.contract import Method, PixelRows, Reads, TrainingImages
 from raydapt.models.clip import load_clip
-from raydapt.stages.features import load_features
+from raydapt.stages.features import FeatureTable, load_features
 from raydapt.stages.pixels import load_pixels
 from raydapt.train.checkpoint import Checkpoints, TrainState, to_bytes
 from raydapt.train.loop import Log, Place, fit
@@ -54,15 +55,15 @@ class TrainingJob:
     config: Config
     classes: ClassSpace
     run: Run
-    features: Artefact
-    pixels: Artefact | None
+    artefacts: Mapping[str, Artefact]
+    """What the method reads, by name; ``features`` always."""
 
     def __call__(self, place: Place, checkpoints: Checkpoints, log: Log) -> TrainState:
         """Builds the method where it is called and trains it (see `raydapt.train.loop.fit`)."""
         method, images = self.build(place.device)
         settings, before = self.config.train, torch.get_num_threads()
         # A step on cached features is many small operations: threads that wait for each other make it slower.
-        torch.set_num_threads(max(1, before // place.world) if method.uses_pixels else 1)
+        torch.set_num_threads(max(1, before // place.world) if method.reads != "features" else 1)
         try:
             return fit(method, images, settings, seed=self.config.seed, place=place, checkpoints=checkpoints, log=log)
         finally:
@@ -80,10 +81,10 @@ class TrainingJob:
 
     def images(self) -> TrainingImages:
         """Features (and pixels) of the training images, with the division of the run."""
-        table = load_features(self.features)
+        table = load_features(self.artefacts["features"])
         tensors = load(self.run.read_bytes(DIVISION))
         row_N = torch.from_numpy(tensors["row"])
-        pixels = None if self.pixels is None else PixelRows(load_pixels(self.pixels, SCRATCH), row_N)
+        pixels = self.artefacts.get("pixels")
         return TrainingImages(
             feature_ND=table.feature_ND[row_N],
             n_classes=len(self.classes.names),
@@ -91,8 +92,13 @@ class TrainingJob:
             label_L=torch.from_numpy(tensors["label"]),
             unlabelled_U=torch.from_numpy(tensors["unlabelled"]),
             candidate_classes=torch.from_numpy(tensors["candidate_classes"]),
-            pixels=pixels,
+            pixels=None if pixels is None else PixelRows(load_pixels(pixels, SCRATCH), row_N),
         )
+
+
+def images_of(reads: Reads, table: FeatureTable, artefacts: Mapping[str, Artefact]) -> Tensor:
+    """What a method reads of every row of the features: float features [N, D] or uint8 pixels [N, 3, S, S]."""
+    return table.feature_ND if reads == "features" else load_pixels(artefacts["pixels"], SCRATCH)
 
 
 def build_for_prediction(config: Config, classes: ClassSpace, device: torch.device) -> Method:

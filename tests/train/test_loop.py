@@ -136,6 +136,6 @@ def test_predict_equals_one_image_at_a_time() -> None:
     images = toy_images()
     method = Toy(images)
     index = torch.tensor([5, 3, 3, 39])
-    together = predict(method, lambda i: images.take(i, pixels=False), index, batch_size=3, device=torch.device("cpu"))
+    together = predict(method, lambda i: images.take(i, "features"), index, batch_size=3, device=torch.device("cpu"))
     for row, i in zip(together, index, strict=True):
         torch.testing.assert_close(row, (images.feature_ND[i] @ method.weight_CD.T).softmax(-1))

@@ -1,0 +1,52 @@
+"""The artefacts of a run, in the order in which they are made; what is in the store already is found, not made."""
+
+from collections.abc import Mapping
+
+from raydapt.plan import Plan
+from raydapt.stages.features import features_stage
+from raydapt.stages.pixels import pixels_stage
+from raydapt.stages.run import StageResult
+from raydapt.workspace import Artefact
+
+FEATURES, PIXELS = "features", "pixels"
+
+
+def make_artefacts(plan: Plan) -> dict[str, StageResult]:
+    """Everything that the method of a plan reads, by name."""
+    made = {FEATURES: make_features(plan)}
+    if plan.pixels is not None:
+        made[PIXELS] = make_pixels(plan)
+    return made
+
+
+def artefacts_of(made: Mapping[str, StageResult]) -> dict[str, Artefact]:
+    """The artefacts alone."""
+    return {name: result.artefact for name, result in made.items()}
+
+
+def make_features(plan: Plan) -> StageResult:
+    """The features of the plan's source, made or found."""
+    config = plan.config
+    return features_stage(
+        plan.source,
+        clip_name=config.model.clip,
+        clip_identity=plan.clip_identity,
+        image_spec=plan.image_spec,
+        settings=config.features,
+        data=config.data,
+        ray_settings=config.ray,
+        store=plan.store,
+    )
+
+
+def make_pixels(plan: Plan) -> StageResult:
+    """The decoded images of the plan's source, made or found."""
+    config = plan.config
+    return pixels_stage(
+        plan.source,
+        image_spec=plan.image_spec,
+        settings=config.features,
+        data=config.data,
+        ray_settings=config.ray,
+        store=plan.store,
+    )
