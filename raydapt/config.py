@@ -160,6 +160,32 @@ class CplSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AirSettings:
+    """AiR: synthetic images judge the unlabelled ones and are learned from. Every default is a reconstruction."""
+
+    __pydantic_config__ = _STRICT
+
+    base: Literal["cpl", "grip", "fpl"] = "cpl"
+    """The method that gets the images' help; its own settings hold."""
+    fusion_weight: NonNegative = 1.0
+    """Lambda in p* = norm(p + lambda p^); 0 leaves the pseudo-labels to the text classifier."""
+    synthetic_weight: NonNegative = 1.0
+    """Beta of the synthetic images' cross-entropy; 0 leaves them out of learning."""
+    synthetic_only: bool = False
+    """Learn from synthetic images alone, without pseudo-labels and labelled images."""
+    prototypes: Literal["nearest", "all", "mean"] = "nearest"
+    """What stands for a class: its images closest to their mean, all of them, or the mean itself."""
+    nearest: PositiveInt = 16
+    """K, synthetic images per class that are compared with."""
+    image_scale: Positive | Literal["model", "matched"] = "model"
+    """Factor of image-image similarities: CLIP's own, a number, or as sure on average as the text classifier is."""
+    cleaning_top: Count = 0
+    """Drop synthetic images whose class is not among so many best ones of zero-shot (5 in the spec); 0 keeps all."""
+    fusion_at_test: bool = False
+    """Let the synthetic images judge at prediction time as well."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RaySettings:
     """The Ray cluster that a run uses."""
 
@@ -178,7 +204,7 @@ class Config:
 
     __pydantic_config__ = _STRICT
 
-    method: Literal["zero_shot", "ensemble", "fpl", "grip", "cpl"] = "cpl"
+    method: Literal["zero_shot", "ensemble", "fpl", "grip", "cpl", "air"] = "cpl"
     seed: Count = 0
     name: str = "auto"
     runs: str = "runs"
@@ -190,6 +216,7 @@ class Config:
     fpl: FplSettings = field(default_factory=FplSettings)
     grip: GripSettings = field(default_factory=GripSettings)
     cpl: CplSettings = field(default_factory=CplSettings)
+    air: AirSettings = field(default_factory=AirSettings)
     ray: RaySettings = field(default_factory=RaySettings)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from raydapt.config import Config
+from torch import Tensor
+
+from raydapt.config import AirSettings, Config
 from raydapt.data.classes import ClassSpace
-from raydapt.methods.contract import Method, TrainingImages
+from raydapt.methods.air import AirPart
+from raydapt.methods.contract import Method, SyntheticImages, TrainingImages
 from raydapt.methods.cpl import Cpl
 from raydapt.methods.ensemble import Ensemble
 from raydapt.methods.fpl import Fpl
@@ -14,7 +17,13 @@ from raydapt.models.clip import Clip
 from raydapt.models.prompts import PromptedClip
 
 
-def build_method(config: Config, clip: Clip, classes: ClassSpace, images: TrainingImages | None = None) -> Method:
+def build_method(
+    config: Config,
+    clip: Clip,
+    classes: ClassSpace,
+    images: TrainingImages | None = None,
+    synthetic: SyntheticImages | None = None,
+) -> Method:
     """Builds the method that `config.method` names, on the device of `clip`.
 
     Args:
@@ -22,6 +31,7 @@ def build_method(config: Config, clip: Clip, classes: ClassSpace, images: Traini
         clip: The frozen model.
         classes: Names and templates; the first template is the zero-shot prompt.
         images: What it may learn from; None for a method that is only to predict.
+        synthetic: Synthetic images for a method that is only to predict (AiR with fusion at test time).
 
     Raises:
         UserError: When the prompts do not fit the model or the class names.
@@ -33,9 +43,34 @@ def build_method(config: Config, clip: Clip, classes: ClassSpace, images: Traini
         return Ensemble(clip, classes.names, classes.templates)
     prompted = PromptedClip(clip, classes.names, classes.templates, config.model, seed=config.seed)
     batch_size, seed = config.train.batch_size, config.seed
-    if config.method == "fpl":
+    base = config.air.base if config.method == "air" else config.method
+    air = None
+    if config.method == "air" and has_a_part(config.air):
+        air = _air_part(config, clip, zero_shot_CD, images, synthetic)
+    if base == "fpl":
         shots = config.fpl.shots
-        return Fpl(prompted, zero_shot_CD, images, shots=shots, batch_size=batch_size, seed=seed)
-    if config.method == "grip":
-        return Grip(prompted, zero_shot_CD, images, settings=config.grip, batch_size=batch_size, seed=seed)
-    return Cpl(prompted, zero_shot_CD, images, settings=config.cpl, batch_size=batch_size, seed=seed)
+        return Fpl(prompted, zero_shot_CD, images, shots=shots, batch_size=batch_size, seed=seed, air=air)
+    if base == "grip":
+        return Grip(prompted, zero_shot_CD, images, settings=config.grip, batch_size=batch_size, seed=seed, air=air)
+    return Cpl(prompted, zero_shot_CD, images, settings=config.cpl, batch_size=batch_size, seed=seed, air=air)
+
+
+def has_a_part(settings: AirSettings) -> bool:
+    """Whether AiR differs from its base at all."""
+    return settings.fusion_weight > 0 or settings.synthetic_weight > 0
+
+
+def _air_part(
+    config: Config,
+    clip: Clip,
+    zero_shot_CD: Tensor,
+    images: TrainingImages | None,
+    synthetic: SyntheticImages | None,
+) -> AirPart | None:
+    """What AiR adds; None for a method that is only to predict and does so as its base does."""
+    if images is None and not config.air.fusion_at_test:
+        return None
+    made = synthetic if images is None else images.synthetic
+    if made is None:
+        raise ValueError("air was built without synthetic images")
+    return AirPart(config.air, made, zero_shot_CD, clip.logit_scale)

@@ -1,13 +1,14 @@
 """What the training loop and a method say to each other.
 
-Legend: N training images, U unlabelled, L labelled, M images of a stream, B batch, C classes, D width, S side in px.
+Legend: N training images, U unlabelled, L labelled, M images of a stream, or synthetic ones, B batch, C classes,
+D width, S side in px.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 Reads = Literal["features", "pixels"]
 """What a method takes for an image: the cached feature of the frozen CLIP, or uint8 pixels."""
+ImageSource = Literal["train", "synthetic"]
+"""Which images a stream draws from: the images that are adapted to, or synthetic ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,8 @@ class Stream:
     """float32 targets: one-hot, a distribution, or a 0/1 set of candidates."""
     batch_size: int
     """Images per optimiser step over all workers."""
+    source: ImageSource = "train"
+    """The images that the indices are of."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,22 @@ class PixelRows:
     def take(self, index_B: Tensor) -> Tensor:
         """uint8 pixels [B, 3, S, S] of int64 indices into the training images."""
         return self.pixel_R3SS[self.row_N[index_B]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticImages:
+    """Images that were made of the classes; their classes are what they were asked to show, not labels of anything."""
+
+    feature_MD: Tensor
+    """float32 CPU, L2-normalised features of the frozen CLIP."""
+    class_M: Tensor
+    """int64 class that each image was made of."""
+    pixels: PixelRows | None = None
+    """uint8 pixels; None when the method reads features."""
+
+    def take(self, index_B: Tensor, reads: Reads) -> Tensor:
+        """Features [B, D], or pixels [B, 3, S, S], of int64 indices."""
+        return _take(self.feature_MD, self.pixels, index_B, reads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +83,24 @@ class TrainingImages:
     """int64 classes that a pseudo-label may name: all of them, in TRZSL the unseen ones."""
     pixels: PixelRows | None = None
     """uint8 pixels of the training images; None when the method reads features."""
+    synthetic: SyntheticImages | None = None
+    """Made images, for the methods that learn from them."""
 
-    def take(self, index_B: Tensor, reads: Reads) -> Tensor:
-        """Features [B, D], or pixels [B, 3, S, S], of int64 indices."""
-        if reads == "features":
-            return self.feature_ND[index_B]
-        if self.pixels is None:
-            raise ValueError("The method reads pixels, but there are none.")
-        return self.pixels.take(index_B)
+    def take(self, index_B: Tensor, reads: Reads, source: ImageSource = "train") -> Tensor:
+        """Features [B, D], or pixels [B, 3, S, S], of int64 indices into the images of a source."""
+        if source == "train":
+            return _take(self.feature_ND, self.pixels, index_B, reads)
+        if self.synthetic is None:
+            raise ValueError("A stream draws from synthetic images, but there are none.")
+        return self.synthetic.take(index_B, reads)
+
+
+def _take(feature_ND: Tensor, pixels: PixelRows | None, index_B: Tensor, reads: Reads) -> Tensor:
+    if reads == "features":
+        return feature_ND[index_B]
+    if pixels is None:
+        raise ValueError("The method reads pixels, but there are none.")
+    return pixels.take(index_B)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +129,8 @@ class PseudoLabels:
     """Images with candidates that no class had room for."""
     dropped: int = 0
     """Images without any candidate."""
+    guesses: Mapping[str, Tensor] = field(default_factory=dict)
+    """Where several judge together, by name: the class, int64 [U], that each would give every unlabelled image."""
 
 
 class Method(nn.Module, ABC):

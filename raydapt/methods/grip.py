@@ -5,15 +5,14 @@ Legend: U unlabelled, C classes, K candidate classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from raydapt.config import GripSettings
-from raydapt.methods.contract import Stream, TrainingImages
+from raydapt.methods.air import AirPart
+from raydapt.methods.contract import PseudoLabels, TrainingImages
 from raydapt.methods.hard_labels import HardLabelMethod
 from raydapt.methods.prompt_method import hard_targets
-from raydapt.methods.pseudo_labels import growing_count, leader_board, published_leader_board
+from raydapt.methods.pseudo_labels import Probabilities, growing_count, leader_board, published_leader_board
 from raydapt.models.prompts import PromptedClip
 
 
@@ -34,6 +33,7 @@ class Grip(HardLabelMethod):
         settings: GripSettings,
         batch_size: int,
         seed: int,
+        air: AirPart | None = None,
     ) -> None:
         weight = settings.labelled_weight
         super().__init__(
@@ -44,14 +44,12 @@ class Grip(HardLabelMethod):
             rounds=settings.rounds,
             seed=seed,
             labelled_weight=weight,
+            air=air,
         )
         self.board = leader_board if settings.board == "clean" else published_leader_board
 
-    def begin_round(self, round_: int, probability_UC: Callable[[], Tensor]) -> list[Stream]:
-        """Fills the leader boards from the last round's probabilities, then draws the prompt anew."""
-        probability_UK = self.candidate_probability(round_, probability_UC)
-        self.restart(round_)
+    def select(self, round_: int, probability_UK: Probabilities) -> PseudoLabels:
+        """Fills the leader boards."""
         selection = self.board(probability_UK, growing_count(round_, self.rounds, *probability_UK.shape))
         target_MK = hard_targets(selection, probability_UK.shape[1])
-        self.pseudo_labels = self.pseudo_labels_of(selection, probability_UK, target_MK)
-        return [self.pooled_stream(self.pseudo_labels)]
+        return self.pseudo_labels_of(selection, probability_UK, target_MK)

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from raydapt.methods.air import AirPart
 from raydapt.methods.contract import Batch, PseudoLabels, Stream, TrainingImages, one_hot
 from raydapt.methods.losses import two_group_cross_entropy
 from raydapt.methods.prompt_method import PromptMethod
@@ -42,8 +43,9 @@ class HardLabelMethod(PromptMethod):
         rounds: int,
         seed: int,
         labelled_weight: float | Literal["auto"] = "auto",
+        air: AirPart | None = None,
     ) -> None:
-        super().__init__(prompted, zero_shot_CD, images, batch_size=batch_size, rounds=rounds, seed=seed)
+        super().__init__(prompted, zero_shot_CD, images, batch_size=batch_size, rounds=rounds, seed=seed, air=air)
         self.labelled_weight = labelled_weight
         self._weights = (0.0, 1.0)
         is_labelled_N = torch.zeros(0 if images is None else len(images.feature_ND), dtype=torch.bool)
@@ -51,27 +53,30 @@ class HardLabelMethod(PromptMethod):
             is_labelled_N[images.labelled_L] = True
         self.register_buffer("is_labelled_N", is_labelled_N.to(prompted.clip.device), persistent=False)
 
-    def pooled_stream(self, pseudo_labels: PseudoLabels) -> Stream:
-        """The round's one stream, of pseudo-labelled and labelled images together."""
+    def streams(self, pseudo_labels: PseudoLabels) -> list[Stream]:
+        """One stream, of pseudo-labelled and labelled images together."""
         images = self.images
-        return Stream(
+        pooled = Stream(
             name=TRAIN,
             index_M=torch.cat([pseudo_labels.index_M, images.labelled_L.cpu()]),
             target_MC=torch.cat([pseudo_labels.target_MC, one_hot(images.label_L.cpu(), images.n_classes)]),
             batch_size=self.batch_size,
         )
+        return [pooled]
 
     def enter_round(self, round_: int, streams: Sequence[Stream]) -> None:
         """Sets the weights of the loss."""
-        n_selected = len(streams[0].index_M) - len(self.images.labelled_L)
-        self._weights = loss_weights(self.images, n_selected, self.labelled_weight)
+        for stream in streams:
+            if stream.name == TRAIN:
+                n_selected = len(stream.index_M) - len(self.images.labelled_L)
+                self._weights = loss_weights(self.images, n_selected, self.labelled_weight)
 
-    def forward(self, batches: Mapping[str, Batch]) -> Tensor:
+    def loss(self, logits: Mapping[str, Tensor], batches: Mapping[str, Batch]) -> Tensor:
         """The weighted sum of the two groups' cross-entropies."""
         batch = batches[TRAIN]
         labelled_weight, unlabelled_weight = self._weights
         return two_group_cross_entropy(
-            self.logits(batch.image_B),
+            logits[TRAIN],
             batch.target_BC,
             self.is_labelled_N[batch.index_B.to(self.is_labelled_N.device)],
             labelled_weight=labelled_weight,

@@ -5,14 +5,17 @@ Legend: N training images, U unlabelled, L labelled, M selected, C classes, K ca
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from raydapt.errors import UserError
-from raydapt.methods.contract import Method, PseudoLabels, TrainingImages
+from raydapt.methods.air import SYNTHETIC, AirPart
+from raydapt.methods.contract import Batch, Method, PseudoLabels, Stream, TrainingImages
 from raydapt.methods.pseudo_labels import Probabilities, Selection, restrict_probability
 from raydapt.models.prompts import PromptedClip
 
@@ -29,6 +32,7 @@ class PromptMethod(Method):
         batch_size: Images per optimiser step.
         rounds: Rounds of learning.
         seed: Of the initial prompts of all rounds.
+        air: What AiR adds: a second judge of the images, and synthetic images to learn from; None for the plain method.
     """
 
     def __init__(
@@ -40,13 +44,18 @@ class PromptMethod(Method):
         batch_size: int,
         rounds: int,
         seed: int,
+        air: AirPart | None = None,
     ) -> None:
         super().__init__()
         self.prompted = prompted
         self.reads = "pixels" if prompted.uses_pixels else "features"
-        self.rounds, self.batch_size, self.seed = rounds, batch_size, seed
+        # Rounds that depend on no pseudo-labels are all the same.
+        self.rounds = 1 if air is not None and air.settings.synthetic_only else rounds
+        self.batch_size, self.seed = batch_size, seed
         self._zero_shot_CD = zero_shot_CD.cpu()
         self._images = images
+        self.air = air
+        self._guesses: Mapping[str, Tensor] = {}
 
     @property
     def images(self) -> TrainingImages:
@@ -56,9 +65,51 @@ class PromptMethod(Method):
         return self._images
 
     def logits(self, image_B: Tensor) -> Tensor:
-        """Logits [B, C] of the prompted model."""
+        """Logits [B, C] of the prompted model.
+
+        A method that is only to predict adds, where `air.fusion_at_test` says so, what the synthetic images say.
+        """
         logits_BC: Tensor = self.prompted(image_B)
+        if self._images is None and self.air is not None and self.air.settings.fusion_at_test:
+            return self.air.fused_logits(self.prompted, image_B, logits_BC)
         return logits_BC
+
+    def logits_of(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
+        """The prompted model's logits of every stream's batch; the class texts are encoded once for all of them."""
+        logits_BC: Tensor = self.prompted(torch.cat([batch.image_B for batch in batches.values()]))
+        parts = torch.split(logits_BC, [len(batch.image_B) for batch in batches.values()])
+        return dict(zip(batches, parts, strict=True))
+
+    def begin_round(self, round_: int, probability_UC: Callable[[], Tensor]) -> list[Stream]:
+        """Selects from the last round's probabilities, then draws the prompt anew."""
+        if self.air is not None and self.air.settings.synthetic_only:
+            self.restart(round_)
+            return self.air.streams(self.batch_size)
+        probability_UK = self.candidate_probability(round_, probability_UC)
+        self.restart(round_)
+        selected = self.select(round_, probability_UK)
+        self.pseudo_labels = replace(selected, guesses=self._guesses)
+        return self.streams(selected) + ([] if self.air is None else self.air.streams(self.batch_size))
+
+    @abstractmethod
+    def select(self, round_: int, probability_UK: Probabilities) -> PseudoLabels:
+        """The pseudo-labels of a round, from probabilities over the candidate classes."""
+
+    @abstractmethod
+    def streams(self, pseudo_labels: PseudoLabels) -> list[Stream]:
+        """What a round learns from: the pseudo-labelled images, and the labelled ones where there are some."""
+
+    @abstractmethod
+    def loss(self, logits: Mapping[str, Tensor], batches: Mapping[str, Batch]) -> Tensor:
+        """The loss of the batches of `streams`."""
+
+    def forward(self, batches: Mapping[str, Batch]) -> Tensor:
+        """The method's own loss, plus AiR's of the synthetic images where it has a part."""
+        logits = self.logits_of(batches)
+        if self.air is None or SYNTHETIC not in batches:
+            return self.loss(logits, batches)
+        synthetic_loss = self.air.loss(logits[SYNTHETIC], batches[SYNTHETIC])
+        return synthetic_loss if self.air.settings.synthetic_only else self.loss(logits, batches) + synthetic_loss
 
     def restart(self, round_: int) -> None:
         """Draws the prompt of a round; it depends on the seed and the round alone."""
@@ -77,7 +128,13 @@ class PromptMethod(Method):
         else:
             all_UC = probability_UC()
         all_np = all_UC.detach().to("cpu", torch.float32).numpy()
-        return restrict_probability(all_np, images.candidate_classes.cpu().numpy())
+        text_UK = restrict_probability(all_np, images.candidate_classes.cpu().numpy())
+        if self.air is None or not self.air.judges:
+            return text_UK
+        # The frozen features are right until something visual is learned; then both kinds of images are encoded anew.
+        encoder = self.prompted if self.prompted.uses_pixels and round_ > 1 else None
+        both_UK, self._guesses = self.air.judge(text_UK, images, encoder)
+        return both_UK
 
     def pseudo_labels_of(
         self, selection: Selection, probability_UK: Probabilities, target_MK: Probabilities

@@ -187,6 +187,10 @@ class PromptedClip(OnClip):
         with torch.autocast(feature_BD.device.type, enabled=False):
             return self.clip.logit_scale * feature_BD.to(torch.float32) @ class_CD.to(torch.float32).T
 
+    def image_features(self, image_B: Tensor) -> Tensor:
+        """L2-normalised features [B, D] under the visual prompt as it is learned now; cached ones are given back."""
+        return self._image_features(image_B, self._prompts()[1])
+
     def class_embeddings(self) -> Tensor:
         """L2-normalised class embeddings [C, D] as they are learned now."""
         return self._class_embeddings(self._prompts()[0])

@@ -57,13 +57,15 @@ def to_bytes(state: TrainState) -> bytes:
         tensors[f"stream.{i}.index"] = stream.index_M
         tensors.update(_sparse(f"stream.{i}", stream.target_MC))
         shape = list(stream.target_MC.shape)
-        streams.append({"name": stream.name, "batch_size": stream.batch_size, "shape": shape})
+        named = {"name": stream.name, "batch_size": stream.batch_size, "source": stream.source}
+        streams.append(named | {"shape": shape})
     history: list[dict[str, Any]] = []
     for i, labels in enumerate(state.history):
         tensors[f"history.{i}.index"] = labels.index_M
         tensors[f"history.{i}.confidence"] = labels.confidence_M
         tensors[f"history.{i}.class"] = labels.class_M
         tensors.update(_sparse(f"history.{i}", labels.target_MC))
+        tensors.update({f"history.{i}.guess.{name}": class_U for name, class_U in labels.guesses.items()})
         shape = list(labels.target_MC.shape)
         history.append({"shape": shape, "waiting": labels.waiting, "dropped": labels.dropped})
     header = {
@@ -90,6 +92,7 @@ def from_bytes(data: bytes) -> TrainState:
             index_M=tensors[f"stream.{i}.index"],
             target_MC=_dense(tensors, f"stream.{i}", item["shape"]),
             batch_size=item["batch_size"],
+            source=item.get("source", "train"),
         )
         for i, item in enumerate(header["streams"])
     ]
@@ -101,6 +104,7 @@ def from_bytes(data: bytes) -> TrainState:
             class_M=tensors[f"history.{i}.class"],
             waiting=item["waiting"],
             dropped=item["dropped"],
+            guesses=_below(tensors, f"history.{i}.guess."),
         )
         for i, item in enumerate(header["history"])
     ]

@@ -174,7 +174,7 @@ class _Trainer:
     def _batch(self, stream: Stream, position_B: Tensor) -> Batch:
         index_B = stream.index_M[position_B]
         device = self.place.device
-        image_B = self.images.take(index_B, self.method.reads).to(device, non_blocking=True)
+        image_B = self.images.take(index_B, self.method.reads, stream.source).to(device, non_blocking=True)
         return Batch(image_B=image_B, target_BC=stream.target_MC[position_B].to(device), index_B=index_B)
 
     def _no_sync(self, *, last: bool) -> contextlib.AbstractContextManager[None]:

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from raydapt.data.classes import ClassSpace
-from raydapt.methods.contract import PixelRows, TrainingImages
+from raydapt.methods.contract import PixelRows, SyntheticImages, TrainingImages
 from tests.models.tiny import EMBED_DIM, pixels, tiny_clip
 
 NAMES = ("cat", "annual crop land", "sea / lake", "fox")
@@ -47,4 +47,14 @@ def training_images(paradigm="ul", *, n=60, clip=None, with_pixels=False):
     )
 
 
-__all__ = ["CLASSES", "NAMES", "probabilities", "tiny_clip", "training_images"]
+def synthetic_images(clip, *, per_class=6, with_pixels=False):
+    """Images of the four classes that stand class by class, as a synthesis leaves them."""
+    pixel_M3SS, class_M = pixels(4 * per_class, seed=5), torch.arange(4).repeat_interleave(per_class)
+    pixel_M3SS = (pixel_M3SS // 2 + 32 * class_M[:, None, None, None]).to(torch.uint8)  # a brightness for each class
+    with torch.no_grad():
+        feature_MD = clip.encode_image(pixel_M3SS)
+    rows = PixelRows(pixel_M3SS, torch.arange(len(class_M))) if with_pixels else None
+    return SyntheticImages(feature_MD=feature_MD, class_M=class_M, pixels=rows)
+
+
+__all__ = ["CLASSES", "NAMES", "probabilities", "synthetic_images", "tiny_clip", "training_images"]

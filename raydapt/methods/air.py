@@ -1,0 +1,136 @@
+"""AiR: images made of the classes judge the unlabelled ones, and are learned from (CVPR 2025; reconstruction, spec).
+
+A part that `fpl`, `grip` and `cpl` take in: their rounds, selections and losses stay as they are. What is published is
+that images of a LoRA-tuned diffusion model form an auxiliary classifier, that it is fused with the text classifier to
+make pseudo-labels, and that the images enrich prompt learning. The rest is reconstructed, each choice a setting.
+
+Legend: M synthetic images, U unlabelled, B batch, C classes, K candidate classes, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raydapt.config import AirSettings
+from raydapt.methods.contract import Batch, Stream, SyntheticImages, TrainingImages, one_hot
+from raydapt.methods.pseudo_labels import Probabilities
+from raydapt.methods.synthetic import class_weights, fuse, matching_scale, recognised
+from raydapt.models.prompts import PromptedClip
+
+SYNTHETIC = "synthetic"
+TEXT, IMAGES, BOTH = "text", "images", "both"
+"""The judges of `PseudoLabels.guesses`."""
+_ROWS_PER_CHUNK = 1024
+_ROWS_TO_MATCH = 4096
+
+
+class AirPart(nn.Module):
+    """The auxiliary image classifier and the loss of the synthetic images.
+
+    Args:
+        settings: The weights of both, and the choices within them.
+        synthetic: The images, of all classes.
+        zero_shot_CD: Class embeddings of the plain prompt, which cleaning goes by.
+        logit_scale: Of the CLIP.
+    """
+
+    scale: Tensor
+
+    def __init__(
+        self, settings: AirSettings, synthetic: SyntheticImages, zero_shot_CD: Tensor, logit_scale: float
+    ) -> None:
+        super().__init__()
+        self.settings, self.n_classes = settings, len(zero_shot_CD)
+        self._synthetic = synthetic
+        kept_M = torch.ones(len(synthetic.class_M), dtype=torch.bool)
+        if settings.cleaning_top:
+            score_MC = synthetic.feature_MD @ zero_shot_CD.cpu().T
+            kept_M = recognised(score_MC, synthetic.class_M, settings.cleaning_top)
+        self.kept_M = kept_M.nonzero()[:, 0]
+        """int64 indices of the synthetic images that are used."""
+        own = isinstance(settings.image_scale, str)
+        scale = logit_scale if own else float(settings.image_scale)
+        # What the last round has found is needed again where the images judge at test time as well.
+        kept = settings.fusion_at_test and settings.image_scale == "matched"
+        self.register_buffer("scale", torch.tensor(scale), persistent=kept)
+        self._weight_CD: Tensor | None = None
+
+    @property
+    def judges(self) -> bool:
+        """Whether the auxiliary classifier has a say in the pseudo-labels."""
+        return self.settings.fusion_weight > 0
+
+    def judge(
+        self, text_UK: Probabilities, images: TrainingImages, encoder: PromptedClip | None
+    ) -> tuple[Probabilities, dict[str, Tensor]]:
+        """The fused pseudo-label probabilities p* [U, K], and which class each judge would choose.
+
+        Args:
+            text_UK: What the text classifier says of the candidate classes.
+            images: The training images; of candidate classes other than all (TRZSL), p^ is over these alone.
+            encoder: Encodes both kinds of images anew; None takes the frozen features.
+        """
+        index_U, candidates_K = images.unlabelled_U, images.candidate_classes.cpu()
+        feature_UD = images.feature_ND[index_U]
+        if encoder is not None:
+            feature_UD = encode(encoder, lambda index_B: images.take(index_B, "pixels"), index_U)
+        score_UK = feature_UD @ self.weights(encoder)[candidates_K].T
+        if self.settings.image_scale == "matched":
+            row_R = torch.linspace(0, len(score_UK) - 1, min(len(score_UK), _ROWS_TO_MATCH)).long()
+            confidence = float(text_UK[row_R.numpy()].max(axis=1).mean())
+            self.scale.fill_(matching_scale(score_UK[row_R], confidence))
+        image_UK = (float(self.scale) * score_UK).softmax(dim=1).numpy()
+        both_UK = fuse(text_UK, image_UK, self.settings.fusion_weight)
+        judges = {TEXT: text_UK, IMAGES: image_UK, BOTH: both_UK}
+        return both_UK, {name: candidates_K[torch.from_numpy(p.argmax(axis=1))] for name, p in judges.items()}
+
+    def weights(self, encoder: PromptedClip | None) -> Tensor:
+        """The auxiliary classifier [C, D] on the CPU."""
+        synthetic, feature_MD = self._synthetic, self._synthetic.feature_MD[self.kept_M]
+        if encoder is not None:
+            feature_MD = encode(encoder, lambda index_B: synthetic.take(index_B, "pixels"), self.kept_M)
+        return class_weights(
+            feature_MD,
+            synthetic.class_M[self.kept_M],
+            self.n_classes,
+            prototypes=self.settings.prototypes,
+            nearest=self.settings.nearest,
+        )
+
+    def streams(self, batch_size: int) -> list[Stream]:
+        """The synthetic images with the classes that they were made of; nothing if they are not learned from."""
+        if not self.settings.synthetic_weight:
+            return []
+        target_MC = one_hot(self._synthetic.class_M[self.kept_M], self.n_classes)
+        return [
+            Stream(name=SYNTHETIC, index_M=self.kept_M, target_MC=target_MC, batch_size=batch_size, source="synthetic")
+        ]
+
+    def loss(self, logits_BC: Tensor, batch: Batch) -> Tensor:
+        """Beta times L_s, the cross-entropy of the synthetic images."""
+        return self.settings.synthetic_weight * F.cross_entropy(logits_BC, batch.target_BC)
+
+    def fused_logits(self, prompted: PromptedClip, image_B: Tensor, logits_BC: Tensor) -> Tensor:
+        """log(p + lambda p^) over all classes, whose softmax is p*: fusion at test time."""
+        if self._weight_CD is None:
+            self._weight_CD = self.weights(prompted if prompted.uses_pixels else None).to(logits_BC.device)
+        score_BC = prompted.image_features(image_B).to(self._weight_CD) @ self._weight_CD.T
+        image_BC = (self.scale * score_BC).softmax(dim=1)
+        return (logits_BC.softmax(dim=1) + self.settings.fusion_weight * image_BC).log()
+
+
+@torch.no_grad()
+def encode(encoder: PromptedClip, pixels_of: Callable[[Tensor], Tensor], index_M: Tensor) -> Tensor:
+    """Features [M, D] on the CPU of the images that `pixels_of` gives for int64 indices."""
+    was_training = encoder.training
+    encoder.eval()
+    device = encoder.clip.device
+    parts = [
+        encoder.image_features(pixels_of(i).to(device)).float().cpu() for i in torch.split(index_M, _ROWS_PER_CHUNK)
+    ]
+    encoder.train(was_training)
+    return torch.cat(parts)
