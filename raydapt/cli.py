@@ -114,6 +114,60 @@ def demo(overrides: tuple[str, ...]) -> None:
 @cli.command()
 @click.argument("config")
 @_OVERRIDES
+@click.option("--address", default="http://127.0.0.1:8265", show_default=True, help="Dashboard of the cluster.")
+@click.option("--verb", default="run", show_default=True, help="The verb that runs the job file there.")
+@click.option("--env", "variables", multiple=True, metavar="NAME", help="Pass on this variable too; never a secret.")
+@click.option("--working-dir", default=".", show_default=True, help="Folder that travels to the cluster.")
+@click.option("--no-wait", is_flag=True, help="Return once the job is accepted.")
+@click.option("--status", is_flag=True, help="Print the job's state and send nothing.")
+@click.option("--stop", is_flag=True, help="Stop the job; submitting it again resumes it.")
+def submit(
+    config: str,
+    overrides: tuple[str, ...],
+    address: str,
+    verb: str,
+    variables: tuple[str, ...],
+    working_dir: str,
+    no_wait: bool,
+    status: bool,
+    stop: bool,
+) -> None:
+    """Sends a job file to a running Ray cluster, follows its log and exits with the job's exit code.
+
+    The same command again attaches to the job that waits or runs; after a failure it starts it anew, and it resumes.
+    """
+    from raydapt import submission
+
+    sent = submission.prepare(config, overrides, verb=verb, variables=variables, working_dir=working_dir)
+    client = submission.connect(address)
+    if status or stop:
+        click.echo(submission.stop(client, sent.submission_id) if stop else submission.state_line(client, sent))
+        return
+    click.echo(sent.command_line(address))
+    started = submission.submit(client, sent)
+    click.echo(f"{sent.submission_id}: {'submitted' if started else 'there already, attached to it'}")
+    if no_wait:
+        return
+    submission.follow(client, sent.submission_id, lambda text: click.echo(text, nl=False))
+    click.echo(submission.state_line(client, sent))
+    sys.exit(submission.exit_code(client, sent.submission_id))
+
+
+@cli.command()
+@_CONFIG
+@_OVERRIDES
+def doctor(config: str | None, overrides: tuple[str, ...]) -> None:
+    """Examines this machine: versions, GPU, vLLM, disk, Ray's token and dashboard, storage; exits 1 on a failure."""
+    from raydapt import doctor as doctor_
+
+    findings = doctor_.examine(_load(config, overrides))
+    click.echo(doctor_.format_findings(findings))
+    sys.exit(1 if any(finding.state == "failure" for finding in findings) else 0)
+
+
+@cli.command()
+@click.argument("config")
+@_OVERRIDES
 def pretrain(config: str, overrides: tuple[str, ...]) -> None:
     """Trains an embedded miniature model again (jobs/zoo/clip.yaml)."""
     from raydapt.zoo import clip_pretraining

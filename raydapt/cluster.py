@@ -2,8 +2,10 @@
 
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 
 from raydapt.config import RaySettings
@@ -11,6 +13,8 @@ from raydapt.errors import UserError
 
 # Actors and Train workers wait for each other for ever when a laptop's two cores are all taken: logical CPUs are free.
 _LEAST_LOGICAL_CPUS = 4
+# File systems that several machines see alike.
+_SHARED_FILE_SYSTEMS = ("nfs", "cifs", "smb", "lustre", "gpfs", "ceph", "beegfs", "glusterfs", "fuse", "9p", "virtiofs")
 
 
 def ensure_ray(settings: RaySettings) -> None:
@@ -37,6 +41,34 @@ def ensure_ray(settings: RaySettings) -> None:
             f"Setting ray.address={settings.address!r}: no Ray cluster answers there ({reason}): start one with "
             "'ray start --head', or set ray.address=local."
         ) from None
+
+
+def require_shared(url: str, *, setting: str) -> None:
+    """Refuses a folder of this machine alone when the cluster has others, which would not find what is written there.
+
+    Args:
+        url: The folder.
+        setting: Name of the setting that gave it.
+
+    Raises:
+        UserError: When the connected cluster has several machines and the folder lies on a local disk.
+    """
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    machines = {node["NodeManagerHostname"] for node in nodes if node["Alive"]}
+    if len(machines) < 2 or ("://" in url and not url.startswith(("file://", "local://"))):
+        return
+    kind = _file_system(Path(url.partition("://")[2] or url).absolute())
+    if not kind.startswith(_SHARED_FILE_SYSTEMS):
+        raise UserError(
+            f"Setting {setting}={url!r} is a folder of this machine ({kind}), but the cluster has {len(machines)} "
+            f"machines: give a shared file system or an s3:// or gs:// address."
+        )
+
+
+def _file_system(path: Path) -> str:
+    """Kind of the file system that a path lies on."""
+    mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
+    return next((mounts[folder] for folder in (path, *path.parents) if folder in mounts), "unknown")
 
 
 def _init(address: str, start: dict[str, Any]) -> None:

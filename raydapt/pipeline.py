@@ -19,7 +19,7 @@ import yaml
 
 from raydapt import outcome
 from raydapt.artefacts import FEATURES, artefacts_of, make_artefacts, make_features
-from raydapt.cluster import ensure_ray
+from raydapt.cluster import ensure_ray, require_shared
 from raydapt.config import Config, as_tree
 from raydapt.data.splits import Division, divide
 from raydapt.errors import UserError
@@ -141,6 +141,8 @@ def _train(job: TrainingJob) -> TrainState:
         state = job(local_place(settings), checkpoints, progress)
     else:
         ensure_ray(job.config.ray)
+        require_shared(job.config.store, setting="store")
+        require_shared(job.config.runs, setting="runs")
         fingerprint = record.read_json("fingerprint.json")["fingerprint"]
         state = train_on_workers(job, settings, storage=record.file("ray_train"), name=fingerprint, log=progress)
         checkpoints.save_state(state)

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "raydapt"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms from top to bottom: a file imports from its own room and from those below.
 LEVELS = (
-    {"cli", "demo"},
+    {"cli", "demo", "doctor", "submission"},
     {"pipeline", "prediction", "gallery", "outcome", "plan", "artefacts"},
     {"stages", "train"},
     {"methods"},

@@ -16,11 +16,12 @@ import pyarrow.compute as pc
 import ray.data
 from ray.exceptions import RayError
 
-from raydapt.cluster import ensure_ray
+from raydapt.cluster import ensure_ray, require_shared
 from raydapt.config import RaySettings
 from raydapt.errors import UserError
 from raydapt.progress import Progress
 from raydapt.stages.context import configure
+from raydapt.stages.metrics import StageMetrics
 from raydapt.workspace import Artefact, Recipe, Store, versions
 
 PART, PART_ROWS, MODEL_S = "part", "part_rows", "model_s"
@@ -116,6 +117,7 @@ def run_stage(store: Store, stage: Stage) -> StageResult:
 def _make(artefact: Artefact, stage: Stage, pending: Sequence[int], tally: _Tally) -> set[int]:
     """Computes and commits the pending parts; returns those that turned out to have no rows."""
     ensure_ray(stage.ray)
+    require_shared(artefact.folder.url, setting="store")
     configure()
     dataset, tally.actors = stage.dataset_of(pending)
     failed = sum(artefact.committed_errors().values())
@@ -127,12 +129,14 @@ def _make(artefact: Artefact, stage: Stage, pending: Sequence[int], tally: _Tall
         done=artefact.committed_rows(),
         failed=failed,
     )
+    metrics = StageMetrics(stage.recipe.kind)
     unseen = set(pending)
     try:
         results = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
         for part, table in whole_parts(results):
             unseen.discard(part)
-            _commit(artefact, part, table, tally, progress)
+            errors = _commit(artefact, part, table, tally, progress)
+            metrics.add(table.num_rows, errors, time.monotonic() - tally.started)
             if stage.rows and progress.failed > stage.max_error_share * stage.rows:
                 break  # no need to read on, it is sure already that too many rows are bad
     except RayError as error:
@@ -163,7 +167,8 @@ def whole_parts(tables: Iterable[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
         raise RuntimeError(f"the stage ended with {len(waiting)} parts unfinished: {sorted(waiting)[:5]}")
 
 
-def _commit(artefact: Artefact, part: int, table: pa.Table, tally: _Tally, progress: Progress) -> None:
+def _commit(artefact: Artefact, part: int, table: pa.Table, tally: _Tally, progress: Progress) -> Counter[str]:
+    """Commits a part; returns its errors by reason."""
     errors = Counter(reason for reason in table["error"].to_pylist() if reason is not None)
     if errors and not tally.example:
         tally.example = str(table.filter(pc.is_valid(table["error"]))["path"][0].as_py())
@@ -174,6 +179,7 @@ def _commit(artefact: Artefact, part: int, table: pa.Table, tally: _Tally, progr
     stored = [name for name in table.column_names if name not in (PART, PART_ROWS, MODEL_S)]
     artefact.commit_part(part, table.select(stored), errors)
     progress.add(table.num_rows, errors.total())
+    return errors
 
 
 def _check_errors(stage: Stage, errors: dict[str, int], rows: int, artefact: Artefact, example: str) -> None:

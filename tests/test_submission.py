@@ -1,0 +1,170 @@
+"""`raydapt submit`: what is sent, and a real cluster of two nodes with token authentication."""
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raydapt import cluster
+from raydapt.config import load_config
+from raydapt.errors import UserError
+from raydapt.submission import EXCLUDES, connect, prepare, submission_id
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["data.limit=300", "train.max_steps_per_round=3", "cpl.rounds=2", "ray.progress=false"]
+
+
+def test_the_same_settings_are_the_same_submission() -> None:
+    ids = {
+        submission_id(load_config(None, overrides), verb)
+        for overrides, verb in [
+            ([], "run"),
+            (["ray.cpus=8", "ray.address=local"], "run"),  # where it is sent from changes no result
+            (["seed=1"], "run"),
+            ([], "features"),
+        ]
+    }
+    assert len(ids) == 3
+    assert all(name.startswith("raydapt-cpl-") for name in ids)
+
+
+def test_what_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("RAYDAPT_DATA", "s3://bucket/data")
+    monkeypatch.setenv("MY_SETTING", "1")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "never")
+    sent = prepare("jobs/cpl.yaml", ["data.class_names=[a b, c]"], variables=["MY_SETTING"])
+    assert sent.entrypoint.startswith("python -m raydapt.cli run jobs/cpl.yaml 'data.class_names=[a b, c]'")
+    assert sent.environment["RAYDAPT_DATA"] == "s3://bucket/data"
+    assert sent.environment["MY_SETTING"] == "1"
+    assert "never" not in sent.command_line("http://head:8265")
+    assert {".git", "store", "runs", ".venv"} <= set(EXCLUDES)
+    line = sent.command_line("http://head:8265")
+    assert line.startswith("ray job submit --address http://head:8265 --submission-id raydapt-cpl-")
+    assert line.endswith(f"-- {sent.entrypoint}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"job": "jobs/cpl.yaml", "overrides": [], "variables": ["HF_TOKEN"]}, ["HF_TOKEN", "secret"]),
+        ({"job": "jobs/cpl.yaml", "overrides": ["seeed=1"]}, ["seeed"]),
+        ({"job": "jobs/none.yaml", "overrides": []}, ["none.yaml"]),
+        ({"job": "jobs/cpl.yaml", "overrides": [], "working_dir": "tests"}, ["working directory", "cpl.yaml"]),
+    ],
+)
+def test_what_is_refused(arguments: dict[str, Any], words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError) as error:
+        prepare(**arguments)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_no_cluster_there() -> None:
+    with pytest.raises(UserError, match=r"--address='http://127\.0\.0\.1:9'"):
+        connect("http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    ("machines", "url", "kind", "refused"),
+    [
+        (["a", "a"], "store", "ext4", False),
+        (["a", "b"], "store", "ext4", True),
+        (["a", "b"], "store", "nfs4", False),
+        (["a", "b"], "s3://bucket/store", "ext4", False),
+        (["a", "b"], "file:///store", "ext4", True),
+    ],
+)
+def test_a_folder_of_one_machine_is_refused_on_several(
+    machines: list[str], url: str, kind: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [{"Alive": True, "NodeManagerHostname": name} for name in machines]
+    nodes.append({"Alive": False, "NodeManagerHostname": "gone"})
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(cluster, "_file_system", lambda path: kind)
+    if refused:
+        with pytest.raises(UserError, match=r"store='.*2 machines"):
+            cluster.require_shared(url, setting="store")
+    else:
+        cluster.require_shared(url, setting="store")
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+class TwoNodes:
+    """A head without CPUs and a worker, started as a user starts them, with a token."""
+
+    def __init__(self, folder: Path) -> None:
+        self.dashboard, port = f"http://127.0.0.1:{free_port()}", free_port()
+        token = folder / "token"
+        token.write_text(secrets.token_hex(32))
+        token.chmod(0o600)
+        bin_ = str(Path(sys.executable).parent)
+        self.env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")} | {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "PATH": f"{bin_}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+        }
+        common = ["--disable-usage-stats", f"--temp-dir={folder}/ray"]
+        http = self.dashboard.rpartition(":")[2]
+        self.ray("start", "--head", f"--port={port}", "--num-cpus=0", "--dashboard-host=127.0.0.1",
+                 f"--dashboard-port={http}", f"--dashboard-agent-listen-port={free_port()}",
+                 f"--metrics-export-port={free_port()}", *common)  # fmt: skip
+        self.ray("start", f"--address=127.0.0.1:{port}", "--num-cpus=4",
+                 f"--dashboard-agent-listen-port={free_port()}", f"--metrics-export-port={free_port()}",
+                 "--disable-usage-stats")  # fmt: skip
+
+    def ray(self, *words: str) -> None:
+        subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *words], env=self.env, check=True, timeout=240)
+
+    def raydapt(self, *words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "raydapt.cli", *words]
+        return subprocess.run(command, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+
+
+@pytest.fixture
+def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
+    nodes = TwoNodes(Path(str(tmp_path_factory.mktemp("c"))))
+    yield nodes
+    nodes.ray("stop", "--force")
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_cluster_gives_what_this_machine_gives(two_nodes: TwoNodes, tmp_path: Path) -> None:
+    settings = ["jobs/cpl.yaml", *SMALL]
+    here = two_nodes.raydapt("run", *settings, f"store={tmp_path}/a", f"runs={tmp_path}/ra", "ray.address=local")
+    assert here.returncode == 0, here.stderr
+    sending = [*settings, f"store={tmp_path}/b", f"runs={tmp_path}/rb", "--address", two_nodes.dashboard]
+    first = two_nodes.raydapt("submit", *sending)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "ray job submit" in first.stdout
+    assert ": submitted" in first.stdout
+    metrics = [
+        json.loads(next((tmp_path / runs).glob("*/metrics.json")).read_text())["adapted"] for runs in ("ra", "rb")
+    ]
+    assert metrics[0] == metrics[1]
+
+    again = two_nodes.raydapt("submit", *sending)  # succeeded already: attached, nothing runs twice
+    assert again.returncode == 0
+    assert "there already" in again.stdout
+    assert "succeeded" in two_nodes.raydapt("submit", *sending, "--status").stdout
+    wrong = two_nodes.raydapt("submit", "jobs/cpl.yaml", "data.source=no/such/folder", "--address", two_nodes.dashboard)
+    assert wrong.returncode == 2, wrong.stdout + wrong.stderr
+    two_nodes.env["RAY_AUTH_TOKEN_PATH"] = str(tmp_path / "other")
+    (tmp_path / "other").write_text("0" * 64)
+    stranger = two_nodes.raydapt("submit", *sending)
+    assert stranger.returncode == 2
+    assert "token" in stranger.stderr
