@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from raydapt.config import Config, as_tree, load_config
@@ -121,7 +122,7 @@ def connect(address: str) -> JobSubmissionClient:
     try:
         client = JobSubmissionClient(address)
         client.get_version()
-    except (ConnectionError, RuntimeError) as error:
+    except (ConnectionError, RuntimeError, RayError) as error:
         text = " ".join(str(error).split())
         hint = (
             "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"

@@ -1,15 +1,20 @@
 """`raydapt submit`: what is sent, and a real cluster of two nodes with token authentication."""
 
+import contextlib
 import json
 import os
 import secrets
 import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from raydapt import cluster
@@ -18,7 +23,7 @@ from raydapt.errors import UserError
 from raydapt.submission import EXCLUDES, connect, prepare, submission_id
 
 ROOT = Path(__file__).parents[1]
-SMALL = ["data.limit=300", "train.max_steps_per_round=3", "cpl.rounds=2", "ray.progress=false"]
+SMALL = ["data.limit=200", "train.max_steps_per_round=3", "cpl.rounds=1", "ray.progress=false"]
 
 
 def test_the_same_settings_are_the_same_submission() -> None:
@@ -106,7 +111,7 @@ class TwoNodes:
     """A head without CPUs and a worker, started as a user starts them, with a token."""
 
     def __init__(self, folder: Path) -> None:
-        self.dashboard, port = f"http://127.0.0.1:{free_port()}", free_port()
+        self.dashboard, address = f"http://127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
         token = folder / "token"
         token.write_text(secrets.token_hex(32))
         token.chmod(0o600)
@@ -117,28 +122,57 @@ class TwoNodes:
             "PATH": f"{bin_}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
         }
-        common = ["--disable-usage-stats", f"--temp-dir={folder}/ray"]
-        http = self.dashboard.rpartition(":")[2]
-        self.ray("start", "--head", f"--port={port}", "--num-cpus=0", "--dashboard-host=127.0.0.1",
-                 f"--dashboard-port={http}", f"--dashboard-agent-listen-port={free_port()}",
-                 f"--metrics-export-port={free_port()}", *common)  # fmt: skip
-        self.ray("start", f"--address=127.0.0.1:{port}", "--num-cpus=4",
-                 f"--dashboard-agent-listen-port={free_port()}", f"--metrics-export-port={free_port()}",
-                 "--disable-usage-stats")  # fmt: skip
+        http, port = self.dashboard.rpartition(":")[2], address.rpartition(":")[2]
+        self.nodes: list[subprocess.Popen[bytes]] = []
+        self.start("--head", f"--port={port}", "--num-cpus=0", "--dashboard-host=127.0.0.1",
+                   f"--dashboard-port={http}", f"--temp-dir={folder}/ray")  # fmt: skip
+        wait_for(self.dashboard)
+        self.start(f"--address={address}", "--num-cpus=4")
 
-    def ray(self, *words: str) -> None:
-        subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *words], env=self.env, check=True, timeout=240)
+    def start(self, *words: str) -> None:
+        """One node; it stays in the foreground, so that stopping it touches no other cluster of the machine."""
+        ports = [f"--dashboard-agent-listen-port={free_port()}", f"--metrics-export-port={free_port()}"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+        self.nodes.append(
+            subprocess.Popen(
+                [*command, *ports, *words], env=self.env, stdout=subprocess.DEVNULL, start_new_session=True
+            )
+        )
+
+    def stop(self) -> None:
+        """Ends the nodes and what they started."""
+        for node in reversed(self.nodes):
+            children = psutil.Process(node.pid).children(recursive=True)
+            node.terminate()
+            node.wait(60)
+            for child in children:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
 
     def raydapt(self, *words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "raydapt.cli", *words]
         return subprocess.run(command, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
 
 
+def wait_for(url: str) -> None:
+    """Until something answers there, if only that a token is missing."""
+    for _ in range(240):
+        try:
+            urllib.request.urlopen(url, timeout=5)
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            time.sleep(0.5)
+        else:
+            return
+    raise TimeoutError(url)
+
+
 @pytest.fixture
 def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
-    nodes = TwoNodes(Path(str(tmp_path_factory.mktemp("c"))))
+    nodes = TwoNodes(tmp_path_factory.mktemp("c"))
     yield nodes
-    nodes.ray("stop", "--force")
+    nodes.stop()
 
 
 @pytest.mark.slow
