@@ -154,6 +154,33 @@ def submit(
 
 
 @cli.command()
+@click.argument("config")
+@_OVERRIDES
+@click.option("--measured", metavar="RUN", help="Finished run that the rates come from; the default is this job's own.")
+@click.option("--check", "other", metavar="RUN", help="Compare the estimate with what this other run took.")
+@click.option("--actors", type=click.IntRange(min=1), help="Actors and workers; the default is as measured.")
+@click.option("--price", type=click.FloatRange(min=0), default=0.0, help="Price of one actor's hour.")
+def plan(
+    config: str,
+    overrides: tuple[str, ...],
+    measured: str | None,
+    other: str | None,
+    actors: int | None,
+    price: float,
+) -> None:
+    """Estimates hours, storage and cost of a job for 10^4 to 10^8 images, from a finished run of it on fewer."""
+    from raydapt import estimate
+    from raydapt.prediction import run_metrics, run_of_job
+
+    metrics = run_metrics(measured or run_of_job(_load(config, overrides)))
+    sizes = estimate.SIZES
+    lines = [line for n in sizes for line in estimate.estimate(metrics, n, actors=actors, price=price)]
+    click.echo(estimate.format_estimate(lines))
+    if other:
+        click.echo("\n" + estimate.format_check(estimate.check(metrics, run_metrics(other))))
+
+
+@cli.command()
 @_CONFIG
 @_OVERRIDES
 def doctor(config: str | None, overrides: tuple[str, ...]) -> None:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from raydapt.config import TrainSettings
 from raydapt.data.classes import ClassSpace
 from raydapt.evaluation import Accuracies, evaluate, pseudo_label_accuracy
 from raydapt.methods.contract import Method, PseudoLabels
@@ -158,10 +159,12 @@ def compare_guesses(
     )
 
 
-def train_metrics(state: TrainState, workers: int) -> dict[str, Any]:
-    """The ``train`` group of metrics.json."""
+def train_metrics(state: TrainState, settings: TrainSettings) -> dict[str, Any]:
+    """The ``train`` group of metrics.json; ``capped`` tells that more images would not have meant more steps."""
     rate = state.images / state.seconds if state.seconds else 0.0
-    return {"seconds": state.seconds, "images": state.images, "images_per_s": rate, "workers": workers}
+    capped = settings.max_steps_per_round is not None
+    measured = {"seconds": state.seconds, "images": state.images, "images_per_s": rate}
+    return measured | {"workers": settings.workers, "capped": capped}
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

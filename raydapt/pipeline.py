@@ -197,7 +197,7 @@ def _evaluate(
         "evaluation": outcome.evaluation_metrics(
             accuracy_before, accuracy_after, names, images=len(row_T), transductive=transductive
         ),
-        "train": outcome.train_metrics(state, config.train.workers),
+        "train": outcome.train_metrics(state, config.train),
     }
 
 
@@ -218,7 +218,8 @@ def _guess(
 
 
 def _stage_metrics(result: StageResult) -> dict[str, Any]:
-    return {**result.artefact.manifest.stats, "reused": result.reused}
+    manifest = result.artefact.manifest
+    return {**manifest.stats, "bytes": sum(shard.bytes for shard in manifest.shards), "reused": result.reused}
 
 
 def _rounds(config: Config) -> int:

@@ -127,6 +127,22 @@ def open_run(run_folder: str) -> tuple[Run, Config]:
     return run, config_from_tree(yaml.safe_load(run.read_bytes("config.yaml")))
 
 
+def run_of_job(config: Config) -> str:
+    """The folder that a run of these settings has."""
+    return f"{config.runs.rstrip('/')}/{Run(config.runs, make_plan(config).run_name).name}"
+
+
+def run_metrics(run_folder: str) -> dict[str, Any]:
+    """``metrics.json`` of a finished run.
+
+    Raises:
+        UserError: If the folder is no finished run.
+    """
+    run, _ = open_run(run_folder)
+    metrics: dict[str, Any] = run.read_json("metrics.json")
+    return metrics
+
+
 def _write(applied: _Applied, output: str | None) -> str:
     table = outcome.predictions_table(
         applied.table, applied.labels, applied.plan.classes, applied.row_T, applied.before, applied.after

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "raydapt"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms from top to bottom: a file imports from its own room and from those below.
 LEVELS = (
-    {"cli", "demo", "doctor", "submission"},
+    {"cli", "demo", "doctor", "submission", "estimate"},
     {"pipeline", "prediction", "gallery", "outcome", "plan", "artefacts"},
     {"stages", "train"},
     {"methods"},
