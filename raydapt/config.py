@@ -177,6 +177,8 @@ class AirSettings:
     """What stands for a class: its images closest to their mean, all of them, or the mean itself."""
     nearest: PositiveInt = 16
     """K, synthetic images per class that are compared with."""
+    centred: bool = True
+    """Compare synthetic and real images after taking from each kind its mean; off: as they are."""
     image_scale: Positive | Literal["model", "matched"] = "model"
     """Factor of image-image similarities: CLIP's own, a number, or as sure on average as the text classifier is."""
     cleaning_top: Count = 0

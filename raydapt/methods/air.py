@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from raydapt.config import AirSettings
 from raydapt.methods.contract import Batch, Stream, SyntheticImages, TrainingImages, one_hot
 from raydapt.methods.pseudo_labels import Probabilities
-from raydapt.methods.synthetic import class_weights, fuse, matching_scale, recognised
+from raydapt.methods.synthetic import centred, class_weights, fuse, matching_scale, recognised
 from raydapt.models.prompts import PromptedClip
 
 SYNTHETIC = "synthetic"
@@ -39,6 +39,7 @@ class AirPart(nn.Module):
     """
 
     scale: Tensor
+    centre_D: Tensor
 
     def __init__(
         self, settings: AirSettings, synthetic: SyntheticImages, zero_shot_CD: Tensor, logit_scale: float
@@ -52,11 +53,11 @@ class AirPart(nn.Module):
             kept_M = recognised(score_MC, synthetic.class_M, settings.cleaning_top)
         self.kept_M = kept_M.nonzero()[:, 0]
         """int64 indices of the synthetic images that are used."""
-        own = isinstance(settings.image_scale, str)
-        scale = logit_scale if own else float(settings.image_scale)
+        scale = logit_scale if isinstance(settings.image_scale, str) else settings.image_scale
         # What the last round has found is needed again where the images judge at test time as well.
-        kept = settings.fusion_at_test and settings.image_scale == "matched"
-        self.register_buffer("scale", torch.tensor(scale), persistent=kept)
+        self.register_buffer("scale", torch.tensor(float(scale)), persistent=settings.fusion_at_test)
+        centre_D = torch.zeros(synthetic.feature_MD.shape[1])
+        self.register_buffer("centre_D", centre_D, persistent=settings.fusion_at_test)
         self._weight_CD: Tensor | None = None
 
     @property
@@ -78,7 +79,9 @@ class AirPart(nn.Module):
         feature_UD = images.feature_ND[index_U]
         if encoder is not None:
             feature_UD = encode(encoder, lambda index_B: images.take(index_B, "pixels"), index_U)
-        score_UK = feature_UD @ self.weights(encoder)[candidates_K].T
+        if self.settings.centred:
+            self.centre_D.copy_(feature_UD.mean(dim=0))
+        score_UK = self._real(feature_UD, self.centre_D.cpu()) @ self.weights(encoder, candidates_K).T
         if self.settings.image_scale == "matched":
             row_R = torch.linspace(0, len(score_UK) - 1, min(len(score_UK), _ROWS_TO_MATCH)).long()
             confidence = float(text_UK[row_R.numpy()].max(axis=1).mean())
@@ -88,18 +91,26 @@ class AirPart(nn.Module):
         judges = {TEXT: text_UK, IMAGES: image_UK, BOTH: both_UK}
         return both_UK, {name: candidates_K[torch.from_numpy(p.argmax(axis=1))] for name, p in judges.items()}
 
-    def weights(self, encoder: PromptedClip | None) -> Tensor:
-        """The auxiliary classifier [C, D] on the CPU."""
-        synthetic, feature_MD = self._synthetic, self._synthetic.feature_MD[self.kept_M]
+    def weights(self, encoder: PromptedClip | None, candidates_K: Tensor) -> Tensor:
+        """The auxiliary classifier [K, D] of some classes, on the CPU."""
+        synthetic = self._synthetic
+        index_M = self.kept_M[torch.isin(synthetic.class_M[self.kept_M], candidates_K)]
+        feature_MD = synthetic.feature_MD[index_M]
         if encoder is not None:
-            feature_MD = encode(encoder, lambda index_B: synthetic.take(index_B, "pixels"), self.kept_M)
+            feature_MD = encode(encoder, lambda index_B: synthetic.take(index_B, "pixels"), index_M)
+        if self.settings.centred:
+            feature_MD = centred(feature_MD, feature_MD.mean(dim=0))
+        position_C = torch.full((self.n_classes,), -1).index_copy(0, candidates_K, torch.arange(len(candidates_K)))
         return class_weights(
             feature_MD,
-            synthetic.class_M[self.kept_M],
-            self.n_classes,
+            position_C[synthetic.class_M[index_M]],
+            len(candidates_K),
             prototypes=self.settings.prototypes,
             nearest=self.settings.nearest,
         )
+
+    def _real(self, feature_BD: Tensor, centre_D: Tensor) -> Tensor:
+        return centred(feature_BD, centre_D) if self.settings.centred else feature_BD
 
     def streams(self, batch_size: int) -> list[Stream]:
         """The synthetic images with the classes that they were made of; nothing if they are not learned from."""
@@ -115,10 +126,15 @@ class AirPart(nn.Module):
         return self.settings.synthetic_weight * F.cross_entropy(logits_BC, batch.target_BC)
 
     def fused_logits(self, prompted: PromptedClip, image_B: Tensor, logits_BC: Tensor) -> Tensor:
-        """log(p + lambda p^) over all classes, whose softmax is p*: fusion at test time."""
+        """log(p + lambda p^) over all classes, whose softmax is p*: fusion at test time.
+
+        The mean of the real images is that of the training images at the beginning of the last round.
+        """
         if self._weight_CD is None:
-            self._weight_CD = self.weights(prompted if prompted.uses_pixels else None).to(logits_BC.device)
-        score_BC = prompted.image_features(image_B).to(self._weight_CD) @ self._weight_CD.T
+            encoder = prompted if prompted.uses_pixels else None
+            self._weight_CD = self.weights(encoder, torch.arange(self.n_classes)).to(logits_BC.device)
+        feature_BD = prompted.image_features(image_B).to(self._weight_CD)
+        score_BC = self._real(feature_BD, self.centre_D) @ self._weight_CD.T
         image_BC = (self.scale * score_BC).softmax(dim=1)
         return (logits_BC.softmax(dim=1) + self.settings.fusion_weight * image_BC).log()
 

@@ -31,6 +31,15 @@ def recognised(score_MC: Tensor, class_M: Tensor, top: int) -> Tensor:
     return kept_M | (n_kept_C[class_M] == 0)
 
 
+def centred(feature_MD: Tensor, mean_D: Tensor) -> Tensor:
+    """Features less the mean of their kind, L2-normalised again.
+
+    Synthetic and real images differ by an offset that says how they were made and nothing of their classes, but lies
+    nearer to some classes than to others. Taking both means away removes it, if both kinds show the classes alike.
+    """
+    return F.normalize(feature_MD - mean_D, dim=1)
+
+
 def class_weights(
     feature_MD: Tensor, class_M: Tensor, n_classes: int, *, prototypes: Prototypes, nearest: int
 ) -> Tensor:

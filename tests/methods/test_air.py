@@ -28,7 +28,7 @@ def config(method="air", *, prompt="text", **air):
         train=TRAIN,
         cpl=CPL,
         grip=GripSettings(rounds=3),
-        air=AirSettings(**{"nearest": 4, **air}),
+        air=AirSettings(**{"nearest": 4, "centred": False, **air}),
     )
 
 
@@ -187,6 +187,29 @@ def test_cleaning_drops_images_that_zero_shot_does_not_recognise():
     assert set(cleaned.tolist()) == good | {m for m in range(24) if class_M[m] in empty}
 
 
+@pytest.mark.parametrize("paradigm", ["ul", "trzsl"])
+def test_centred_features_are_those_less_the_mean_of_their_kind(paradigm):
+    clip = tiny_clip()
+    images = with_synthetic(paradigm, clip=clip)
+    unseen, synthetic = images.candidate_classes, images.synthetic
+    kept_M = torch.isin(synthetic.class_M, unseen)
+    weights = []
+    real_UD, made_MD = images.feature_ND[images.unlabelled_U], synthetic.feature_MD[kept_M]
+    real_UD, made_MD = F.normalize(real_UD - real_UD.mean(0), dim=1), F.normalize(made_MD - made_MD.mean(0), dim=1)
+    for c in unseen.tolist():
+        feature_KD = made_MD[synthetic.class_M[kept_M] == c]
+        weights.append(feature_KD[(feature_KD @ feature_KD.mean(0)).argsort(descending=True)[:4]].mean(0))
+    expected_U = unseen[(real_UD @ torch.stack(weights).T).argmax(dim=1)]
+    method = build_method(config(centred=True), clip, CLASSES, images)
+    method.begin_round(1, lambda: torch.zeros(0))
+    assert method.pseudo_labels.guesses["images"].tolist() == expected_U.tolist()
+    # An offset between the two kinds of images changes nothing any more.
+    moved = replace(synthetic, feature_MD=synthetic.feature_MD + 0.5)
+    other = build_method(config(centred=True), clip, CLASSES, replace(images, synthetic=moved))
+    other.begin_round(1, lambda: torch.zeros(0))
+    assert other.pseudo_labels.guesses["images"].tolist() == expected_U.tolist()
+
+
 @pytest.mark.parametrize("prompt", ["text", "visual"])
 def test_fusion_at_test_is_the_weighted_sum_of_both_and_off_while_learning(prompt):
     clip = tiny_clip()
@@ -212,13 +235,14 @@ def test_fusion_at_test_is_the_weighted_sum_of_both_and_off_while_learning(promp
 def test_a_learned_state_predicts_with_the_scale_that_the_last_round_found(fusion_at_test):
     clip = tiny_clip()
     images = with_synthetic(clip=clip)
-    settings = config(fusion_at_test=fusion_at_test, image_scale="matched")
+    settings = config(fusion_at_test=fusion_at_test, image_scale="matched", centred=True)
     method = build_method(settings, clip, CLASSES, images)
     method.begin_round(1, lambda: torch.zeros(0))
     predictor = build_method(settings, clip, CLASSES, synthetic=images.synthetic)
     predictor.load_state_dict(method.state_dict())
     if fusion_at_test:
         assert float(predictor.air.scale) == float(method.air.scale) != pytest.approx(clip.logit_scale)
+        assert torch.equal(predictor.air.centre_D, images.feature_ND[images.unlabelled_U].mean(dim=0))
     else:
         assert torch.equal(predictor.logits(images.feature_ND), method.logits(images.feature_ND))
         assert build_method(settings, clip, CLASSES).air is None  # synthetic images are not needed to predict
