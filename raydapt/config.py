@@ -5,18 +5,24 @@ refused with the nearest name. A value ``"auto"`` is resolved once, by the pipel
 what stands in the run folder; an ``auto`` that stays there is a resource, chosen from the cluster at hand.
 """
 
-import dataclasses
-import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal
 
-import yaml
 from annotated_types import Ge, Gt, Le
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict
 
-from raydapt.errors import UserError
+from raydapt.setting_trees import (
+    apply_override,
+    as_tree,
+    merge_trees,
+    read_yaml,
+    setting_names,
+    settings_from_tree,
+)
+
+__all__ = ["apply_override", "as_tree", "merge_trees", "read_yaml", "setting_names", "settings_from_tree"]
 
 Auto = Literal["auto"]
 PositiveInt = Annotated[int, Ge(1)]
@@ -26,7 +32,6 @@ NonNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
 
 METHODS = ("zero_shot", "ensemble", "fpl", "grip", "cpl")
-Settings = TypeVar("Settings")
 _STRICT = ConfigDict(extra="forbid", strict=False)
 
 
@@ -241,111 +246,3 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 def config_from_tree(tree: dict[str, Any]) -> Config:
     """Builds the configuration from nested dictionaries, or raises a `UserError` of one sentence."""
     return settings_from_tree(Config, tree)
-
-
-def settings_from_tree(kind: type[Settings], tree: dict[str, Any]) -> Settings:
-    """Builds any frozen settings dataclass from nested dictionaries (see `config_from_tree`)."""
-    _refuse_unknown(kind, tree, prefix="")
-    try:
-        return TypeAdapter(kind).validate_python(tree)
-    except ValidationError as error:
-        raise UserError(_sentence(error)) from None
-
-
-def as_tree(config: Any) -> dict[str, Any]:
-    """The settings as plain dictionaries and lists, ready for YAML or JSON."""
-    return dataclasses.asdict(config)
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Reads a YAML mapping; a missing file or another content is a `UserError`."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Job file {str(path)!r} cannot be read ({error}): give the path of a YAML file.") from None
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        place = str(error).replace("\n", " ")
-        raise UserError(f"Job file {str(path)!r} is not valid YAML ({place}): mend it.") from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise UserError(f"Job file {str(path)!r} holds a {type(tree).__name__}: it must hold 'key: value' settings.")
-    return tree
-
-
-def apply_override(tree: dict[str, Any], item: str) -> None:
-    """Applies one ``dotted.key=value`` in place; the value is read as YAML."""
-    key, equals, text = item.partition("=")
-    if not equals or not key:
-        raise UserError(f"Override {item!r} has no '=': write key=value, such as train.epochs=5.")
-    try:
-        value = yaml.safe_load(text) if text.strip() else ""
-    except yaml.YAMLError:
-        value = text
-    *parents, last = key.split(".")
-    node = tree
-    for name in parents:
-        node = node.setdefault(name, {})
-        if not isinstance(node, dict):
-            raise UserError(f"Override {item!r}: {name!r} is a value, not a group of settings: check the key.")
-    node[last] = value
-
-
-def setting_names(kind: Any, prefix: str = "") -> Iterator[str]:
-    """Every dotted setting name, depth first."""
-    hints = get_type_hints(kind)
-    for item in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(hints[item.name]):
-            yield from setting_names(hints[item.name], f"{prefix}{item.name}.")
-        else:
-            yield prefix + item.name
-
-
-def _refuse_unknown(kind: Any, tree: dict[str, Any], prefix: str) -> None:
-    hints = get_type_hints(kind)
-    for key, value in tree.items():
-        if key not in hints or str(key).startswith("__"):
-            everything = [prefix + name for name in setting_names(kind)] + [prefix + name for name in hints]
-            near = difflib.get_close_matches(f"{prefix}{key}", everything, n=1, cutoff=0.3)
-            hint = f"did you mean {near[0]!r}?" if near else "see the settings in the README."
-            raise UserError(f"Unknown setting {prefix + str(key)!r}: {hint}")
-        inner = hints[key]
-        if dataclasses.is_dataclass(inner):
-            if not isinstance(value, dict):
-                raise UserError(f"Setting {prefix + key!r} is a group of settings but has the value {value!r}.")
-            _refuse_unknown(inner, value, f"{prefix}{key}.")
-
-
-def _sentence(error: ValidationError) -> str:
-    """One sentence for the first fault that pydantic found, with the choices where there are any."""
-    names = set(setting_names(Config))
-    first = error.errors(include_url=False)[0]
-    path = [str(step) for step in first["loc"]]
-    # A union adds its branch to the location ("train.lr.literal['auto']"): cut back to the setting.
-    key = next((".".join(path[:n]) for n in range(len(path), 0, -1) if ".".join(path[:n]) in names), ".".join(path))
-    same = [e for e in error.errors(include_url=False) if ".".join(map(str, e["loc"])).startswith(key)]
-    wants = " or ".join(dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in same))
-    value = same[-1]["input"] if len(same) == 1 else _value_at(error, key)
-    return f"Setting {key}={value!r} is not valid: {wants}."
-
-
-def _value_at(error: ValidationError, key: str) -> Any:
-    depth = len(key.split("."))
-    shortest = min(
-        (e for e in error.errors() if ".".join(map(str, e["loc"])).startswith(key)), key=lambda e: len(e["loc"])
-    )
-    return shortest["input"] if len(shortest["loc"]) >= depth else None
-
-
-def merge_trees(*trees: dict[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Nested settings laid over each other, the later ones on top, then the overrides."""
-    merged: dict[str, Any] = {}
-    for tree in trees:
-        for key, value in tree.items():
-            both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-            merged[key] = merge_trees(merged[key], value) if both else value
-    for item in overrides:
-        apply_override(merged, item)
-    return merged

@@ -18,7 +18,7 @@ LEVELS = (
     {"methods"},
     {"models"},
     {"data"},
-    {"config", "errors", "zoo"},
+    {"config", "setting_trees", "errors", "zoo"},
 )
 
 
