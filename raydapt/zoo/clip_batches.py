@@ -117,8 +117,8 @@ class BatchMaker:
         self._aerial_concepts = torch.from_numpy(concept_ids(images.aerial, "aerial", vocabulary))
         self._all_aerial = torch.tensor(sorted(set(self._aerial_concepts.tolist())))
         self._digit_concepts = torch.tensor([vocabulary.index["digits", c.label] for c in digit_concepts()])
-        self._photo_weights = self._weigh_photos(images.photos, source_weights)
-        self._aerial_weights = self._balance_classes(images.aerial, self._aerial_concepts)
+        self._photo_weights = self.weigh_photos(images.photos, source_weights)
+        self._aerial_weights = self.balance_classes(images.aerial, self._aerial_concepts)
         self._caption_pool = torch.from_numpy(np.flatnonzero(~images.captioned.held_out_N))
         self._tokens_PL, self._token_at = self._tokenise_classes(tokenizer)
         captions = images.captioned.captions
@@ -129,7 +129,8 @@ class BatchMaker:
         self._std_C11 = torch.tensor(STD).view(3, 1, 1)
 
     @staticmethod
-    def _weigh_photos(photos: Bank, source_weights: Mapping[str, float]) -> Tensor:
+    def weigh_photos(photos: Bank, source_weights: Mapping[str, float]) -> Tensor:
+        """Weights that give each collection its share and never draw what is held out."""
         sources = np.array(photos.sources)
         weights_N = np.zeros(len(sources))
         for source in np.unique(sources):
@@ -138,7 +139,7 @@ class BatchMaker:
         return torch.from_numpy(weights_N)
 
     @staticmethod
-    def _balance_classes(bank: Bank, concept_N: Tensor) -> Tensor:
+    def balance_classes(bank: Bank, concept_N: Tensor) -> Tensor:
         """Weights that draw every class equally often: some are in one collection only, some in two."""
         kept_N = torch.from_numpy(~bank.held_out_N)
         counts_C = torch.bincount(concept_N[kept_N], minlength=int(concept_N.max()) + 1)

@@ -91,15 +91,15 @@ def worker_loop(config: dict[str, Any]) -> None:
             line = log_line(trainer, metrics, count * settings.batch_size / (now - marked))
             sys.stderr.write(line + "\n")
             marked, sums, count = now, dict.fromkeys(sums, 0.0), 0
-        if save_now(now - saved, settings, trainer.world):
+        if save_now(now - saved, settings.checkpoint_every_s, trainer.world):
             saved = now
             report_checkpoint(trainer, metrics)
     report_checkpoint(trainer, metrics)
 
 
-def save_now(since_s: float, settings: ClipPretraining, world: int) -> bool:
+def save_now(since_s: float, every_s: float, world: int) -> bool:
     """Whether it is time for a checkpoint; workers agree by following rank 0's clock."""
-    due = torch.tensor([since_s >= settings.checkpoint_every_s])
+    due = torch.tensor([since_s >= every_s])
     if world > 1:
         torch.distributed.broadcast(due, src=0)
     return bool(due)
@@ -107,7 +107,7 @@ def save_now(since_s: float, settings: ClipPretraining, world: int) -> bool:
 
 def pretrain(settings: ClipPretraining) -> ray.train.Result:
     """Trains (or resumes) the miniature CLIP on Ray Train."""
-    data = str(data_folder(settings).resolve())
+    data = str(data_folder(settings.data).resolve())
     storage = str(Path(settings.storage).resolve())
     config = {**asdict(settings), "data": data, "storage": storage}
     trainer = TorchTrainer(
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str]) -> int:
     """Entry point: the YAML file, then ``key=value`` overrides."""
     try:
         settings = read_settings(arguments)
-        data_folder(settings)
+        data_folder(settings.data)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2

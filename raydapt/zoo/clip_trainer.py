@@ -24,13 +24,13 @@ from raydapt.zoo.clip_vocabulary import all_texts
 from raydapt.zoo.pretraining_data import corpus
 
 
-def data_folder(settings: ClipPretraining) -> Path:
-    """The folder with ``pretrain/``.
+def data_folder(given: str | None) -> Path:
+    """The folder with ``pretrain/``: the given one, else the environment's.
 
     Raises:
         UserError: Nobody said where it is, or it is not there.
     """
-    chosen = settings.data or os.environ.get("RAYDAPT_DATA")
+    chosen = given or os.environ.get("RAYDAPT_DATA")
     if not chosen:
         raise UserError("data is not set: give data=FOLDER or set RAYDAPT_DATA to the folder that holds pretrain/.")
     if not (Path(chosen) / "pretrain").is_dir():
@@ -103,7 +103,7 @@ class Pretrainer:
         self.settings, self.rank, self.world = settings, rank, world
         torch.set_num_threads(settings.threads)
         torch.manual_seed(settings.seed)
-        images = PretrainingImages.read(data_folder(settings), Path(settings.storage) / "cache")
+        images = PretrainingImages.read(data_folder(settings.data), Path(settings.storage) / "cache")
         texts = corpus([images.captioned]) + all_texts(images.vocabulary)
         self.tokenizer: Tokenizer = train_tokenizer(texts, vocabulary_size=settings.vocabulary_size)
         self.batches = BatchMaker(

@@ -87,9 +87,9 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path, monkeypatch: pytest.Mon
         read_settings([str(job)])
     monkeypatch.delenv("RAYDAPT_DATA", raising=False)
     with pytest.raises(UserError, match="RAYDAPT_DATA"):
-        data_folder(ClipPretraining())
+        data_folder(None)
     with pytest.raises(UserError, match="pretrain"):
-        data_folder(ClipPretraining(data=str(tmp_path)))
+        data_folder(str(tmp_path))
 
 
 def test_a_batch_depends_on_seed_rank_and_step_alone(tiny: ClipPretraining) -> None:
