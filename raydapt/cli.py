@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -56,6 +57,16 @@ def features(config: str | None, overrides: tuple[str, ...]) -> None:
     from raydapt import pipeline
 
     click.echo(pipeline.features(_load(config, overrides)))
+
+
+@cli.command()
+@_CONFIG
+@_OVERRIDES
+def synthesize(config: str | None, overrides: tuple[str, ...]) -> None:
+    """Makes synthetic images of every class with a diffusion pipeline and prints where they are."""
+    from raydapt import pipeline
+
+    click.echo(pipeline.synthesize(_load(config, overrides)))
 
 
 @cli.command()
@@ -196,10 +207,11 @@ def doctor(config: str | None, overrides: tuple[str, ...]) -> None:
 @click.argument("config")
 @_OVERRIDES
 def pretrain(config: str, overrides: tuple[str, ...]) -> None:
-    """Trains an embedded miniature model again (jobs/zoo/clip.yaml)."""
-    from raydapt.zoo import clip_pretraining
+    """Trains an embedded miniature model again (jobs/zoo/clip.yaml, jobs/zoo/diffusion.yaml)."""
+    from raydapt.zoo import clip_pretraining, diffusion_pretraining
 
-    sys.exit(clip_pretraining.main([config, *overrides]))
+    job = diffusion_pretraining if Path(config).stem == "diffusion" else clip_pretraining
+    sys.exit(job.main([config, *overrides]))
 
 
 def main() -> None:

@@ -193,6 +193,55 @@ class AirSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SynthesisSettings:
+    """Synthetic images: which pipeline makes how many of each class, and how (AiR; every default a reconstruction)."""
+
+    __pydantic_config__ = _STRICT
+
+    pipeline: str = "mini"
+    """``mini``, a folder in diffusers' Stable Diffusion layout, or a name of the model hub."""
+    lora: str | None = None
+    """Folder of LoRA weights to be used as they are; None: the settings of ``lora`` decide."""
+    samples_per_class: PositiveInt = 100
+    """M. More of them later are added to those that are there."""
+    template: Auto | str = "auto"
+    """Prompt with one ``{}``; ``auto``: the first of the data's templates."""
+    negative_prompt: str = ""
+    scheduler: Literal["pipeline", "ddim", "dpm++", "euler", "lcm"] = "dpm++"
+    """The sampler: the one that the pipeline comes with, or another; ``lcm`` suits pipelines distilled to few steps."""
+    steps: PositiveInt = 20
+    guidance: NonNegative = 7.5
+    """Scale of classifier-free guidance; up to 1 there is none."""
+    size_px: PositiveInt | Auto = "auto"
+    """Side of the images; ``auto``: the pipeline's own."""
+    seed: Count = 0
+    """Of the images; the run's own seed does not change them."""
+    batch_size: PositiveInt = 20
+    """Images of one class that are made at once, committed and resumed together."""
+    actors: PositiveInt | Auto = "auto"
+    cpus_per_actor: NonNegative = 1.0
+    gpus_per_actor: NonNegative | Auto = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """Low-rank adaptation of the pipeline to the target images (AiR; every default a reconstruction)."""
+
+    __pydantic_config__ = _STRICT
+
+    enabled: bool = True
+    """Off: the pipeline makes images as it is."""
+    rank: PositiveInt = 4
+    text_encoder: bool = False
+    """Adapt the text encoder's attention as well as the UNet's."""
+    images_per_class: PositiveInt = 16
+    """The most confident pseudo-labelled images of each class are learned from."""
+    learning_rate: Positive = 1e-4
+    steps: PositiveInt = 1000
+    batch_size: PositiveInt = 16
+
+
+@dataclass(frozen=True, kw_only=True)
 class RaySettings:
     """The Ray cluster that a run uses."""
 
@@ -224,6 +273,8 @@ class Config:
     grip: GripSettings = field(default_factory=GripSettings)
     cpl: CplSettings = field(default_factory=CplSettings)
     air: AirSettings = field(default_factory=AirSettings)
+    synthesis: SynthesisSettings = field(default_factory=SynthesisSettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
     ray: RaySettings = field(default_factory=RaySettings)
 
 

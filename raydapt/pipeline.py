@@ -29,6 +29,7 @@ from raydapt.progress import TrainingProgress, say
 from raydapt.report import write_report
 from raydapt.stages.features import FeatureTable, load_features, load_labels
 from raydapt.stages.run import StageResult
+from raydapt.synthesis import make_synthetic
 from raydapt.tensorboard import write_events
 from raydapt.train.checkpoint import TrainState
 from raydapt.train.job import (
@@ -76,6 +77,12 @@ def describe(config: Config) -> str:
 def features(config: Config) -> str:
     """Computes the features of the source (or finds them) and returns the artefact's folder."""
     return make_features(make_plan(config)).artefact.folder.path
+
+
+def synthesize(config: Config) -> str:
+    """Makes the synthetic images of the settings (or finds them) and returns the artefact's folder."""
+    plan = make_plan(config)
+    return make_synthetic(plan, make_features(plan).artefact).artefact.folder.path
 
 
 def _run(record: Run, plan: Plan) -> None:

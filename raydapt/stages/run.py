@@ -43,6 +43,7 @@ class Stage:
         max_error_share: Largest share of rows in error.
         ray: The cluster and whether to show progress.
         unit: What a row is, for people.
+        grows: Whether the artefact may hold more or fewer parts than are asked for; those that are missing are added.
     """
 
     recipe: Recipe
@@ -52,6 +53,7 @@ class Stage:
     max_error_share: float
     ray: RaySettings
     unit: str = "images"
+    grows: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +99,11 @@ def run_stage(store: Store, stage: Stage) -> StageResult:
             committed stays: the same command with a higher share takes it up.
     """
     artefact = store.artefact_of(stage.recipe)
-    if artefact.complete():
+    if _done(artefact, stage):
         _check_errors(stage, artefact.manifest.errors, artefact.manifest.rows, artefact, "")
         return StageResult(artefact=artefact, reused=True)
     with artefact.lock():
-        if artefact.complete():  # another process made it while this one waited for the lock
+        if _done(artefact, stage):  # another process made it while this one waited for the lock
             _check_errors(stage, artefact.manifest.errors, artefact.manifest.rows, artefact, "")
             return StageResult(artefact=artefact, reused=True)
         tally = _Tally()
@@ -110,8 +112,16 @@ def run_stage(store: Store, stage: Stage) -> StageResult:
         empty = _make(artefact, stage, pending, tally) if pending else set()
         rows = artefact.committed_rows()
         _check_errors(stage, artefact.committed_errors(), rows, artefact, tally.example)
-        artefact.finish(stage.recipe, set(stage.parts) - empty, tally.stats(rows), versions())
+        parts = artefact.committed_parts() if stage.grows else set(stage.parts) - empty
+        artefact.finish(stage.recipe, parts, tally.stats(rows), versions())
     return StageResult(artefact=artefact, reused=False)
+
+
+def _done(artefact: Artefact, stage: Stage) -> bool:
+    """Whether nothing is to be made: the artefact is finished, and as large as is asked for."""
+    if not artefact.complete():
+        return False
+    return not stage.grows or set(stage.parts) <= {shard.part for shard in artefact.manifest.shards}
 
 
 def _make(artefact: Artefact, stage: Stage, pending: Sequence[int], tally: _Tally) -> set[int]:

@@ -6,6 +6,7 @@ CLIPTextModel with the weights of the miniature CLIP's text tower, and a DPM-Sol
 
 from __future__ import annotations
 
+import copy
 import json
 import tempfile
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ NOISE_SCHEDULE: dict[str, Any] = {
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "prediction_type": "v_prediction",
+    "steps_offset": 1,
 }
 """Stable Diffusion's noise, with the velocity as the target (Salimans and Ho, 2022), which is learned faster."""
 
@@ -164,10 +166,10 @@ def standardise_latents(vae: AutoencoderKL, latents_NCHW: Tensor) -> None:
 def export_pipeline(vae: AutoencoderKL, unet: UNet2DConditionModel, folder: Path) -> None:
     """Writes a `StableDiffusionPipeline` folder in half precision; each file is replaced in one step."""
     pipeline = StableDiffusionPipeline(
-        vae=vae,
+        vae=copy.deepcopy(vae),  # what is trained stays in single precision
         text_encoder=convert_text_encoder(),
         tokenizer=load_tokenizer(),
-        unet=unet,
+        unet=copy.deepcopy(unet),
         scheduler=DPMSolverMultistepScheduler(**NOISE_SCHEDULE),
         safety_checker=None,
         feature_extractor=None,

@@ -38,7 +38,7 @@ class DiffusionPretraining:
     vae_channels: tuple[int, ...] = (16, 32, 64)
     """Widths at 32, 16 and 8 px."""
     latent_channels: int = 4
-    vae_samples: int = 48_000
+    vae_samples: int = 40_000
     """Images seen by the autoencoder in all."""
     vae_batch_size: int = 32
     vae_learning_rate: float = 3e-3
@@ -50,7 +50,7 @@ class DiffusionPretraining:
     """Augmented images whose latents are computed once, to be learned from several times."""
     unet_channels: tuple[int, ...] = (64, 128)
     """Widths at 8 and 4 px of the latent grid."""
-    samples: int = 450_000
+    samples: int = 320_000
     """Latents seen by the denoiser in all."""
     batch_size: int = 128
     learning_rate: float = 1e-3

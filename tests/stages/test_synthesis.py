@@ -1,0 +1,213 @@
+"""Synthetic images: what names them, how an artefact grows, and that no kill and no batch changes an image."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+
+from raydapt.config import DataSettings, RaySettings, SynthesisSettings
+from raydapt.data.sources import read_part, resolve_source
+from raydapt.errors import UserError
+from raydapt.models.diffusion import Sampling, pipeline_identity
+from raydapt.stages import synthesis
+from raydapt.stages.context import ActorPlan
+from raydapt.stages.run import MODEL_S, PART, PART_ROWS, StageResult
+from raydapt.stages.synthesis import SynthesisJob, Synthesizer, load_synthetic, synthesize_stage
+from raydapt.workspace import Artefact, Store
+from tests.models.tiny_diffusion import save_tiny_pipeline
+
+CLASSES = ("dog", "cat", "sea / lake")
+RAY = RaySettings(address="local", cpus=4, progress=False)
+SAMPLING = Sampling(scheduler="dpm++", steps=2, guidance=2.0, negative_prompt="", size_px=16, seed=3, batch_size=4)
+COMMITS = 3
+
+
+def job_of(folder: str) -> SynthesisJob:
+    return SynthesisJob(
+        class_names=CLASSES,
+        template="a photo of a {}.",
+        pipeline=folder,
+        identity=pipeline_identity(folder),
+        sampling=SAMPLING,
+    )
+
+
+def synthesize(job: SynthesisJob, store: Store, samples: int, actors: int = 2) -> StageResult:
+    settings = SynthesisSettings(samples_per_class=samples, batch_size=SAMPLING.batch_size, actors=actors)
+    return synthesize_stage(job, settings=settings, max_error_share=0.0, ray_settings=RAY, store=store)
+
+
+def part_of(actor: Synthesizer, part: int) -> pa.Table:
+    return actor({PART: torch.tensor([part]).numpy()}).drop_columns([PART, PART_ROWS, MODEL_S])
+
+
+def made_without_ray(job: SynthesisJob, store: Store, samples: int) -> Artefact:
+    actor = Synthesizer(job, ActorPlan(actors=1, cpus=1, gpus=0))
+    artefact = store.artefact_of(job.recipe)
+    for part in job.parts(samples):
+        artefact.commit_part(part, part_of(actor, part))
+    artefact.finish(job.recipe, job.parts(samples), {}, {})
+    return artefact
+
+
+def hashes(artefact: Artefact) -> dict[tuple[int, int], str]:
+    table = artefact.read(["class_index", "index", "image"]).to_pylist()
+    return {(row["class_index"], row["index"]): hashlib.sha256(row["image"]).hexdigest() for row in table}
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> SynthesisJob:
+    torch.set_num_threads(1)
+    return job_of(save_tiny_pipeline(tmp_path_factory.mktemp("synthesis") / "tiny"))
+
+
+@pytest.fixture(scope="module")
+def reference(job: SynthesisJob, tmp_path_factory: pytest.TempPathFactory) -> Artefact:
+    return made_without_ray(job, Store(str(tmp_path_factory.mktemp("reference"))), 12)
+
+
+def test_parts_keep_their_place_when_there_are_more(job: SynthesisJob) -> None:
+    few, many = job.parts(4), job.parts(12)
+    assert (len(few), len(many)) == (3, 9)
+    assert list(many)[: len(few)] == list(few)
+    places = {(c, i) for part in many for c, indices in [job.place(part)] for i in indices}
+    assert places == {(c, i) for c in range(3) for i in range(12)}
+
+
+def test_the_name_holds_all_but_the_count(job: SynthesisJob) -> None:
+    same = replace(job, pipeline="elsewhere")
+    assert same.recipe.fingerprint == job.recipe.fingerprint
+    others = [
+        replace(job, class_names=("dog", "cat")),
+        replace(job, template="{}"),
+        replace(job, identity="x"),
+        replace(job, sampling=replace(SAMPLING, steps=3)),
+        job.with_lora(b"weights"),
+    ]
+    assert len({other.recipe.fingerprint for other in (job, *others)}) == 6
+
+
+def test_the_first_of_many_are_those_of_few(job: SynthesisJob, reference: Artefact) -> None:
+    table = load_synthetic(reference, 5)
+    assert table.class_M.tolist() == [c for c in range(3) for _ in range(5)]
+    assert table.index_M.tolist() == list(range(5)) * 3
+    found = hashes(reference)
+    for c, i, image in zip(table.class_M.tolist(), table.index_M.tolist(), table.image_M, strict=True):
+        assert image is not None
+        assert hashlib.sha256(image).hexdigest() == found[c, i]
+    assert len(set(found.values())) == 36
+    with pytest.raises(ValueError, match="holds 12 images per class"):
+        load_synthetic(reference, 13)
+
+
+def test_the_artefact_is_an_ordinary_image_set(reference: Artefact) -> None:
+    source = resolve_source(reference.folder.path, rows_per_part=512)
+    rows = [row for part in source.parts for row in read_part(part, DataSettings()).to_pylist()]
+    assert len(rows) == 36
+    assert {row["label"] for row in rows} == set(CLASSES)
+    assert all(row["error"] is None for row in rows)
+    table = load_synthetic(reference, 12)
+    assert [rows[row]["id"] for row in table.row_M.tolist()] == table.id_M
+    assert [rows[row]["label"] for row in table.row_M.tolist()] == [CLASSES[c] for c in table.class_M.tolist()]
+
+
+def test_an_image_that_is_no_number_is_a_row_in_error(job: SynthesisJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise FloatingPointError
+
+    monkeypatch.setattr(synthesis.ImageMaker, "make", fail)
+    table = part_of(Synthesizer(job, ActorPlan(actors=1, cpus=1, gpus=0)), 4)
+    assert table["error"].to_pylist() == ["not_finite"] * 4
+    assert table["image"].null_count == 4
+    assert table["row"].to_pylist() == [16, 17, 18, 19]
+
+
+def test_more_than_the_disk_holds_is_one_sentence(tmp_path: Path, job: SynthesisJob) -> None:
+    with pytest.raises(UserError, match=r"lower synthesis\.samples_per_class"):
+        synthesis.check_room(Store(str(tmp_path / "not" / "yet")), 10**9, 512)
+    synthesis.check_room(Store(str(tmp_path)), 10, 32)
+    synthesis.check_room(Store("memory://x"), 10**15, 512)
+
+
+def test_other_weights_on_a_node_are_one_sentence(job: SynthesisJob) -> None:
+    with pytest.raises(UserError, match="other weights on node"):
+        Synthesizer(replace(job, identity="x"), ActorPlan(actors=1, cpus=1, gpus=0))
+
+
+def kill_one_actor(killed: list[int]) -> None:
+    """Waits for a part to be made, then kills a process that makes others."""
+    import psutil
+
+    while not killed:
+        for child in psutil.Process().children(recursive=True):
+            try:
+                if "MapWorker(MapBatches(Synthesizer" in " ".join(child.cmdline()) and child.cpu_times().user > 1:
+                    child.send_signal(signal.SIGKILL)
+                    killed.append(child.pid)
+                    return
+            except psutil.Error:
+                continue
+        time.sleep(0.05)
+
+
+@pytest.mark.ray
+@pytest.mark.chaos
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_it_grows_and_a_killed_actor_changes_no_image(tmp_path: Path, job: SynthesisJob, reference: Artefact) -> None:
+    store = Store(str(tmp_path))
+    first = synthesize(job, store, 4)
+    assert hashes(first.artefact) == {place: digest for place, digest in hashes(reference).items() if place[1] < 4}
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_one_actor, args=(killed,), daemon=True)
+    killer.start()
+    second = synthesize(job, store, 12)
+    killer.join(1)
+    assert killed, "no actor was killed"
+    assert hashes(second.artefact) == hashes(reference)
+    stats = second.artefact.manifest.stats
+    assert (stats["rows_computed"], stats["rows_reused"]) == (24, 12)
+    assert stats["model_seconds"] > 0
+    assert synthesize(job, store, 12).reused
+    assert synthesize(job, store, 5).reused
+
+
+@pytest.mark.ray
+@pytest.mark.chaos
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_killed_driver_is_taken_up(tmp_path: Path, job: SynthesisJob, reference: Artefact) -> None:
+    command = [sys.executable, "-m", "tests.stages.test_synthesis", job.pipeline, str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], check=False, timeout=400)
+    assert done.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.rglob("part-*.parquet"))) == COMMITS
+    result = synthesize(job, Store(str(tmp_path)), 12)
+    assert result.artefact.manifest.stats["rows_computed"] == 36 - COMMITS * SAMPLING.batch_size
+    assert hashes(result.artefact) == hashes(reference)
+
+
+def die_after_commits(folder: str, store: str) -> None:
+    """The driver that is killed: run in a process of its own."""
+    commit, done = Artefact.commit_part, []
+
+    def commit_then_die(self: Artefact, *args: object, **kwargs: object) -> None:
+        commit(self, *args, **kwargs)  # type: ignore[arg-type]
+        done.append(args)
+        if len(done) == COMMITS:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Artefact.commit_part = commit_then_die  # type: ignore[assignment,method-assign]
+    synthesize(job_of(folder), Store(store), 12)
+
+
+if __name__ == "__main__":
+    die_after_commits(sys.argv[1], sys.argv[2])
