@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 
 from raydapt.plan import Plan
+from raydapt.stages.crops import crop_spec, crops_stage
 from raydapt.stages.features import features_stage
 from raydapt.stages.pixels import pixels_stage
 from raydapt.stages.run import StageResult
 from raydapt.workspace import Artefact
 
-FEATURES, PIXELS = "features", "pixels"
+FEATURES, PIXELS, CROPS = "features", "pixels", "crops"
 
 
 def make_artefacts(plan: Plan) -> dict[str, StageResult]:
@@ -16,6 +17,8 @@ def make_artefacts(plan: Plan) -> dict[str, StageResult]:
     made = {FEATURES: make_features(plan)}
     if plan.pixels is not None:
         made[PIXELS] = make_pixels(plan)
+    if plan.crops is not None:
+        made[CROPS] = make_crops(plan)
     return made
 
 
@@ -44,7 +47,23 @@ def make_pixels(plan: Plan) -> StageResult:
     config = plan.config
     return pixels_stage(
         plan.source,
-        image_spec=plan.image_spec,
+        image_spec=plan.stored_spec,
+        settings=config.features,
+        data=config.data,
+        ray_settings=config.ray,
+        store=plan.store,
+    )
+
+
+def make_crops(plan: Plan) -> StageResult:
+    """The features of the plan's images and of their crops, made or found."""
+    config = plan.config
+    return crops_stage(
+        plan.source,
+        clip_name=config.model.clip,
+        clip_identity=plan.clip_identity,
+        image_spec=plan.stored_spec,
+        crops=crop_spec(config.fair),
         settings=config.features,
         data=config.data,
         ray_settings=config.ray,

@@ -3,6 +3,7 @@
 import io
 from bisect import bisect_right
 from collections import defaultdict
+from collections.abc import Sequence
 
 import pyarrow as pa
 import torch
@@ -24,16 +25,11 @@ def gallery_table(plan: Plan, table: FeatureTable, row_T: torch.Tensor, predicti
     """``gallery.parquet``: thumbnails of the most confident and of the most changed predictions."""
     kind_of = choose_gallery(predictions)
     position_of = {table.id_N[i]: i for i in row_T.tolist() if table.id_N[i] in kind_of}
-    firsts = [part.first_row for part in plan.source.parts]
-    wanted: dict[int, set[str]] = defaultdict(set)
-    for id_, position in position_of.items():
-        wanted[bisect_right(firsts, int(table.row_N[position])) - 1].add(id_)
     data = plan.config.data
-    images: dict[str, bytes] = {}
-    for part, rows in read_parts([plan.source.parts[index] for index in sorted(wanted)], data):
-        for id_, image in zip(rows["id"].to_pylist(), rows["image"], strict=True):
-            if id_ in wanted[part.index] and image.is_valid:
-                images[id_] = _thumbnail(image.as_py(), data.max_image_pixels, data.max_image_bytes)
+    images = {
+        table.id_N[position]: _thumbnail(encoded, data.max_image_pixels, data.max_image_bytes)
+        for position, encoded in image_bytes(plan, table, list(position_of.values())).items()
+    }
     shown = [id_ for id_ in kind_of if images.get(id_)]
     columns = {
         "id": shown,
@@ -42,6 +38,21 @@ def gallery_table(plan: Plan, table: FeatureTable, row_T: torch.Tensor, predicti
         "path": [table.path_N[position_of[id_]] for id_ in shown],
     }
     return pa.table(columns, schema=_SCHEMA)
+
+
+def image_bytes(plan: Plan, table: FeatureTable, positions: Sequence[int]) -> dict[int, bytes]:
+    """The encoded images of a few positions of the features, read again from the source; those that are still there."""
+    position_of = {table.id_N[position]: position for position in positions}
+    firsts = [part.first_row for part in plan.source.parts]
+    wanted: dict[int, set[str]] = defaultdict(set)
+    for id_, position in position_of.items():
+        wanted[bisect_right(firsts, int(table.row_N[position])) - 1].add(id_)
+    found: dict[int, bytes] = {}
+    for part, rows in read_parts([plan.source.parts[index] for index in sorted(wanted)], plan.config.data):
+        for id_, image in zip(rows["id"].to_pylist(), rows["image"], strict=True):
+            if id_ in wanted[part.index] and image.is_valid:
+                found[position_of[id_]] = image.as_py()
+    return found
 
 
 def _thumbnail(data: bytes, max_pixels: int, max_bytes: int) -> bytes:

@@ -24,6 +24,8 @@ from raydapt.config import Config, as_tree
 from raydapt.data.splits import Division, divide
 from raydapt.errors import UserError
 from raydapt.gallery import gallery_table
+from raydapt.methods.fair import Fair
+from raydapt.outcome_fair import write_alignment
 from raydapt.plan import LEARNING_METHODS, Plan, describe_plan, make_plan, rows_of_splits
 from raydapt.progress import TrainingProgress, say
 from raydapt.report import write_report
@@ -98,6 +100,8 @@ def _run(record: Run, plan: Plan) -> None:
     metrics["stages"] = {name: _stage_metrics(result) for name, result in stages.items()}
     metrics["errors"] = dict(artefacts[FEATURES].manifest.errors)
     metrics["seconds"] = time.monotonic() - started
+    if plan.config.method == "fair":
+        metrics["alignment"] = _alignment(job, plan, state, table, row_N)
     record.write_json("metrics.json", metrics)
 
 
@@ -222,6 +226,19 @@ def _guess(
         method.load_state_dict(state.method)
     images = images_of(method.reads, table, job.artefacts)
     return before, outcome.guess(method, images, row_T, batch_size=batch_size, device=place.device)
+
+
+def _alignment(
+    job: TrainingJob, plan: Plan, state: TrainState, table: FeatureTable, row_N: torch.Tensor
+) -> dict[str, Any]:
+    """What FAIR's report tells of crops, weights and anchors."""
+    method = build_for_prediction(job.config, job.classes, local_place(job.config.train).device)
+    if not isinstance(method, Fair):
+        raise TypeError("only fair has anchors")
+    if state.method:
+        method.load_state_dict(state.method)
+    class_N = torch.from_numpy(plan.classes.indices_of(load_labels(job.artefacts[FEATURES])))
+    return write_alignment(job, plan, method.eval(), table, row_N, class_N)
 
 
 def _stage_metrics(result: StageResult) -> dict[str, Any]:

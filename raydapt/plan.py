@@ -14,12 +14,17 @@ from raydapt.data.named_sets import default_thresholds, named_set
 from raydapt.data.sources import Source, resolve_source
 from raydapt.data.splits import seen_unseen_classes
 from raydapt.errors import UserError
+from raydapt.methods.contract import Reads
+from raydapt.methods.fair import reads_of
 from raydapt.models.clip import load_clip
+from raydapt.plan_fair import resolve_fair
+from raydapt.stages.crops import crop_spec, crops_recipe
 from raydapt.stages.features import FeatureTable, features_recipe
 from raydapt.stages.pixels import pixels_recipe
 from raydapt.workspace import Artefact, Recipe, Run, Store, fingerprint, run_name
 
-LEARNING_METHODS = ("fpl", "grip", "cpl")
+LEARNING_METHODS = ("fpl", "grip", "cpl", "fair")
+FAIR_METHODS = ("fair", "wca")
 # Where a run happens and how often it saves: settings that change no result, and so no fingerprint.
 _RESOURCES = ("cpus_per_worker", "gpus_per_worker", "checkpoint_every_s", "max_failures", "predict_batch_size")
 
@@ -37,6 +42,10 @@ class Plan:
     features: Recipe
     pixels: Recipe | None
     """None when the method reads cached features alone."""
+    crops: Recipe | None
+    """None unless the method reads features of crops."""
+    stored_spec: ImageSpec
+    """How images are stored where a method reads them, or cuts them."""
     fingerprint: str
     run_name: str
 
@@ -55,10 +64,12 @@ def make_plan(config: Config) -> Plan:
     source = resolve_source(config.data.source, rows_per_part=config.features.rows_per_part, limit=config.data.limit)
     classes = resolve_classes(config.data, source)
     clip = load_clip(config.model.clip)
-    config = _resolve(config, classes)
+    config = _resolve(config, classes, clip.image_spec)
     features = features_recipe(source, clip.identity, clip.image_spec, config.data)
-    learns_pixels = config.method in LEARNING_METHODS and config.model.prompt != "text"
-    pixels = pixels_recipe(source, clip.image_spec, config.data) if learns_pixels else None
+    reads, stored_spec = _reads(config), _stored_spec(config, clip.image_spec)
+    pixels = pixels_recipe(source, stored_spec, config.data) if reads == "pixels" else None
+    spec = crop_spec(config.fair)
+    crops = crops_recipe(source, clip.identity, stored_spec, config.data, spec) if reads == "crops" else None
     digest = fingerprint("run", _what_matters(config), [features.fingerprint])
     named = run_name(config.method, config.data.source, config.data.paradigm, config.seed, digest)
     return Plan(
@@ -69,6 +80,8 @@ def make_plan(config: Config) -> Plan:
         clip_identity=clip.identity,
         features=features,
         pixels=pixels,
+        crops=crops,
+        stored_spec=stored_spec,
         fingerprint=digest,
         run_name=named if config.name == "auto" else config.name,
     )
@@ -91,9 +104,10 @@ def describe_plan(plan: Plan) -> str:
         f"method    {config.method}, {config.data.paradigm}, seed {config.seed}",
         f"stage     features {plan.features.fingerprint}: {_presence(plan.store.artefact_of(plan.features), source)}",
     ]
-    if plan.pixels is not None:
-        artefact = plan.store.artefact_of(plan.pixels)
-        lines.append(f"stage     pixels {plan.pixels.fingerprint}: {_presence(artefact, source)}")
+    for recipe in (plan.pixels, plan.crops):
+        if recipe is not None:
+            presence = _presence(plan.store.artefact_of(recipe), source)
+            lines.append(f"stage     {recipe.kind} {recipe.fingerprint}: {presence}")
     lines.append(f"train     {learned}{f', in {where}' if _learns(config) else ''}")
     lines.append("then      predictions.parquet, metrics.json, report.html")
     return "\n".join(lines)
@@ -131,9 +145,22 @@ def _some(row_N: Tensor, data: DataSettings, found: list[str]) -> Tensor:
     return row_N
 
 
-def _resolve(config: Config, classes: ClassSpace) -> Config:
+def _resolve(config: Config, classes: ClassSpace, image_spec: ImageSpec) -> Config:
     data = replace(config.data, class_names=list(classes.names), templates=list(classes.templates))
-    return replace(config, data=data, cpl=_resolve_cpl(config, len(classes.names)))
+    fair = resolve_fair(config, classes, image_spec) if config.method in FAIR_METHODS else config.fair
+    return replace(config, data=data, cpl=_resolve_cpl(config, len(classes.names)), fair=fair)
+
+
+def _reads(config: Config) -> Reads:
+    """What the method takes for an image."""
+    if config.method in FAIR_METHODS:
+        return reads_of(config.fair if config.method == "fair" else replace(config.fair, layer_norms=False))
+    return "pixels" if config.method in LEARNING_METHODS and config.model.prompt != "text" else "features"
+
+
+def _stored_spec(config: Config, image_spec: ImageSpec) -> ImageSpec:
+    size = config.fair.image_px if config.method in FAIR_METHODS else "auto"
+    return image_spec if size == "auto" else replace(image_spec, size_px=size)
 
 
 def _resolve_cpl(config: Config, n_classes: int) -> CplSettings:
@@ -166,6 +193,8 @@ def _what_matters(config: Config) -> dict[str, Any]:
     if _learns(config):
         matters["train"] = {key: value for key, value in tree["train"].items() if key not in _RESOURCES}
         matters[config.method] = tree[config.method]
+    if config.method in FAIR_METHODS:
+        matters["fair"] = tree["fair"]
     return matters
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from raydapt import figures
+from raydapt.report_alignment import alignment_view
 from raydapt.report_classes import (
     class_names_of,
     class_rows,
@@ -94,6 +95,7 @@ def _content(run: RunRecord) -> dict[str, Any]:
         "round_columns": _round_columns(rounds),
         "rounds_picture": figures.rounds_picture(run.metrics.get("rounds") or []),
         "curves_picture": figures.curves_picture(run.steps),
+        "alignment": alignment_view(run),
         "gallery": gallery_cards(run.gallery, run.predictions, names),
         "timings": timings(run),
         "different": different,

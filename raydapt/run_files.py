@@ -30,6 +30,7 @@ class RunRecord:
             class or null).
         pseudo_labels: ``pseudo_labels.parquet``: round, id, classes, weights.
         gallery: ``gallery.parquet``: id, image (encoded bytes), kind, path.
+        crops: ``crops.parquet`` of FAIR: id, path, image with crops outlined, predicted, weights.
     """
 
     metrics: dict[str, Any]
@@ -39,6 +40,7 @@ class RunRecord:
     predictions: pa.Table | None = None
     pseudo_labels: pa.Table | None = None
     gallery: pa.Table | None = None
+    crops: pa.Table | None = None
 
 
 def open_run(run_folder: str | Path | Folder) -> Folder:
@@ -73,6 +75,7 @@ def read_run(folder: Folder) -> RunRecord:
         predictions=_table(folder, "predictions.parquet"),
         pseudo_labels=_table(folder, "pseudo_labels.parquet"),
         gallery=_table(folder, "gallery.parquet"),
+        crops=_table(folder, "crops.parquet"),
     )
 
 

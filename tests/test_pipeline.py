@@ -15,6 +15,7 @@ from raydapt.errors import UserError
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 QUICK = ["train.epochs=2", "train.batch_size=64", "grip.rounds=2", "cpl.rounds=2", "train.max_steps_per_round=20"]
+QUICK += ["fair.crops=2", "fair.top_k=2"]
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +32,7 @@ def metrics_of(run: object) -> dict:
     return json.loads(run.read_bytes("metrics.json"))
 
 
-@pytest.mark.parametrize("method", ["zero_shot", "ensemble", "fpl", "grip", "cpl"])
+@pytest.mark.parametrize("method", ["zero_shot", "ensemble", "wca", "fpl", "grip", "cpl", "fair"])
 def test_every_method_goes_from_images_to_a_report(places: list[str], method: str) -> None:
     run = pipeline.run(job(places, f"method={method}"))
     metrics = metrics_of(run)
@@ -53,6 +54,11 @@ def test_every_method_goes_from_images_to_a_report(places: list[str], method: st
         assert list((folder / "tensorboard").iterdir())
     if method == "zero_shot":
         assert metrics["adapted"] == metrics["zero_shot"]
+    if method == "fair":
+        assert sum(row["images"] for row in metrics["alignment"]["weights"]) == metrics["alignment"]["examined"] == 512
+        assert all(row["degrees"] > 0 for row in metrics["alignment"]["anchors"])
+        assert pq.read_metadata(folder / "crops.parquet").num_rows == 12
+        assert "degrees moved" in (folder / "report.html").read_text()
 
 
 @pytest.mark.parametrize("prompt", ["text", "visual", "both"])

@@ -10,8 +10,10 @@ from raydapt.methods.air import AirPart
 from raydapt.methods.contract import Method, SyntheticImages, TrainingImages
 from raydapt.methods.cpl import Cpl
 from raydapt.methods.ensemble import Ensemble
+from raydapt.methods.fair import Fair
 from raydapt.methods.fpl import Fpl
 from raydapt.methods.grip import Grip
+from raydapt.methods.wca import Wca
 from raydapt.methods.zero_shot import ZeroShot
 from raydapt.models.clip import Clip
 from raydapt.models.prompts import PromptedClip
@@ -41,6 +43,10 @@ def build_method(
         return ZeroShot(clip, zero_shot_CD)
     if config.method == "ensemble":
         return Ensemble(clip, classes.names, classes.templates)
+    if config.method == "wca":
+        return Wca(clip, classes, settings=config.fair)
+    if config.method == "fair":
+        return Fair(clip, classes, images, settings=config.fair, batch_size=config.train.batch_size)
     prompted = PromptedClip(clip, classes.names, classes.templates, config.model, seed=config.seed)
     batch_size, seed = config.train.batch_size, config.seed
     base = config.air.base if config.method == "air" else config.method

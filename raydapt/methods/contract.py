@@ -14,8 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Reads = Literal["features", "pixels"]
-"""What a method takes for an image: the cached feature of the frozen CLIP, or uint8 pixels."""
+Reads = Literal["features", "pixels", "crops"]
+"""What a method takes for an image: the cached feature of the frozen CLIP, uint8 pixels, or the cached features of the
+image and of its crops."""
 ImageSource = Literal["train", "synthetic"]
 """Which images a stream draws from: the images that are adapted to, or synthetic ones."""
 
@@ -85,9 +86,15 @@ class TrainingImages:
     """uint8 pixels of the training images; None when the method reads features."""
     synthetic: SyntheticImages | None = None
     """Made images, for the methods that learn from them."""
+    crop_NKD: Tensor | None = None
+    """float32 CPU, the feature of every image and behind it those of its crops; None unless the method reads them."""
 
     def take(self, index_B: Tensor, reads: Reads, source: ImageSource = "train") -> Tensor:
-        """Features [B, D], or pixels [B, 3, S, S], of int64 indices into the images of a source."""
+        """Features [B, D], pixels [B, 3, S, S], or features with crops' [B, 1 + K, D], of int64 indices."""
+        if reads == "crops":
+            if self.crop_NKD is None:
+                raise ValueError("The method reads crops, but there are none.")
+            return self.crop_NKD[index_B]
         if source == "train":
             return _take(self.feature_ND, self.pixels, index_B, reads)
         if self.synthetic is None:

@@ -74,10 +74,14 @@ class Encoder:
         """Encodes one packed part (see `raydapt.stages.reading.pack`)."""
         part, table = unpack(batch)
         start = time.perf_counter()
-        feature_ND = encode_pixels(self._clip, pixels_of(table), table["error"].is_null().to_numpy(), self._batch_size)
+        feature_ND = self.encode(table, pixels_of(table))
         seconds_each = (time.perf_counter() - start) / max(table.num_rows, 1)
         result = table.drop_columns(["pixel"]).append_column("feature", feature_ND)
         return with_part(result.append_column(MODEL_S, pa.array(np.full(table.num_rows, seconds_each))), part)
+
+    def encode(self, table: pa.Table, pixel_N3SS: np.ndarray[Any, Any]) -> pa.FixedSizeListArray:
+        """The column ``feature`` of a part's images."""
+        return encode_pixels(self._clip, pixel_N3SS, table["error"].is_null().to_numpy(), self._batch_size)
 
 
 def encode_pixels(

@@ -16,6 +16,7 @@ from raydapt.data.splits import Division
 from raydapt.methods.build import build_method
 from raydapt.methods.contract import Method, PixelRows, Reads, TrainingImages
 from raydapt.models.clip import load_clip
+from raydapt.stages.crops import load_crops
 from raydapt.stages.features import FeatureTable, load_features
 from raydapt.stages.pixels import load_pixels
 from raydapt.train.checkpoint import Checkpoints, TrainState, to_bytes
@@ -63,7 +64,7 @@ class TrainingJob:
         method, images = self.build(place.device)
         settings, before = self.config.train, torch.get_num_threads()
         # A step on cached features is many small operations: threads that wait for each other make it slower.
-        torch.set_num_threads(max(1, before // place.world) if method.reads != "features" else 1)
+        torch.set_num_threads(max(1, before // place.world) if method.reads == "pixels" else 1)
         try:
             return fit(method, images, settings, seed=self.config.seed, place=place, checkpoints=checkpoints, log=log)
         finally:
@@ -84,7 +85,7 @@ class TrainingJob:
         table = load_features(self.artefacts["features"])
         tensors = load(self.run.read_bytes(DIVISION))
         row_N = torch.from_numpy(tensors["row"])
-        pixels = self.artefacts.get("pixels")
+        pixels, crops = self.artefacts.get("pixels"), self.artefacts.get("crops")
         return TrainingImages(
             feature_ND=table.feature_ND[row_N],
             n_classes=len(self.classes.names),
@@ -93,11 +94,14 @@ class TrainingJob:
             unlabelled_U=torch.from_numpy(tensors["unlabelled"]),
             candidate_classes=torch.from_numpy(tensors["candidate_classes"]),
             pixels=None if pixels is None else PixelRows(load_pixels(pixels, SCRATCH), row_N),
+            crop_NKD=None if crops is None else load_crops(crops)[row_N],
         )
 
 
 def images_of(reads: Reads, table: FeatureTable, artefacts: Mapping[str, Artefact]) -> Tensor:
-    """What a method reads of every row of the features: float features [N, D] or uint8 pixels [N, 3, S, S]."""
+    """What a method reads of every row of the features (see `Reads`)."""
+    if reads == "crops":
+        return load_crops(artefacts["crops"])
     return table.feature_ND if reads == "features" else load_pixels(artefacts["pixels"], SCRATCH)
 
 

@@ -1,0 +1,168 @@
+"""Features of all images and of random crops of them under a frozen CLIP, for what is not learned behind them.
+
+Legend: N images of a part, B batch, K crops of an image, D width of the feature, P stored side in px.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+import torch
+from ray.data import ActorPoolStrategy
+from torch import Tensor
+
+from raydapt.config import DataSettings, FairSettings, RaySettings, StageSettings
+from raydapt.data.decode import ImageSpec
+from raydapt.data.sources import Source
+from raydapt.models.clip import Clip
+from raydapt.models.views import crop_view, square_boxes, whole_view
+from raydapt.stages.context import configure, plan_actors
+from raydapt.stages.features import Encoder, image_settings
+from raydapt.stages.reading import dataset_of_images, part_bytes
+from raydapt.stages.run import Stage, StageResult, run_stage
+from raydapt.workspace import Artefact, Recipe, Store
+
+KIND = "crops"
+_BLOCK_BYTES = 8 * 1024 * 1024
+_IMAGES_PER_BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropSpec:
+    """Which crops are taken. Those of an image depend on it and their number within it alone, on no seed of a run."""
+
+    crops: int
+    least_side: float
+    most_side: float
+
+
+def crop_spec(settings: FairSettings) -> CropSpec:
+    """The crops that the settings ask for."""
+    return CropSpec(crops=settings.crops, least_side=settings.crop_least_side, most_side=settings.crop_most_side)
+
+
+class CropEncoder(Encoder):
+    """The actor of `features_stage`, which encodes each image and behind it its crops."""
+
+    def __init__(self, crops: CropSpec, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._crops = crops
+
+    def encode(self, table: pa.Table, pixel_N3PP: np.ndarray[Any, Any]) -> pa.FixedSizeListArray:
+        """Column ``feature``: (1 + K) D numbers a row, null for images in error."""
+        valid_N = table["error"].is_null().to_numpy()
+        ids = table["id"].to_pylist()
+        feature_NKD = np.zeros((len(ids), 1 + self._crops.crops, self._clip.embed_dim), dtype=np.float32)
+        chosen_M = np.flatnonzero(valid_N)
+        for start in range(0, len(chosen_M), _IMAGES_PER_BATCH):
+            index_B = chosen_M[start : start + _IMAGES_PER_BATCH]
+            box_BK4 = boxes_of([ids[index] for index in index_B], self._crops)
+            pixel_B3PP = torch.from_numpy(pixel_N3PP[index_B]).to(self._clip.device)
+            feature_NKD[index_B] = encode_with_crops(self._clip, pixel_B3PP, box_BK4).cpu().numpy()
+        width = feature_NKD.shape[1] * feature_NKD.shape[2]
+        return pa.FixedSizeListArray.from_arrays(pa.array(feature_NKD.reshape(-1)), width, mask=pa.array(~valid_N))
+
+
+@torch.inference_mode()
+def encode_with_crops(clip: Clip, pixel_B3PP: Tensor, box_BK4: Tensor) -> Tensor:
+    """Features [B, 1 + K, D] of whole images and their crops, all in one batch."""
+    side = clip.image_spec.size_px
+    views = torch.cat([whole_view(pixel_B3PP, side), crop_view(pixel_B3PP, box_BK4, side)])
+    feature_MD = clip.encode_image(views)
+    whole_BD, crop_MD = feature_MD[: len(pixel_B3PP)], feature_MD[len(pixel_B3PP) :]
+    return torch.cat([whole_BD[:, None], crop_MD.view(len(pixel_B3PP), -1, whole_BD.shape[1])], dim=1)
+
+
+def boxes_of(ids: Sequence[str], crops: CropSpec) -> Tensor:
+    """Boxes [B, K, 4] of images by their content ids; fewer crops are the first ones of more."""
+    sides = (crops.least_side, crops.most_side)
+    boxes = []
+    for id_ in ids:
+        generator = torch.Generator().manual_seed(int(id_, 16) & (2**63 - 1))
+        boxes.append(square_boxes(1, crops.crops, sides, generator))
+    return torch.cat(boxes)
+
+
+def crops_recipe(
+    source: Source, clip_identity: str, image_spec: ImageSpec, data: DataSettings, crops: CropSpec
+) -> Recipe:
+    """What the crops' features depend on."""
+    settings = image_settings(image_spec, data) | {"crops": asdict(crops)}
+    return Recipe(kind=KIND, settings=settings, inputs=(source.identity,), weights=clip_identity)
+
+
+def crops_stage(
+    source: Source,
+    *,
+    clip_name: str,
+    clip_identity: str,
+    image_spec: ImageSpec,
+    crops: CropSpec,
+    settings: StageSettings,
+    data: DataSettings,
+    ray_settings: RaySettings,
+    store: Store,
+) -> StageResult:
+    """Encodes a source's images and their crops, or finds them in the store (see `features_stage`).
+
+    Args:
+        source: The images.
+        clip_name: Name that the actors load the CLIP by.
+        clip_identity: Identity of its weights.
+        image_spec: How images are stored before they are cut, larger than the model takes them.
+        crops: Which crops are taken.
+        settings: How the stage is spread.
+        data: Limits of decoding and the largest share of bad rows.
+        ray_settings: The cluster.
+        store: Where artefacts live.
+    """
+    part_of = {part.index: part for part in source.parts}
+
+    def dataset_of(pending: Sequence[int]) -> tuple[ray.data.Dataset, int]:
+        plan = plan_actors(settings, parts=len(pending), ray_settings=ray_settings)
+        size = part_bytes(settings.rows_per_part, image_spec)
+        cpus: float = ray.cluster_resources().get("CPU", 1.0)  # type: ignore[no-untyped-call]
+        configure(block_bytes=_BLOCK_BYTES, in_flight_bytes=int((cpus + 4 * plan.actors) * size))
+        parts = [part_of[index] for index in pending]
+        images = dataset_of_images(parts, data, image_spec, rows_per_part=settings.rows_per_part, packed=True)
+        encoded = images.map_batches(
+            CropEncoder,
+            fn_constructor_args=(crops, clip_name, clip_identity, settings.batch_size, plan),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=plan.actors, max_tasks_in_flight_per_actor=2),
+            num_cpus=plan.cpus,
+            num_gpus=plan.gpus,
+        )
+        return encoded, plan.actors
+
+    stage = Stage(
+        recipe=crops_recipe(source, clip_identity, image_spec, data, crops),
+        parts=list(part_of),
+        dataset_of=dataset_of,
+        rows=source.rows,
+        max_error_share=data.max_error_share,
+        ray=ray_settings,
+    )
+    return run_stage(store, stage)
+
+
+def load_crops(artefact: Artefact) -> Tensor:
+    """Features [N, 1 + K, D] in the order of `load_features`; zeros for images in error."""
+    places = 1 + int(artefact.manifest.settings["crops"]["crops"])
+    feature_NKD, start = torch.zeros(0), 0
+    for table in artefact.iter_tables(["feature"]):
+        column = table["feature"].combine_chunks()
+        if not start:
+            feature_NKD = torch.zeros(artefact.manifest.rows, places, column.type.list_size // places)
+        valid = column.is_valid().to_numpy(zero_copy_only=False).copy()
+        value_M = column.flatten().to_numpy().copy()
+        feature_NKD[start : start + table.num_rows][torch.from_numpy(valid)] = torch.from_numpy(value_M).view(
+            -1, *feature_NKD.shape[1:]
+        )
+        start += table.num_rows
+    return feature_NKD

@@ -1,0 +1,234 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from raydapt.config import FairSettings, TrainSettings
+from raydapt.errors import UserError
+from raydapt.methods.contract import PixelRows
+from raydapt.methods.fair import TRAIN, Anchors, Fair
+from raydapt.methods.wca import Wca
+from raydapt.models.views import strong_view, whole_view
+from raydapt.stages.crops import CropSpec, boxes_of, encode_with_crops
+from raydapt.train.loop import Place, fit
+from raydapt.train.sampling import StreamOrder, seed_of
+from tests.methods.cases import CLASSES, NAMES, training_images
+from tests.models.tiny import SIDE_PX, pixels, tiny_clip
+from tests.train.test_loop import MemoryCheckpoints
+
+TEXTS = {
+    name: [f"a {name}.", f"many {name}, seen from above", f"part of {name}"][: 2 + i % 2]
+    for i, name in enumerate(NAMES)
+}
+SETTINGS = FairSettings(descriptions=TEXTS, crops=3, top_k=2, image_px=SIDE_PX)
+TRAIN_SETTINGS = TrainSettings(
+    epochs=2,
+    max_steps_per_round=4,
+    batch_size=16,
+    optimizer="adamw",
+    learning_rate=1e-2,
+    warmup_epochs=0,
+    checkpoint_every_s=0,
+)
+PLACE = Place(device=torch.device("cpu"))
+
+
+def images_with(clip, settings):
+    images = training_images(clip=clip, with_pixels=True, n=40)
+    assert isinstance(images.pixels, PixelRows)
+    spec = CropSpec(crops=settings.crops, least_side=0.5, most_side=0.9)
+    ids = [f"{i:016x}" for i in range(40)]
+    return dataclasses.replace(
+        images, crop_NKD=encode_with_crops(clip, images.pixels.take(torch.arange(40)), boxes_of(ids, spec)).clone()
+    )
+
+
+def trained(clip, settings, *, die_after=None, latest=None, train=TRAIN_SETTINGS):
+    images = images_with(clip, settings)
+    method = Fair(clip, CLASSES, images, settings=settings, batch_size=train.batch_size)
+    checkpoints = MemoryCheckpoints(latest=latest, die_after=die_after)
+    fit(method, images, train, seed=1, place=PLACE, checkpoints=checkpoints, log=lambda line: None)
+    return method, checkpoints
+
+
+def state_of(clip):
+    return {name: tensor.clone() for name, tensor in clip.state_dict().items()}
+
+
+@pytest.mark.parametrize("kind", ["clip", "custom", "timm"])
+def test_training_changes_norms_and_anchors_and_never_the_frozen_model(kind):
+    clip = tiny_clip(kind)
+    before = state_of(clip)
+    untrained = Fair(clip, CLASSES, None, settings=SETTINGS, batch_size=16)
+    method, _ = trained(clip, SETTINGS)
+    for name, tensor in clip.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert not any(parameter.requires_grad for parameter in clip.parameters())
+    changed = [not torch.equal(p, q) for p, q in zip(method.parameters(), untrained.parameters(), strict=True)]
+    assert all(changed)
+    norms = [m for m in clip.model.visual.modules() if isinstance(m, torch.nn.LayerNorm)]
+    assert len(method.tower.norms) == 2 * len(norms) > 0
+    assert not torch.allclose(method.logits(pixels(3)), untrained.logits(pixels(3)))
+
+
+@pytest.mark.parametrize("crops", [0, 3])
+def test_fixed_anchors_and_frozen_norms_change_nothing(crops):
+    clip = tiny_clip()
+    settings = dataclasses.replace(SETTINGS, learn_anchors=False, layer_norms=False, crops=crops)
+    method, checkpoints = trained(clip, settings)
+    assert method.rounds == 0
+    untrained = Fair(clip, CLASSES, None, settings=settings, batch_size=16)
+    feature = images_with(clip, SETTINGS).crop_NKD
+    image = feature if crops else feature[:, 0]
+    assert torch.equal(method.logits(image), untrained.logits(image))
+    assert len(checkpoints.saved) == 1
+
+
+def test_without_crops_it_is_plain_self_training_bit_for_bit():
+    clip = tiny_clip()
+    settings = dataclasses.replace(SETTINGS, crops=0)
+    method, _ = trained(clip, settings)
+    plain = Fair(clip, CLASSES, None, settings=settings, batch_size=16)
+    images = images_with(clip, settings)
+    prompt = clip.class_embeddings(NAMES, CLASSES.templates)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=TRAIN_SETTINGS.weight_decay)
+    order = StreamOrder(40, 16, seed=1, round_=1, name=TRAIN)
+    for step in range(4):
+        optimizer.param_groups[0]["lr"] = 1e-2 * 0.5 * (1 + math.cos(math.pi * step / 4))
+        image = images.take(order.positions(step), "pixels")
+        torch.manual_seed(seed_of(1, 1, step, 0))
+        torch.randint(2**62, ())
+        with torch.no_grad():  # the pseudo-label of the whole image, by the current model
+            whole = plain.tower.encode(whole_view(image, SIDE_PX))
+            logits, other = 100.0 * whole @ plain.anchors().T, 100.0 * whole @ prompt.T
+            label = logits.argmax(1)
+            weight = torch.exp(other.gather(1, label[:, None])[:, 0] - other.max(1).values)
+        z = 100.0 * plain.tower.encode(strong_view(image, SIDE_PX, least_area=0.3, flip=True)) @ plain.anchors().T
+        loss = (weight * F.cross_entropy(z, label, reduction="none")).mean() - z.softmax(1).mean(0).log().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), TRAIN_SETTINGS.clip_grad_norm)
+        optimizer.step()
+    for learned, expected in zip(method.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(learned, expected, rtol=0, atol=1e-6)
+    again, _ = trained(clip, settings)
+    with_crops, _ = trained(clip, SETTINGS)
+    assert torch.equal(method.anchors.vector_MD, again.anchors.vector_MD)
+    assert not torch.equal(method.anchors.vector_MD, with_crops.anchors.vector_MD)
+
+
+def test_crops_draw_nothing_that_the_rest_draws(monkeypatch):
+    clip = tiny_clip()
+    drawn = {}
+    for crops in (0, 3):
+        method = Fair(clip, CLASSES, None, settings=dataclasses.replace(SETTINGS, crops=crops), batch_size=16)
+        monkeypatch.setattr(method, "_learned_view", lambda image_B, c=crops: drawn.setdefault(c, torch.rand(5)))
+        torch.manual_seed(3)
+        with pytest.raises((RuntimeError, IndexError)):
+            method({TRAIN: type("B", (), {"image_B": pixels(4)})()})
+    assert torch.equal(drawn[0], drawn[3])
+
+
+@pytest.mark.parametrize("kind", ["class", "description"])
+@pytest.mark.parametrize("mean", ["plain", "weighted"])
+def test_anchors_start_as_means_of_the_descriptions(kind, mean):
+    clip = tiny_clip()
+    settings = dataclasses.replace(SETTINGS, anchors_per=kind, anchor_mean=mean)
+    anchor_CD = Anchors(clip, CLASSES, settings)()
+    prompt_CD = clip.class_embeddings(NAMES, CLASSES.templates)
+    for c, name in enumerate(NAMES):
+        embedding = clip.encode_text(TEXTS[name])
+        weight = [float(e @ prompt_CD[c]) if mean == "weighted" else 1.0 for e in embedding]
+        expected = sum(w * e for w, e in zip(weight, embedding, strict=True)) / sum(weight)
+        if kind == "class":
+            expected = expected / expected.norm()
+        torch.testing.assert_close(anchor_CD[c], expected, atol=1e-5, rtol=0)
+
+
+def test_anchors_of_names_are_the_prompt_ensemble():
+    clip = tiny_clip()
+    anchor_CD = Anchors(clip, CLASSES, dataclasses.replace(SETTINGS, anchor_text="names", descriptions="auto"))()
+    torch.testing.assert_close(anchor_CD, clip.class_embeddings(NAMES, CLASSES.templates), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layer_norms": False},
+        {"layer_norms": False, "cached_view": "whole", "score_at_test": True},
+        {"layer_norms": False, "cached_view": "composite"},
+        {"layer_norms": False, "crops": 0},
+        {"anchors_per": "description", "weighting": "margin"},
+        {"alignment": 0.1, "fairness": 0.0},
+        {"learn_anchors": False, "rand_augment": False},
+        {"logit_scale": "model", "score_at_test": True, "weighting": "none"},
+    ],
+)
+def test_every_switch_learns_and_resumes_bit_for_bit(changes):
+    clip = tiny_clip()
+    settings = dataclasses.replace(SETTINGS, **changes)
+    whole, _ = trained(clip, settings)
+    assert whole.rounds == 1
+    killed = MemoryCheckpoints(die_after=1)
+    images = images_with(clip, settings)
+    method = Fair(clip, CLASSES, images, settings=settings, batch_size=16)
+    with pytest.raises(KeyboardInterrupt):
+        fit(method, images, TRAIN_SETTINGS, seed=1, place=PLACE, checkpoints=killed, log=lambda line: None)
+    resumed, _ = trained(clip, settings, latest=killed.saved[-1])
+    for learned, expected in zip(resumed.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(learned, expected)
+
+
+def test_scoring_at_test_does_not_depend_on_the_batch():
+    method = Fair(tiny_clip(), CLASSES, None, settings=dataclasses.replace(SETTINGS, score_at_test=True), batch_size=16)
+    image = pixels(6)
+    torch.testing.assert_close(method.logits(image)[2:3], method.logits(image[2:3]), atol=1e-4, rtol=0)
+
+
+def test_alignment_reads_the_prototypes_of_the_epoch_before():
+    clip = tiny_clip()
+    method = Fair(clip, CLASSES, None, settings=dataclasses.replace(SETTINGS, alignment=0.5), batch_size=16)
+    torch.testing.assert_close(method.prototype_CD, method.prompt_CD)
+    method.sum_CD[1] = torch.arange(24.0)
+    method.begin_epoch(1, 2)
+    torch.testing.assert_close(method.prototype_CD[1], F.normalize(torch.arange(24.0), dim=0))
+    torch.testing.assert_close(method.prototype_CD[0], method.prompt_CD[0])
+    assert not method.sum_CD.any()
+
+
+def test_a_tower_without_layer_norms_is_one_sentence():
+    clip = tiny_clip()
+    clip.model.visual = torch.nn.Flatten()
+    with pytest.raises(UserError, match=r"fair\.layer_norms"):
+        Fair(clip, CLASSES, None, settings=SETTINGS, batch_size=16)
+
+
+def test_wca_is_the_double_sum_over_crops_and_descriptions():
+    clip = tiny_clip()
+    settings = dataclasses.replace(SETTINGS, anchor_mean="weighted", temperature=0.1)
+    feature = images_with(clip, settings).crop_NKD[:5]
+    logits = Wca(clip, CLASSES, settings=settings).logits(feature)
+    prompt = clip.class_embeddings(NAMES, CLASSES.templates)
+    for b in range(5):
+        similarity = [float(feature[b, 1 + i] @ feature[b, 0]) for i in range(3)]
+        kept = sorted(range(3), key=lambda i: -similarity[i])[:2]
+        rho = torch.tensor([similarity[i] / 0.1 for i in kept]).softmax(0)
+        for c, name in enumerate(NAMES):
+            e = clip.encode_text(TEXTS[name])
+            v = [float(row @ prompt[c]) for row in e]
+            score = sum(
+                float(r) * v[d] / sum(v) * float(feature[b, 1 + i] @ e[d])
+                for r, i in zip(rho, kept, strict=True)
+                for d in range(len(e))
+            )
+            assert float(logits[b, c]) == pytest.approx(clip.logit_scale * score, abs=1e-3)
+
+
+def test_crops_of_an_image_depend_on_it_alone_and_few_are_the_first_of_many():
+    few, many = (CropSpec(crops=n, least_side=0.5, most_side=0.9) for n in (3, 8))
+    ids = ["00000000000000aa", "ffffffffffffffff"]
+    assert torch.equal(boxes_of(ids, many)[:, :3], boxes_of(ids, few))
+    assert torch.equal(boxes_of(ids[1:], few)[0], boxes_of(ids, few)[1])
+    assert not torch.equal(boxes_of(ids, few)[0], boxes_of(ids, few)[1])
