@@ -282,9 +282,9 @@ class FairSettings:
     """Whether strong views go through RandAugment; without, they are parts of the image alone."""
     flip: bool = True
     """Whether strong views are mirrored half of the time."""
-    cached_view: Literal["crop", "composite", "whole"] = "crop"
-    """What is learned from where ``layer_norms`` is off: a random crop in place of the strong view, all crops that
-    count together, or the image."""
+    cached_view: Literal["composite", "crop", "whole"] = "composite"
+    """What is learned from where ``layer_norms`` is off: all crops that count together, a random crop in place of the
+    strong view, or the image."""
     score_at_test: bool = False
     """Predict by the crops' score as well; one view is the default."""
 

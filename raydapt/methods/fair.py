@@ -175,7 +175,7 @@ class Fair(Method):
         return composite(whole_BD, crop_BKD, top_k=settings.top_k, temperature=settings.temperature)
 
     def _learned_view(self, image_B: Tensor) -> Tensor:
-        """Features [B, D] to learn from: of a strong view, or where the tower stays as it is, of a random crop."""
+        """Features [B, D] to learn from: of a strong view, or where the tower stays as it is, of what is cached."""
         settings = self.settings
         if self.reads == "crops" and settings.cached_view == "crop":
             place_B = torch.randint(1, 1 + settings.crops, (len(image_B),))

@@ -158,7 +158,7 @@ def test_anchors_of_names_are_the_prompt_ensemble():
     [
         {"layer_norms": False},
         {"layer_norms": False, "cached_view": "whole", "score_at_test": True},
-        {"layer_norms": False, "cached_view": "composite"},
+        {"layer_norms": False, "cached_view": "crop"},
         {"layer_norms": False, "crops": 0},
         {"anchors_per": "description", "weighting": "margin"},
         {"alignment": 0.1, "fairness": 0.0},
