@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping
 
+from raydapt.models.clip import load_clip
 from raydapt.plan import Plan
+from raydapt.stages.annotate import partial_labels_stage
 from raydapt.stages.crops import crop_spec, crops_stage
 from raydapt.stages.features import features_stage
 from raydapt.stages.pixels import pixels_stage
 from raydapt.stages.run import StageResult
 from raydapt.workspace import Artefact
 
-FEATURES, PIXELS, CROPS = "features", "pixels", "crops"
+FEATURES, PIXELS, CROPS, PARTIAL_LABELS = "features", "pixels", "crops", "partial_labels"
 
 
 def make_artefacts(plan: Plan) -> dict[str, StageResult]:
@@ -19,6 +21,14 @@ def make_artefacts(plan: Plan) -> dict[str, StageResult]:
         made[PIXELS] = make_pixels(plan)
     if plan.crops is not None:
         made[CROPS] = make_crops(plan)
+    if plan.partial_labels is not None:
+        made[PARTIAL_LABELS] = partial_labels_stage(
+            made[FEATURES].artefact,
+            plan.partial_labels,
+            clip=load_clip(plan.config.model.clip),
+            settings=plan.config.coreg,
+            store=plan.store,
+        )
     return made
 
 

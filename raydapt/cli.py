@@ -114,6 +114,16 @@ def report(run_folder: str) -> None:
 
 
 @cli.command()
+@click.argument("run_folder")
+@click.option("--output", required=True, help="Folder to write to.")
+def export(run_folder: str, output: str) -> None:
+    """Writes the adapted model of a finished run as ONNX and safetensors with a model card."""
+    from raydapt import export as export_
+
+    click.echo(export_.export(run_folder, output))
+
+
+@cli.command()
 @_OVERRIDES
 def demo(overrides: tuple[str, ...]) -> None:
     """Runs the built-in handwritten digits through every method, offline, and compares them."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le
-from pydantic import ConfigDict
+from annotated_types import Gt, Le
 
+from raydapt.config_coreg import CoregSettings
 from raydapt.setting_trees import (
     apply_override,
     as_tree,
@@ -21,25 +21,18 @@ from raydapt.setting_trees import (
     setting_names,
     settings_from_tree,
 )
+from raydapt.setting_types import STRICT, Auto, Count, NonNegative, Positive, PositiveInt, Share
 
 __all__ = ["apply_override", "as_tree", "merge_trees", "read_yaml", "setting_names", "settings_from_tree"]
 
-Auto = Literal["auto"]
-PositiveInt = Annotated[int, Ge(1)]
-Count = Annotated[int, Ge(0)]
-Positive = Annotated[float, Gt(0)]
-NonNegative = Annotated[float, Ge(0)]
-Share = Annotated[float, Ge(0), Le(1)]
-
-METHODS = ("zero_shot", "ensemble", "wca", "fpl", "grip", "cpl", "fair")
-_STRICT = ConfigDict(extra="forbid", strict=False)
+METHODS = ("zero_shot", "ensemble", "wca", "fpl", "grip", "cpl", "fair", "coreg")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
     """What the images are, and which of them a method may learn from."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     source: str = "digits"
     """Class folders, a flat folder, Parquet, WebDataset tars, ``hf://…``, ``s3://…``, or a named set."""
@@ -68,7 +61,7 @@ class DataSettings:
 class ModelSettings:
     """The CLIP model and what of it is learned."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     clip: str = "mini"
     """``mini``, a folder in open_clip's layout, ``hf-hub:…``, or ``ARCHITECTURE/PRETRAINED`` of open_clip."""
@@ -83,7 +76,7 @@ class ModelSettings:
 class StageSettings:
     """How a Ray Data stage is spread over the cluster. Nothing here changes a result."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     actors: PositiveInt | Auto = "auto"
     """Model actors; ``auto``: one per GPU, else one per two CPUs."""
@@ -98,7 +91,7 @@ class StageSettings:
 class TrainSettings:
     """The training loop shared by every method."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     workers: Count = 0
     """Ray Train workers; 0 trains in this process."""
@@ -116,6 +109,8 @@ class TrainSettings:
     """Of SGD; AdamW keeps its own betas."""
     weight_decay: NonNegative = 0.05
     warmup_epochs: NonNegative = 2.0
+    final_rate_share: Share = 0.0
+    """What the cosine leaves of the learning rate at the end."""
     clip_grad_norm: NonNegative = 0.8
     """0 turns clipping off."""
     gradient_accumulation: PositiveInt = 1
@@ -133,7 +128,7 @@ class TrainSettings:
 class FplSettings:
     """Few pseudo-labels: the most confident images of each class, once."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     shots: PositiveInt = 16
 
@@ -142,7 +137,7 @@ class FplSettings:
 class GripSettings:
     """Growing pseudo-labels, iteratively."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     rounds: PositiveInt = 10
     board: Literal["clean", "published"] = "clean"
@@ -154,7 +149,7 @@ class GripSettings:
 class CplSettings:
     """Candidate pseudo-labels."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     rounds: PositiveInt = 10
     alpha: Annotated[float, Gt(0), Le(1)] | Auto = "auto"
@@ -168,7 +163,7 @@ class CplSettings:
 class AirSettings:
     """AiR: synthetic images judge the unlabelled ones and are learned from. Every default is a reconstruction."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     base: Literal["cpl", "grip", "fpl"] = "cpl"
     """The method that gets the images' help; its own settings hold."""
@@ -196,7 +191,7 @@ class AirSettings:
 class SynthesisSettings:
     """Synthetic images: which pipeline makes how many of each class, and how (AiR; every default a reconstruction)."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     pipeline: str = "mini"
     """``mini``, a folder in diffusers' Stable Diffusion layout, or a name of the model hub."""
@@ -227,7 +222,7 @@ class SynthesisSettings:
 class LoraSettings:
     """Low-rank adaptation of the pipeline to the target images (AiR; every default a reconstruction)."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     enabled: bool = True
     """Off: the pipeline makes images as it is."""
@@ -245,7 +240,7 @@ class LoraSettings:
 class FairSettings:
     """FAIR: class description anchors and crops. Every default is a reconstruction, its alternatives beside it."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     descriptions: dict[str, list[str]] | Auto | str = "auto"
     """Class to sentences, or a YAML or JSON file of that; ``auto``: those that come with the named set."""
@@ -293,7 +288,7 @@ class FairSettings:
 class RaySettings:
     """The Ray cluster that a run uses."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     address: str = "auto"
     """``local`` starts a cluster here, ``auto`` does so unless RAY_ADDRESS names one, else an address to join."""
@@ -306,9 +301,9 @@ class RaySettings:
 class Config:
     """One run. The run's name is a fingerprint of everything that matters unless it is given."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
-    method: Literal["zero_shot", "ensemble", "wca", "fpl", "grip", "cpl", "air", "fair"] = "cpl"
+    method: Literal["zero_shot", "ensemble", "wca", "fpl", "grip", "cpl", "air", "fair", "coreg"] = "cpl"
     seed: Count = 0
     name: str = "auto"
     runs: str = "runs"
@@ -324,6 +319,7 @@ class Config:
     synthesis: SynthesisSettings = field(default_factory=SynthesisSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
     fair: FairSettings = field(default_factory=FairSettings)
+    coreg: CoregSettings = field(default_factory=CoregSettings)
     ray: RaySettings = field(default_factory=RaySettings)
 
 

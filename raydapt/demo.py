@@ -9,6 +9,8 @@ from raydapt.config import METHODS, config_from_tree, merge_trees, read_yaml
 from raydapt.errors import UserError
 from raydapt.storage import Folder
 
+# Networks from scratch need more steps than a prompt, and a mirrored digit is another digit.
+_OWN = {"coreg": {"train": {"max_steps_per_round": None}, "coreg": {"mirror": False}}}
 JOBS = Path(__file__).parents[1] / "jobs"
 
 
@@ -28,9 +30,9 @@ def demo(overrides: list[str]) -> list[Folder]:
     folders: list[Folder] = []
     for method in METHODS:
         click.echo(f"[{len(folders) + 1}/{len(METHODS)}] {method}")
-        tree = merge_trees(
-            read_yaml(JOBS / f"{method}.yaml"), read_yaml(JOBS / "demo.yaml") | {"method": method}, overrides=overrides
-        )
+        common = read_yaml(JOBS / "demo.yaml") | {"method": method}
+        own = _OWN.get(method, {})
+        tree = merge_trees(read_yaml(JOBS / f"{method}.yaml"), common, own, overrides=overrides)
         folders.append(pipeline.run(config_from_tree(tree)).folder)
     rows = compare.compare(folders)
     click.echo()

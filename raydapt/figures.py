@@ -139,6 +139,43 @@ def confidence_picture(classifiers: Mapping[str, tuple[Floats, Floats]]) -> Pict
     return _picture(draw, alt=f"Confidence of the predictions: mean {means}.")
 
 
+def students_picture(coreg: Mapping[str, Any]) -> Picture | None:
+    """Candidates per image, how the images were divided, and both students over the epochs; None without them.
+
+    Args:
+        coreg: The ``coreg`` group of metrics.json.
+    """
+    annotation, division, lines = coreg.get("annotation"), coreg.get("division"), coreg.get("students") or []
+    if not annotation or not division:
+        return None
+    counts = np.array(annotation["candidate_counts"], dtype=np.float64)
+    epochs = _series(lines, "epoch")
+    curves = {key: _series(lines, key) for key in ("first", "second", "disagreement")}
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots(1, 3, squeeze=False)[0]
+        axes[0].bar(range(len(counts)), 100 * counts / max(1.0, counts.sum()), color=LIGHT.before, width=0.8)
+        _dress(axes[0], x_name="candidates", y_name="% of images", title="Candidates per image")
+        axes[0].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+        for heights, colour, name in zip(division["histogram"], (LIGHT.after, LIGHT.third), ("1", "2"), strict=True):
+            share = 100 * np.array(heights) / max(1, sum(heights))
+            axes[1].stairs(share, np.linspace(0, 1, len(share) + 1), color=colour, label=f"for student {name}")
+        _dress(axes[1], x_name="probability that the label is right", y_name="% of images", title="Last division")
+        colours = {"first": LIGHT.after, "second": LIGHT.third, "disagreement": LIGHT.before}
+        names = {"first": "student 1 right", "second": "student 2 right", "disagreement": "they disagree"}
+        for key, values in curves.items():
+            if np.isfinite(values).any():
+                axes[2].plot(epochs, values, color=colours[key], linewidth=1.4, label=names[key])
+        _dress(axes[2], x_name="epochs learned", y_name="% of training images", title="Both students")
+        for panel in axes[1:]:
+            panel.legend(frameon=False, labelcolor=LIGHT.text)
+
+    alt = f"Partial labels with {annotation['candidates']:.2f} candidates per image"
+    if len(lines) and np.isfinite(curves["first"]).all():
+        alt += f"; the students' labels go from {curves['first'][0]:.1f} % to {curves['first'][-1]:.1f} % right"
+    return _picture(draw, alt=alt + ".")
+
+
 def _reliability(sure: Floats, right: Floats) -> tuple[Floats, Floats]:
     """Mean confidence and percent right in ten bins of confidence; bins of fewer than 5 images are left out."""
     known = np.isfinite(right)

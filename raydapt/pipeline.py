@@ -18,17 +18,21 @@ import torch
 import yaml
 
 from raydapt import outcome
-from raydapt.artefacts import FEATURES, artefacts_of, make_artefacts, make_features
+from raydapt.artefacts import FEATURES, PARTIAL_LABELS, artefacts_of, make_artefacts, make_features
 from raydapt.cluster import ensure_ray, require_shared
 from raydapt.config import Config, as_tree
 from raydapt.data.splits import Division, divide
+from raydapt.deployment import deployed, size_and_speed
 from raydapt.errors import UserError
 from raydapt.gallery import gallery_table
 from raydapt.methods.fair import Fair
+from raydapt.models.clip import load_clip
+from raydapt.outcome_coreg import coreg_metrics
 from raydapt.outcome_fair import write_alignment
 from raydapt.plan import LEARNING_METHODS, Plan, describe_plan, make_plan, rows_of_splits
 from raydapt.progress import TrainingProgress, say
 from raydapt.report import write_report
+from raydapt.stages.annotate import load_partial_labels
 from raydapt.stages.features import FeatureTable, load_features, load_labels
 from raydapt.stages.run import StageResult
 from raydapt.synthesis import make_synthetic
@@ -190,7 +194,8 @@ def _evaluate(
         record.write_bytes("pseudo_labels.parquet", outcome.parquet_bytes(given))
     record.write_bytes("gallery.parquet", outcome.parquet_bytes(gallery_table(plan, table, row_T, predictions)))
     rounds = outcome.round_metrics(state.history, class_all[row_N])
-    return {
+    own = _coreg_metrics(job, state, table, class_all, row_N, row_T) if config.method == "coreg" else {}
+    return own | {
         "name": record.name,
         "method": config.method,
         "prompt": config.model.prompt if config.method in LEARNING_METHODS else None,
@@ -210,6 +215,30 @@ def _evaluate(
         ),
         "train": outcome.train_metrics(state, config.train),
     }
+
+
+def _coreg_metrics(
+    job: TrainingJob,
+    state: TrainState,
+    table: FeatureTable,
+    class_all: torch.Tensor,
+    row_N: torch.Tensor,
+    row_T: torch.Tensor,
+) -> dict[str, Any]:
+    """Annotation, division, students, and the size and speed of what is deployed beside CLIP's image tower."""
+    device, config = local_place(job.config.train).device, job.config
+    partial = load_partial_labels(job.artefacts[PARTIAL_LABELS])
+    rows = torch.arange(len(class_all))
+    zero_shot = outcome.guess(job.zero_shot(device), table.feature_ND, rows, batch_size=1024, device=device)
+    metrics = coreg_metrics(state.method, partial, zero_shot.class_T, class_all, row_N=row_N, row_T=row_T)
+    clip = load_clip(config.model.clip, device=device)
+    student, tower = build_for_prediction(config, job.classes, device), job.zero_shot(device)
+    metrics["deployment"] = {
+        "student": size_and_speed(deployed(student, clip), config.coreg.image_size_px, device),
+        "clip_image_tower": size_and_speed(deployed(tower, clip), clip.image_spec.size_px, device),
+        "clip_parameters": sum(p.numel() for p in clip.model.parameters()),
+    }
+    return {"coreg": metrics}
 
 
 def _guess(

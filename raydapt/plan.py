@@ -17,13 +17,15 @@ from raydapt.errors import UserError
 from raydapt.methods.contract import Reads
 from raydapt.methods.fair import reads_of
 from raydapt.models.clip import load_clip
+from raydapt.plan_coreg import resolve_coreg
 from raydapt.plan_fair import resolve_fair
+from raydapt.stages.annotate import partial_labels_recipe
 from raydapt.stages.crops import crop_spec, crops_recipe
 from raydapt.stages.features import FeatureTable, features_recipe
 from raydapt.stages.pixels import pixels_recipe
 from raydapt.workspace import Artefact, Recipe, Run, Store, fingerprint, run_name
 
-LEARNING_METHODS = ("fpl", "grip", "cpl", "fair")
+LEARNING_METHODS = ("fpl", "grip", "cpl", "fair", "coreg")
 FAIR_METHODS = ("fair", "wca")
 # Where a run happens and how often it saves: settings that change no result, and so no fingerprint.
 _RESOURCES = ("cpus_per_worker", "gpus_per_worker", "checkpoint_every_s", "max_failures", "predict_batch_size")
@@ -46,6 +48,8 @@ class Plan:
     """None unless the method reads features of crops."""
     stored_spec: ImageSpec
     """How images are stored where a method reads them, or cuts them."""
+    partial_labels: Recipe | None
+    """None when the method does not learn from partial labels."""
     fingerprint: str
     run_name: str
 
@@ -70,6 +74,7 @@ def make_plan(config: Config) -> Plan:
     pixels = pixels_recipe(source, stored_spec, config.data) if reads == "pixels" else None
     spec = crop_spec(config.fair)
     crops = crops_recipe(source, clip.identity, stored_spec, config.data, spec) if reads == "crops" else None
+    coreg = config.method == "coreg"
     digest = fingerprint("run", _what_matters(config), [features.fingerprint])
     named = run_name(config.method, config.data.source, config.data.paradigm, config.seed, digest)
     return Plan(
@@ -82,6 +87,7 @@ def make_plan(config: Config) -> Plan:
         pixels=pixels,
         crops=crops,
         stored_spec=stored_spec,
+        partial_labels=partial_labels_recipe(features, classes.names, config.coreg) if coreg else None,
         fingerprint=digest,
         run_name=named if config.name == "auto" else config.name,
     )
@@ -93,7 +99,8 @@ def describe_plan(plan: Plan) -> str:
     record = Run(config.runs, plan.run_name)
     rows = "an unknown number of" if source.rows is None else f"{source.rows:,}"
     names = ", ".join(plan.classes.names[:5]) + (", …" if len(plan.classes.names) > 5 else "")
-    learned = f"{config.model.prompt} prompt, {config.train.epochs} epochs a round" if _learns(config) else "nothing"
+    what = f"two {config.coreg.student} students" if config.method == "coreg" else f"{config.model.prompt} prompt"
+    learned = f"{what}, {config.train.epochs} epochs a round" if _learns(config) else "nothing"
     where = f"{config.train.workers} Ray Train workers" if config.train.workers else "this process"
     lines = [
         f"run       {record.path}{' (finished)' if record.exists('metrics.json') else ''}",
@@ -104,7 +111,7 @@ def describe_plan(plan: Plan) -> str:
         f"method    {config.method}, {config.data.paradigm}, seed {config.seed}",
         f"stage     features {plan.features.fingerprint}: {_presence(plan.store.artefact_of(plan.features), source)}",
     ]
-    for recipe in (plan.pixels, plan.crops):
+    for recipe in (plan.pixels, plan.crops, plan.partial_labels):
         if recipe is not None:
             presence = _presence(plan.store.artefact_of(recipe), source)
             lines.append(f"stage     {recipe.kind} {recipe.fingerprint}: {presence}")
@@ -148,17 +155,22 @@ def _some(row_N: Tensor, data: DataSettings, found: list[str]) -> Tensor:
 def _resolve(config: Config, classes: ClassSpace, image_spec: ImageSpec) -> Config:
     data = replace(config.data, class_names=list(classes.names), templates=list(classes.templates))
     fair = resolve_fair(config, classes, image_spec) if config.method in FAIR_METHODS else config.fair
-    return replace(config, data=data, cpl=_resolve_cpl(config, len(classes.names)), fair=fair)
+    config = replace(config, data=data, cpl=_resolve_cpl(config, len(classes.names)), fair=fair)
+    return replace(config, coreg=resolve_coreg(config)) if config.method == "coreg" else config
 
 
 def _reads(config: Config) -> Reads:
     """What the method takes for an image."""
     if config.method in FAIR_METHODS:
         return reads_of(config.fair if config.method == "fair" else replace(config.fair, layer_norms=False))
+    if config.method == "coreg":
+        return "pixels"
     return "pixels" if config.method in LEARNING_METHODS and config.model.prompt != "text" else "features"
 
 
 def _stored_spec(config: Config, image_spec: ImageSpec) -> ImageSpec:
+    if config.method == "coreg":
+        return replace(image_spec, size_px=config.coreg.image_size_px)
     size = config.fair.image_px if config.method in FAIR_METHODS else "auto"
     return image_spec if size == "auto" else replace(image_spec, size_px=size)
 

@@ -24,8 +24,8 @@ from raydapt.report_classes import (
     read_predictions,
 )
 from raydapt.report_gallery import choose_gallery, gallery_cards
-from raydapt.report_sections import Round, headline, rounds_of, settings_of, timings, warnings_of
-from raydapt.run_files import RunRecord, flat_settings, open_run, read_run, write_text
+from raydapt.report_sections import Round, deployment_rows, headline, rounds_of, settings_of, timings, warnings_of
+from raydapt.run_files import RunRecord, flat_settings, group, open_run, read_run, write_text
 from raydapt.storage import Folder
 
 __all__ = ["choose_gallery", "write_report"]
@@ -94,6 +94,9 @@ def _content(run: RunRecord) -> dict[str, Any]:
         "rounds": rounds,
         "round_columns": _round_columns(rounds),
         "rounds_picture": figures.rounds_picture(run.metrics.get("rounds") or []),
+        "students_picture": figures.students_picture(group(run.metrics, "coreg")),
+        "annotation": group(group(run.metrics, "coreg"), "annotation"),
+        "deployment": deployment_rows(run),
         "curves_picture": figures.curves_picture(run.steps),
         "alignment": alignment_view(run),
         "gallery": gallery_cards(run.gallery, run.predictions, names),

@@ -231,6 +231,20 @@ def _speeds(entry: dict[str, Any], rate: str) -> dict[str, Any]:
     }
 
 
+def deployment_rows(run: RunRecord) -> list[tuple[str, float | None, float | None, float | None]]:
+    """Name, parameters, megabytes and images/s of what is deployed, and of CLIP's image tower beside it."""
+    measured = group(group(run.metrics, "coreg"), "deployment")
+    names = {"student": "both students", "clip_image_tower": "CLIP's image tower"}
+    rows = []
+    for key, name in names.items():
+        entry = group(measured, key)
+        if entry:
+            size = number(entry.get("bytes"))
+            megabytes = None if size is None else size / 1e6
+            rows.append((name, number(entry.get("parameters")), megabytes, number(entry.get("images_per_s"))))
+    return rows
+
+
 def settings_of(run: RunRecord) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings that are not the defaults, and all settings that matter to this method."""
     method = str(run.config.get("method", run.metrics.get("method")))

@@ -13,7 +13,20 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms from top to bottom: a file imports from its own room and from those below.
 LEVELS = (
     {"cli", "demo", "doctor", "submission", "estimate"},
-    {"pipeline", "prediction", "gallery", "outcome", "outcome_fair", "plan", "plan_fair", "artefacts"},
+    {
+        "pipeline",
+        "prediction",
+        "export",
+        "deployment",
+        "gallery",
+        "outcome",
+        "outcome_coreg",
+        "outcome_fair",
+        "plan",
+        "plan_coreg",
+        "plan_fair",
+        "artefacts",
+    },
     {"stages", "train"},
     {"methods"},
     {"models"},

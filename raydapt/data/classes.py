@@ -101,7 +101,7 @@ def resolve_classes(data: DataSettings, source: Source) -> ClassSpace:
         templates = known.templates if known else default_templates()
     else:
         templates = tuple(data.templates)
-    _check_templates(templates)
+    check_templates(templates)
     aliases = _aliases(known, names) if known else ()
     return ClassSpace(names=names, labels=labels, templates=templates, aliases=aliases)
 
@@ -159,13 +159,14 @@ def _check_names(names: Sequence[str], data: DataSettings, source: Source) -> No
         )
 
 
-def _check_templates(templates: Sequence[str]) -> None:
+def check_templates(templates: Sequence[str], *, setting: str = "data.templates") -> None:
+    """Refuses wordings that a class name cannot be put into, with a `UserError` that names the setting."""
     if not templates:
-        raise UserError("data.templates is empty: give at least one wording, such as 'a photo of a {}.'.")
+        raise UserError(f"{setting} is empty: give at least one wording, such as 'a photo of a {{}}.'.")
     for template in templates:
         if template.count("{}") != 1 or len(template) > MAX_TEMPLATE_CHARACTERS:
             raise UserError(
-                f"data.templates: {template[:80]!r} must hold exactly one {{}}, the place of the class name, "
+                f"{setting}: {template[:80]!r} must hold exactly one {{}}, the place of the class name, "
                 f"and at most {MAX_TEMPLATE_CHARACTERS} characters."
             )
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from raydapt.config import AirSettings, Config
+from raydapt.data.augment import Augmentation
 from raydapt.data.classes import ClassSpace
 from raydapt.methods.air import AirPart
 from raydapt.methods.contract import Method, SyntheticImages, TrainingImages
+from raydapt.methods.coreg import CoReg
 from raydapt.methods.cpl import Cpl
 from raydapt.methods.ensemble import Ensemble
 from raydapt.methods.fair import Fair
@@ -47,6 +49,8 @@ def build_method(
         return Wca(clip, classes, settings=config.fair)
     if config.method == "fair":
         return Fair(clip, classes, images, settings=config.fair, batch_size=config.train.batch_size)
+    if config.method == "coreg":
+        return _coreg(config, clip, len(classes.names), images)
     prompted = PromptedClip(clip, classes.names, classes.templates, config.model, seed=config.seed)
     batch_size, seed = config.train.batch_size, config.seed
     base = config.air.base if config.method == "air" else config.method
@@ -80,3 +84,25 @@ def _air_part(
     if made is None:
         raise ValueError("air was built without synthetic images")
     return AirPart(config.air, made, zero_shot_CD, clip.logit_scale)
+
+
+def _coreg(config: Config, clip: Clip, n_classes: int, images: TrainingImages | None) -> CoReg:
+    settings = config.coreg
+    augmentation = Augmentation(
+        mean=clip.image_spec.mean,
+        std=clip.image_spec.std,
+        padding_px=settings.crop_padding_px,
+        mirror=settings.mirror,
+        quarter_turns=settings.quarter_turns,
+        magnitude=settings.magnitude,
+        cutout_px=settings.cutout_px,
+    )
+    return CoReg(
+        settings,
+        augmentation,
+        images,
+        n_classes=n_classes,
+        epochs=config.train.epochs,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+    )

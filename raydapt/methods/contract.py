@@ -14,11 +14,17 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from raydapt.methods.partial_labels import PartialLabels
+
 Reads = Literal["features", "pixels", "crops"]
 """What a method takes for an image: the cached feature of the frozen CLIP, uint8 pixels, or the cached features of the
 image and of its crops."""
 ImageSource = Literal["train", "synthetic"]
 """Which images a stream draws from: the images that are adapted to, or synthetic ones."""
+
+
+OverImages = Callable[[Callable[[Tensor], Tensor]], Tensor]
+"""Applies a function of a batch of images (as the method `reads` them) to all training images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +94,8 @@ class TrainingImages:
     """Made images, for the methods that learn from them."""
     crop_NKD: Tensor | None = None
     """float32 CPU, the feature of every image and behind it those of its crops; None unless the method reads them."""
+    partial: PartialLabels | None = None
+    """What an annotation holds for possible, of all training images; for the methods that learn from it."""
 
     def take(self, index_B: Tensor, reads: Reads, source: ImageSource = "train") -> Tensor:
         """Features [B, D], pixels [B, 3, S, S], or features with crops' [B, 1 + K, D], of int64 indices."""
@@ -181,8 +189,15 @@ class Method(nn.Module, ABC):
         What depends on the streams alone (weights between losses) is set here, since it is in no checkpoint.
         """
 
-    def begin_epoch(self, round_: int, epoch: int) -> None:
-        """Called before each epoch (both numbers 1-based)."""
+    def begin_epoch(self, round_: int, epoch: int, over_images: OverImages) -> None:
+        """Called before each epoch (both numbers 1-based), not again when training resumes inside it.
+
+        Args:
+            round_: As in `begin_round`.
+            epoch: Of the round.
+            over_images: Applies a function to all training images, batch by batch in evaluation mode without
+                gradients, each worker to its part; every worker gets all results [N, ...], on the CPU.
+        """
 
     def after_step(self) -> None:
         """Called after each optimiser step."""

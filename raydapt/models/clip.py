@@ -144,6 +144,11 @@ def load_clip(name: str, *, device: str | torch.device = "cpu") -> Clip:
     return clip.to(device)
 
 
+def imagenet_templates() -> tuple[str, ...]:
+    """The 80 prompt wordings that OpenAI published for ImageNet, with ``{}`` in the place of the name."""
+    return tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
+
+
 def clip_identity(name: str) -> str:
     """What the outputs of a model depend on, without loading it.
 

@@ -16,6 +16,7 @@ from raydapt.data.splits import Division
 from raydapt.methods.build import build_method
 from raydapt.methods.contract import Method, PixelRows, Reads, TrainingImages
 from raydapt.models.clip import load_clip
+from raydapt.stages.annotate import load_partial_labels
 from raydapt.stages.crops import load_crops
 from raydapt.stages.features import FeatureTable, load_features
 from raydapt.stages.pixels import load_pixels
@@ -86,6 +87,7 @@ class TrainingJob:
         tensors = load(self.run.read_bytes(DIVISION))
         row_N = torch.from_numpy(tensors["row"])
         pixels, crops = self.artefacts.get("pixels"), self.artefacts.get("crops")
+        partial = self.artefacts.get("partial_labels")
         return TrainingImages(
             feature_ND=table.feature_ND[row_N],
             n_classes=len(self.classes.names),
@@ -95,6 +97,7 @@ class TrainingJob:
             candidate_classes=torch.from_numpy(tensors["candidate_classes"]),
             pixels=None if pixels is None else PixelRows(load_pixels(pixels, SCRATCH), row_N),
             crop_NKD=None if crops is None else load_crops(crops)[row_N],
+            partial=None if partial is None else load_partial_labels(partial).rows(row_N),
         )
 
 

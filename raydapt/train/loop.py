@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -129,9 +130,10 @@ class _Trainer:
         tally = _Tally()
         while state.step < total:
             if state.step % per_epoch == 0:
-                self.method.begin_epoch(state.round_, state.step // per_epoch + 1)
+                self.method.begin_epoch(state.round_, state.step // per_epoch + 1, self._over_images)
             for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * cosine_with_warmup(state.step, total=int(total), warmup=warmup)
+                share = cosine_with_warmup(state.step, total=int(total), warmup=warmup, final=settings.final_rate_share)
+                group["lr"] = settings.learning_rate * share
             started = time.perf_counter()
             loss = self._step(optimizer, orders)
             tally.add(loss, time.perf_counter() - started, min(first.batch_size, len(first.index_M)))
@@ -184,19 +186,26 @@ class _Trainer:
 
     def _probabilities(self) -> Tensor:
         """Softmax [U, C] of the current model for the unlabelled images; each worker computes its part."""
-        place, index_U = self.place, self.images.unlabelled_U
-        mine = index_U.tensor_split(place.world)[place.rank]
-        probability = predict(
+        return self._gather(predict, self.images.unlabelled_U)
+
+    def _over_images(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """A function of all training images; see `Method.begin_epoch`."""
+        with self.amp():
+            return self._gather(partial(apply, function=function), torch.arange(len(self.images.feature_ND)))
+
+    def _gather(self, evaluate: Callable[..., Tensor], index_M: Tensor) -> Tensor:
+        place = self.place
+        result = evaluate(
             self.method,
             lambda index_B: self.images.take(index_B, self.method.reads),
-            mine,
+            index_M.tensor_split(place.world)[place.rank],
             batch_size=self.settings.predict_batch_size,
             device=place.device,
         )
         if place.world == 1:
-            return probability
+            return result
         parts: list[Tensor] = [torch.empty(0)] * place.world
-        dist.all_gather_object(parts, probability)
+        dist.all_gather_object(parts, result)
         return torch.cat(parts)
 
     def _log(self, tally: "_Tally", learning_rate: float, epoch: int) -> None:
@@ -268,17 +277,16 @@ class _Tally:
         self.seconds, self._images = 0.0, 0
 
 
-def cosine_with_warmup(step: int, *, total: int, warmup: int) -> float:
-    """The share of the base learning rate at a 0-based step: linear from 1/warmup, then a cosine to 0.
+def cosine_with_warmup(step: int, *, total: int, warmup: int, final: float = 0.0) -> float:
+    """The share of the base learning rate at a 0-based step: linear from 1/warmup, then a cosine to `final`.
 
     The published schedule steps once an epoch and so spends its first epoch at 0; this one steps with every batch.
     """
     if step < warmup:
         return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-@torch.no_grad()
 def predict(
     method: Method,
     images_of: Callable[[Tensor], Tensor],
@@ -296,14 +304,32 @@ def predict(
         batch_size: Images at a time.
         device: Of the method.
     """
+    return apply(
+        method,
+        images_of,
+        index_M,
+        batch_size=batch_size,
+        device=device,
+        function=lambda image_B: method.logits(image_B).softmax(-1).float(),
+    )
+
+
+@torch.no_grad()
+def apply(
+    method: Method,
+    images_of: Callable[[Tensor], Tensor],
+    index_M: Tensor,
+    *,
+    batch_size: int,
+    device: torch.device,
+    function: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """A function of images, with the method in evaluation mode; arguments as in `predict`."""
     was_training = method.training
     method.eval()
-    parts = [
-        method.logits(images_of(index_B).to(device)).softmax(-1).float().cpu()
-        for index_B in torch.split(index_M, batch_size)
-    ]
+    parts = [function(images_of(index_B).to(device)).cpu() for index_B in torch.split(index_M, batch_size)]
     method.train(was_training)
-    return torch.cat(parts) if parts else torch.empty(0, 0)
+    return torch.cat(parts) if len(index_M) else torch.empty(0)
 
 
 def _optimizer(method: Method, settings: TrainSettings) -> torch.optim.Optimizer:

@@ -1,9 +1,11 @@
 """All benchmarks: ``make bench``."""
 
-from tests.bench import bench_crops, bench_features, bench_prompts
+from tests.bench import bench_coreg, bench_crops, bench_features, bench_prompts
 
 bench_prompts.main()
 print()
 bench_features.main()
 print()
 bench_crops.main()
+print()
+bench_coreg.main()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from raydapt.methods.contract import Batch, Method, PseudoLabels, Stream, TrainingImages, one_hot
+from raydapt.methods.contract import Batch, Method, OverImages, PseudoLabels, Stream, TrainingImages, one_hot
 
 
 class Toy(Method):
@@ -45,7 +45,7 @@ class Toy(Method):
     def enter_round(self, round_: int, streams: Sequence[Stream]) -> None:
         self.entered.append(round_)
 
-    def begin_epoch(self, round_: int, epoch: int) -> None:
+    def begin_epoch(self, round_: int, epoch: int, over_images: OverImages) -> None:
         self.epochs.append((round_, epoch))
 
 

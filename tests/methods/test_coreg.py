@@ -1,0 +1,176 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from raydapt.methods.coreg_losses import sharpen
+from raydapt.methods.coreg_memory import CoMemory
+from tests.methods.coreg_cases import CLASSES, SETTINGS, TRAIN, coreg_images, coreg_method, train_coreg
+from tests.train.test_loop import MemoryCheckpoints
+
+
+def same_state(first, second):
+    one, other = first.state_dict(), second.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return train_coreg(MemoryCheckpoints())
+
+
+def test_learns_divides_and_fills_its_memory(whole):
+    method, state = whole
+    memory, images = method.memory, coreg_images()
+    assert state.finished
+    assert [line["epoch"] for line in state.lines] == [1, 2, 3, 4]
+    assert int(memory.n_losses) == 3
+    assert int(memory.n_keys) == 2 * 3 * 8  # the contrast takes part in the last two epochs, of three steps each
+    assert memory.trace_epoch_T.tolist() == [1, 2, 3]
+    assert (memory.answer_T2N >= 0).all()
+    first, second = (student.head.weight for student in method.students)
+    assert not torch.equal(first, second)  # two students, not one twice
+    right = (method.eval().logits(images.pixels.pixel_R3SS).argmax(1) == torch.arange(30) % CLASSES).float().mean()
+    assert right > 0.5
+
+
+def test_the_seed_decides_on_everything(whole):
+    again, _ = train_coreg(MemoryCheckpoints())
+    assert same_state(whole[0], again)
+    other, _ = train_coreg(MemoryCheckpoints(), seed=2)
+    assert not same_state(whole[0], other)
+
+
+@pytest.mark.parametrize("die_after", [1, 2, 3])
+def test_killed_in_the_middle_and_resumed_gives_the_same_students_queues_and_losses(whole, die_after):
+    killed = MemoryCheckpoints(die_after=die_after)
+    with pytest.raises(KeyboardInterrupt):
+        train_coreg(killed)
+    resumed, state = train_coreg(MemoryCheckpoints(latest=killed.saved[-1]))
+    assert same_state(whole[0], resumed)
+    assert [line["loss"] for line in state.lines] == [line["loss"] for line in whole[1].lines]
+
+
+def test_resumes_within_an_epoch(whole, monkeypatch):
+    monkeypatch.setattr("raydapt.train.loop._STEPS_BETWEEN_CLOCKS", 1)
+    killed = MemoryCheckpoints(die_after=8)  # two steps into the third epoch, with the contrast at work
+    with pytest.raises(KeyboardInterrupt):
+        train_coreg(killed)
+    resumed, _ = train_coreg(MemoryCheckpoints(latest=killed.saved[-1]))
+    assert same_state(whole[0], resumed)
+
+
+def test_predicts_from_a_checkpoint_without_training_images(whole):
+    plain = coreg_method(None)
+    plain.load_state_dict(whole[1].method)
+    pixel = coreg_images().pixels.pixel_R3SS
+    assert torch.equal(plain.eval().logits(pixel), whole[0].eval().logits(pixel))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        replace(SETTINGS, mixup=0.0, weak_views=1, strong_views=1),
+        replace(SETTINGS, co_pseudo_labels=False),
+        replace(SETTINGS, contrast="sup"),
+        replace(SETTINGS, contrast="none", prototype_weight=0.0),
+        replace(SETTINGS, unlabelled_weight=0.0, unlabelled_error="mean"),
+        replace(SETTINGS, distribution_alignment=False, clean_threshold=1.0),  # no image is confident
+        replace(SETTINGS, clean_threshold=0.0),  # all images are
+    ],
+    ids=[
+        "small recipe",
+        "no co-pseudo-labels",
+        "sup",
+        "no contrast",
+        "no unlabelled",
+        "none confident",
+        "all confident",
+    ],
+)
+def test_every_switch_trains(settings):
+    method, state = train_coreg(MemoryCheckpoints(), settings=settings)
+    assert state.finished
+    assert all(value.isfinite().all() for value in method.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("n", "candidates"),
+    [(30, [1.0, 1, 1]), (30, [0.0, 1, 0]), (30, [1.0, 0, 1]), (3, None), (2, None)],
+    ids=["all candidates", "one for all", "an empty class", "fewer than a batch", "two images"],
+)
+def test_degenerate_sets_train_without_a_crash(n, candidates):
+    candidate_NC = None if candidates is None else torch.tensor(candidates).repeat(n, 1)
+    method, state = train_coreg(MemoryCheckpoints(), coreg_images(n, candidate_NC=candidate_NC))
+    assert state.finished
+    assert all(value.isfinite().all() for value in method.state_dict().values())
+
+
+def test_co_pseudo_labels_equal_a_loop():
+    method = coreg_method(coreg_images())
+    memory = method.memory
+    memory.clean_2N.copy_(torch.rand(2, 30))
+    memory.label_2NC.copy_(torch.rand(2, 30, CLASSES).softmax(-1))
+    index_B, guess_2BC = torch.tensor([4, 0, 29, 11]), torch.randn(2, 4, CLASSES).softmax(-1)
+    for i in (0, 1):
+        taught = method._taught(i, index_B, guess_2BC)
+        for b, n in enumerate(index_B.tolist()):
+            w = memory.clean_2N[i, n]
+            if w > 0.5:
+                label = w * memory.label_2NC[i, n] + (1 - w) * guess_2BC[i, b]
+            else:
+                label = (guess_2BC[0, b] + guess_2BC[1, b]) / 2
+            assert bool(taught.partial_B[b]) == bool(w > 0.5)
+            torch.testing.assert_close(taught.target_BC[b], sharpen(label[None], 0.5)[0])
+
+
+def test_each_student_divides_and_labels_for_its_partner():
+    method = coreg_method(coreg_images(), replace(SETTINGS, distribution_alignment=False))
+    probability_2NC = torch.randn(2, 30, CLASSES).softmax(-1)
+    method._divide(probability_2NC)
+    for i in (0, 1):
+        by = method._candidate_NC * probability_2NC[i]
+        torch.testing.assert_close(method.memory.label_2NC[1 - i], by / by.sum(1, keepdim=True))
+
+
+def test_labelled_images_keep_their_label():
+    images = replace(coreg_images(), labelled_L=torch.tensor([0, 1]), label_L=torch.tensor([2, 0]))
+    method, _ = train_coreg(MemoryCheckpoints(), images)
+    assert method.memory.clean_2N[:, :2].tolist() == [[1.0, 1.0]] * 2
+    assert method.memory.label_2NC[:, :2].argmax(2).tolist() == [[2, 0]] * 2
+
+
+def test_the_queue_keeps_the_newest_keys_of_each_student():
+    memory = CoMemory(4, 3, queue=5, epochs=2)
+    naive: list[list[tuple[float, int, bool]]] = [[], []]
+    for step, size in enumerate((3, 3, 1, 7)):
+        new = torch.arange(2 * size, dtype=torch.float32).view(2, size) + 100 * step
+        class_2K, partial_2K = (new % 3).long(), new % 2 == 0
+        memory.enqueue(new[..., None].expand(-1, -1, 128), class_2K, partial_2K)
+        for i in (0, 1):
+            naive[i] += list(zip(new[i].tolist(), class_2K[i].tolist(), partial_2K[i].tolist(), strict=True))
+            key_KD, class_K, flag_K = memory.keys(i)
+            held = list(zip(key_KD[:, 0].tolist(), class_K.tolist(), flag_K.tolist(), strict=True))
+            assert sorted(held) == sorted(naive[i][-5:])
+
+
+def test_losses_are_averaged_over_the_last_five_epochs():
+    memory, seen = CoMemory(6, 3, queue=5, epochs=2), []
+    for epoch in range(8):
+        seen.append(torch.full((2, 6), float(epoch)))
+        torch.testing.assert_close(memory.remember_losses(seen[-1]), torch.stack(seen[-5:]).mean(0))
+
+
+def test_a_long_training_is_traced_at_most_fifty_times():
+    memory = CoMemory(2, 3, queue=5, epochs=800)
+    for epoch in range(1, 801):
+        memory.trace(epoch, epoch + 49, torch.full((2, 2), epoch % 3))
+    assert len(memory.trace_epoch_T) == 50
+    assert memory.trace_epoch_T[-1] == 849
+    assert (memory.answer_T2N >= 0).all()
+
+
+def test_the_schedule_ends_at_the_share_that_is_left():
+    train = replace(TRAIN, final_rate_share=0.5)
+    _, state = train_coreg(MemoryCheckpoints(), train=train)
+    assert state.lines[-1]["learning_rate"] == pytest.approx(0.5 * 0.05, rel=0.05)
