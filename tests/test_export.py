@@ -67,6 +67,7 @@ def test_what_is_no_linear_classifier_is_refused_in_one_sentence(clip):
         deployed(Crooked(), clip)
 
 
+@pytest.mark.slow
 def test_a_visual_prompt_survives_onnx(clip):
     model = ModelSettings(prompt="visual", visual_prompt_tokens=4)
     method = build_method(settings_of(method="cpl", model=model), clip, CLASSES).eval()

@@ -41,7 +41,7 @@ def extra_tokens(visual: nn.Module, prompt_LD: Tensor) -> Iterator[None]:
 
     def insert(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Tensor]:
         token_BND: Tensor = arguments[0]
-        prompt_BLD = prompt_LD.to(token_BND.dtype).expand(len(token_BND), -1, -1)
+        prompt_BLD = prompt_LD.to(token_BND.dtype).expand(token_BND.shape[0], -1, -1)
         return (torch.cat([token_BND[:, :n_before], prompt_BLD, token_BND[:, n_before:]], dim=1),)
 
     def remove(_: nn.Module, __: tuple[Any, ...], token_BND: Tensor) -> Tensor:

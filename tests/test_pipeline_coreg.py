@@ -1,0 +1,75 @@
+"""Co-Reg from images to report, prediction and export, and that no label has a part in it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file
+
+from raydapt import pipeline, prediction
+from raydapt.config import DataSettings, load_config
+from raydapt.data.sources import read_part, resolve_source
+from raydapt.errors import UserError
+from raydapt.export import export
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+JOB = Path(__file__).parents[1] / "jobs" / "coreg.yaml"
+
+
+def job(folder, source, *overrides):
+    return load_config(
+        JOB,
+        [
+            f"data.source={source}",
+            "data.class_names=digits",
+            f"store={folder / 'store'}",
+            f"runs={folder / 'runs'}",
+            "train.epochs=3",
+            "coreg.warmup_epochs=1",
+            "coreg.start_contrast=1",
+            "coreg.image_size_px=16",
+            "ray.progress=false",
+            *overrides,
+        ],
+    )
+
+
+def digits_without_truth(folder, shuffled):
+    """240 digits, with their labels or with somebody else's."""
+    table = read_part(resolve_source("digits", rows_per_part=2000).parts[0], DataSettings()).slice(0, 240)
+    labels = np.array(table["label"].to_pylist())
+    if shuffled:
+        np.random.default_rng(0).shuffle(labels)
+    split = ["train"] * 200 + ["test"] * 40
+    path = folder / f"{'shuffled' if shuffled else 'true'}.parquet"
+    pq.write_table(pa.table({"image": table["image"], "label": pa.array(labels), "split": split}), path)
+    return path
+
+
+def test_a_run_is_reported_predicted_exported_and_blind_to_labels(tmp_path):
+    weights = []
+    for shuffled in (False, True):
+        run = pipeline.run(job(tmp_path, digits_without_truth(tmp_path, shuffled)))
+        weights.append(load_file(Path(run.path) / "checkpoint" / "state.safetensors"))
+    assert weights[0].keys() == weights[1].keys()
+    for key in weights[0]:
+        np.testing.assert_array_equal(weights[0][key], weights[1][key])
+    metrics = json.loads(run.read_bytes("metrics.json"))
+    assert {"features", "pixels", "partial_labels"} <= metrics["stages"].keys()
+    assert metrics["coreg"]["annotation"]["candidates"] > 1
+    assert len(metrics["coreg"]["students"]) == 2
+    small, large = (metrics["coreg"]["deployment"][name]["parameters"] for name in ("student", "clip_image_tower"))
+    assert small < large / 2
+    assert "Partial labels and students" in (Path(run.path) / "report.html").read_text()
+    predictions = pq.read_table(prediction.predict(run.path, []))
+    assert predictions.num_rows == 240
+    card = (Path(export(run.path, str(tmp_path / "model"))) / "README.md").read_text()
+    assert "two student networks" in card
+
+
+def test_lengths_that_leave_no_co_training_are_one_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"coreg.warmup_epochs=3 leaves nothing of train.epochs=3"):
+        pipeline.describe(job(tmp_path, "digits", "coreg.warmup_epochs=3"))
