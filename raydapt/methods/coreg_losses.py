@@ -26,7 +26,8 @@ def warmup_loss(logits_BC: Tensor, candidate_BC: Tensor) -> Tensor:
     informed_B = (candidate_BC < 1).any(1)
     partial_B = -((candidate_BC * probability_BC).sum(1) + _EPSILON).log()
     entropy_B = torch.special.entr(probability_BC).sum(1)
-    return (partial_B * informed_B - entropy_B).mean()
+    loss: Tensor = (partial_B * informed_B - entropy_B).mean()
+    return loss
 
 
 def sharpen(probability_BC: Tensor, temperature: float) -> Tensor:

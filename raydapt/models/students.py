@@ -5,6 +5,7 @@ Legend: B batch, C classes, D width of the projected space, W width of the backb
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import timm
 import torch
@@ -120,7 +121,7 @@ def _backbone(name: str, *, pretrained: bool) -> tuple[nn.Module, int]:
 def _timm(name: str, *, pretrained: bool) -> tuple[nn.Module, int]:
     """Any timm model without its classifier."""
     try:
-        model = timm.create_model(name.removeprefix("timm/"), pretrained=pretrained, num_classes=0)
+        model: Any = timm.create_model(name.removeprefix("timm/"), pretrained=pretrained, num_classes=0)
     except (RuntimeError, OSError, ValueError, TypeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
