@@ -198,7 +198,7 @@ def _evaluate(
     return own | {
         "name": record.name,
         "method": config.method,
-        "prompt": None if config.method in ("zero_shot", "ensemble", "coreg") else config.model.prompt,
+        "prompt": config.model.prompt if config.method in LEARNING_METHODS and config.method != "coreg" else None,
         "paradigm": config.data.paradigm,
         "dataset": config.data.source,
         "classes": n_classes,
