@@ -14,7 +14,7 @@ Legend: N training images, B batch, V views, C classes, D projected width, K key
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +82,7 @@ class CoReg(Method):
         self.students = nn.ModuleList([_student(settings, n_classes, seed=seed, number=i) for i in (1, 2)])
         self._news: list[dict[str, Tensor]] = []
         if images is None:
-            self.register_load_state_dict_pre_hook(_forget_training)
+            self.register_load_state_dict_pre_hook(_forget_training)  # type: ignore[no-untyped-call]
             return
         if images.partial is None:
             raise ValueError("Co-Reg learns from partial labels, but there are none.")
@@ -203,7 +203,7 @@ class CoReg(Method):
         label_BC = torch.where(partial_B[:, None], refined_BC, guess_BC)
         return _Taught(target_BC=sharpen(label_BC, settings.sharpening), partial_B=partial_B)
 
-    def _consistency(self, student: nn.Module, views: Sequence[Tensor], taught: _Taught) -> tuple[Tensor, Tensor]:
+    def _consistency(self, student: nn.Module, views: tuple[Tensor, ...], taught: _Taught) -> tuple[Tensor, Tensor]:
         """Phase B, 4: L_cr + lambda_1 L_prot, on mixed images where MixUp is on; and the projections [V B, D]."""
         settings, weight = self.settings, self._unlabelled_weight
         image = torch.cat(views).contiguous(memory_format=torch.channels_last)
@@ -294,7 +294,8 @@ def _student(settings: CoregSettings, n_classes: int, *, seed: int, number: int)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed * 2 + number)
         student = Student(settings.student, n_classes, pretrained=settings.pretrained)
-    return student.to(memory_format=torch.channels_last)
+    moved: Student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
 
 
 def _views(make: Callable[[Tensor], Tensor], pixel_B3SS: Tensor, number: int) -> tuple[Tensor, ...]:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from raydapt.config import FairSettings
 from raydapt.data.classes import ClassSpace, fill_template
 from raydapt.methods.alignment import class_sums, composite, description_weights, fairness_loss, sample_weights
-from raydapt.methods.contract import Batch, Method, Reads, Stream, TrainingImages
+from raydapt.methods.contract import Batch, Method, OverImages, Reads, Stream, TrainingImages
 from raydapt.models.clip import Clip
 from raydapt.models.tuned_norms import TunedNorms
 from raydapt.models.views import crop_view, square_boxes, strong_view, whole_view
@@ -106,7 +106,7 @@ class Fair(Method):
         no_target = torch.zeros(len(index_U), 0)
         return [Stream(name=TRAIN, index_M=index_U, target_MC=no_target, batch_size=self.batch_size)]
 
-    def begin_epoch(self, round_: int, epoch: int) -> None:
+    def begin_epoch(self, round_: int, epoch: int, over_images: OverImages) -> None:
         """Image prototypes of the last epoch's pseudo-classes; a class that had no image keeps its text (DPA)."""
         seen_C1 = self.sum_CD.abs().sum(dim=1, keepdim=True) > 0
         self.prototype_CD.copy_(torch.where(seen_C1, F.normalize(self.sum_CD, dim=1), self.prompt_CD))
