@@ -14,11 +14,13 @@ pytest.importorskip("s3fs")
 BUCKET = "raydapt-test"
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of an empty bucket."""
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The address of a bucket; one server for all tests, since fsspec keeps the file system of an address."""
     import boto3
     from moto.server import ThreadedMotoServer
+
+    monkeypatch = pytest.MonkeyPatch()
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
@@ -33,6 +35,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     boto3.client("s3").create_bucket(Bucket=BUCKET)
     yield f"s3://{BUCKET}"
     server.stop()
+    monkeypatch.undo()
 
 
 @pytest.mark.slow
