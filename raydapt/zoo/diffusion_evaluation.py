@@ -1,6 +1,6 @@
 """How often the miniature CLIP recognises the images of a pipeline, beside how often it recognises real ones.
 
-    RAYDAPT_DATA=… python -m raydapt.zoo.diffusion_evaluation raydapt/zoo/diffusion [grid.png]
+    RAYDAPT_DATA=… python -m raydapt.zoo.diffusion_evaluation raydapt/zoo/diffusion [grid.png [guidance]]
 
 Per domain: real images that neither model was trained on, the same after the autoencoder, and synthetic images of the
 same classes; zero-shot among all classes of the domain, by the prompt that the images were made of. Everything is
@@ -31,7 +31,7 @@ from raydapt.zoo.diffusion_model import CLIP_FOLDER
 from raydapt.zoo.pretraining_data import HELD_OUT_EVERY
 from raydapt.zoo.rendered_digits import render_all
 
-SAMPLING = Sampling(scheduler="dpm++", steps=20, guidance=4.0, negative_prompt="", size_px=32, seed=0, batch_size=20)
+SAMPLING = Sampling(scheduler="dpm++", steps=20, guidance=7.5, negative_prompt="", size_px=32, seed=0, batch_size=20)
 TARGETS = ("digits", "eurosat", "pacs_cartoon")
 
 
@@ -67,15 +67,15 @@ def source_domains(data: Path) -> dict[str, Domain]:
     digits = Domain(
         names=WORDS,
         template="a photo of the digit {}.",
-        per_class=60,
+        per_class=30,
         images=tuple(Image.fromarray(pixels).convert("RGB") for pixels in pixels_NHW),
         label_N=torch.arange(10).repeat(len(faces_F10HW)),
     )
     photos = parquet_images(pretrain / "photos.parquet", None, HELD_OUT_EVERY)
     aerial = parquet_images(pretrain / "aerial.parquet", ["test"])
     return {
-        "photos": labelled(photos, "a photo of a {}.", 4),
-        "aerial": labelled(aerial, "a satellite photo of {}.", 40),
+        "photos": labelled(photos, "a photo of a {}.", 2),
+        "aerial": labelled(aerial, "a satellite photo of {}.", 20),
         "digits": digits,
     }
 
@@ -84,7 +84,7 @@ def target_domains() -> dict[str, Domain]:
     """The classes of the three targets, without images."""
     known = {name: named_set(name) for name in TARGETS}
     return {
-        name: Domain(names=one.class_names, template=one.templates[0], per_class=40)
+        name: Domain(names=one.class_names, template=one.templates[0], per_class=20)
         for name, one in known.items()
         if one is not None
     }
@@ -119,13 +119,15 @@ def rebuilt(pipeline: Any, images: Sequence[Image.Image]) -> list[Image.Image]:
     return out
 
 
-def evaluate(folder: str, data: Path, grid: Path | None = None) -> dict[str, dict[str, float]]:
+def evaluate(
+    folder: str, data: Path, grid: Path | None = None, *, sampling: Sampling = SAMPLING
+) -> dict[str, dict[str, float]]:
     """All shares in percent; writes one row of images per class (photos: the first ten) to ``grid``."""
     torch.set_num_threads(1)
     zoo, pipeline = Zoo.load(CLIP_FOLDER), load_pipeline(folder)
-    maker, figures, rows = ImageMaker(pipeline, SAMPLING), {}, []
+    figures, rows = {}, []
     for name, domain in (source_domains(data) | target_domains()).items():
-        batched = replace(SAMPLING, batch_size=min(SAMPLING.batch_size, domain.per_class))
+        batched = replace(sampling, batch_size=min(sampling.batch_size, domain.per_class))
         maker = ImageMaker(load_pipeline(folder), batched)
         images = synthetic_images(maker, domain)
         label_N = torch.arange(len(domain.names)).repeat_interleave(domain.per_class)
@@ -152,7 +154,9 @@ def main(arguments: Sequence[str]) -> int:
     if not data:
         sys.stderr.write("Set RAYDAPT_DATA to the folder that holds pretrain/.\n")
         return 2
-    figures = evaluate(arguments[0], Path(data), Path(arguments[1]) if len(arguments) > 1 else None)
+    grid = Path(arguments[1]) if len(arguments) > 1 else None
+    guidance = float(arguments[2]) if len(arguments) > 2 else SAMPLING.guidance
+    figures = evaluate(arguments[0], Path(data), grid, sampling=replace(SAMPLING, guidance=guidance))
     sys.stdout.write(json.dumps(figures, indent=1) + "\n")
     return 0
 

@@ -13,6 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from raydapt.errors import UserError
 from raydapt.models.diffusion import (
+    MINI,
     ImageMaker,
     Sampling,
     image_seed,
@@ -172,3 +173,11 @@ def test_a_stable_diffusion_folder_of_smaller_widths(tmp_path: Path) -> None:
 def test_a_stable_diffusion_folder_of_full_size(tmp_path: Path) -> None:
     check_sd15(tmp_path / "sd", divisor=1)
     shutil.rmtree(tmp_path / "sd")
+
+
+@pytest.mark.slow
+def test_the_miniature_is_small_and_a_pipeline_of_its_ecosystem() -> None:
+    assert sum(path.stat().st_size for path in MINI.rglob("*") if path.is_file()) < 15e6
+    pipeline = StableDiffusionPipeline.from_pretrained(str(MINI))
+    assert (native_size_px("mini"), pipeline.unet.dtype) == (32, torch.float32)
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
