@@ -26,7 +26,7 @@ from torch import Tensor
 
 from raydapt.data.named_sets import named_set
 from raydapt.models.diffusion import ImageMaker, Sampling, load_pipeline
-from raydapt.zoo.clip_evaluation import WORDS, Zoo, parquet_images, top1
+from raydapt.zoo.clip_evaluation import BATCH, WORDS, Zoo, parquet_images, top1
 from raydapt.zoo.diffusion_model import CLIP_FOLDER
 from raydapt.zoo.pretraining_data import HELD_OUT_EVERY
 from raydapt.zoo.rendered_digits import render_all
@@ -110,12 +110,14 @@ def synthetic_images(maker: ImageMaker, domain: Domain) -> list[Image.Image]:
 @torch.no_grad()
 def rebuilt(pipeline: Any, images: Sequence[Image.Image]) -> list[Image.Image]:
     """The images after the autoencoder: what no denoiser can be better than."""
-    out = []
-    for image in images:
-        small = image.convert("RGB").resize((SAMPLING.size_px,) * 2, Image.Resampling.BICUBIC)
-        pixels = torch.from_numpy(np.asarray(small).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
-        decoded = pipeline.vae.decode(pipeline.vae.encode(pixels).latent_dist.mode()).sample[0]
-        out.append(Image.fromarray(((decoded + 1) * 127.5).clamp(0, 255).byte().permute(1, 2, 0).numpy()))
+    side, out = SAMPLING.size_px, []
+    for start in range(0, len(images), BATCH):
+        small = [image.resize((side, side), Image.Resampling.BICUBIC) for image in images[start : start + BATCH]]
+        pixels_NHWC = torch.from_numpy(np.stack([np.asarray(image) for image in small]))
+        pixels_NCHW = pixels_NHWC.permute(0, 3, 1, 2).float() / 127.5 - 1
+        decoded = pipeline.vae.decode(pipeline.vae.encode(pixels_NCHW).latent_dist.mode()).sample
+        bytes_NHWC = ((decoded + 1) * 127.5).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+        out += [Image.fromarray(pixel_HWC) for pixel_HWC in bytes_NHWC]
     return out
 
 

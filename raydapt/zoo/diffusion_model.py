@@ -164,12 +164,16 @@ def standardise_latents(vae: AutoencoderKL, latents_NCHW: Tensor) -> None:
 
 
 def export_pipeline(vae: AutoencoderKL, unet: UNet2DConditionModel, folder: Path) -> None:
-    """Writes a `StableDiffusionPipeline` folder in half precision; each file is replaced in one step."""
+    """Writes a `StableDiffusionPipeline` folder; each file is replaced in one step.
+
+    The convolutional parts are stored in half precision, which diffusers loads in single precision; transformers would
+    load the text encoder as it is stored.
+    """
     pipeline = StableDiffusionPipeline(
-        vae=copy.deepcopy(vae),  # what is trained stays in single precision
+        vae=copy.deepcopy(vae).half(),
         text_encoder=convert_text_encoder(),
         tokenizer=load_tokenizer(),
-        unet=copy.deepcopy(unet),
+        unet=copy.deepcopy(unet).half(),
         scheduler=DPMSolverMultistepScheduler(**NOISE_SCHEDULE),
         safety_checker=None,
         feature_extractor=None,
@@ -177,7 +181,7 @@ def export_pipeline(vae: AutoencoderKL, unet: UNet2DConditionModel, folder: Path
     )
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as scratch:
-        pipeline.to(dtype=torch.float16).save_pretrained(scratch)
+        pipeline.save_pretrained(scratch)
         for file in sorted(path for path in Path(scratch).rglob("*") if path.is_file()):
             target = folder / file.relative_to(scratch)
             target.parent.mkdir(exist_ok=True)

@@ -1,6 +1,6 @@
 """All benchmarks: ``make bench``."""
 
-from tests.bench import bench_coreg, bench_crops, bench_features, bench_prompts
+from tests.bench import bench_coreg, bench_crops, bench_features, bench_prompts, bench_synthesis
 
 bench_prompts.main()
 print()
@@ -9,3 +9,5 @@ print()
 bench_crops.main()
 print()
 bench_coreg.main()
+print()
+bench_synthesis.main()
