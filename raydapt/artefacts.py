@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from raydapt.data.sources import Source, resolve_source
 from raydapt.models.clip import load_clip
 from raydapt.plan import Plan
 from raydapt.stages.annotate import partial_labels_stage
@@ -9,13 +10,19 @@ from raydapt.stages.crops import crop_spec, crops_stage
 from raydapt.stages.features import features_stage
 from raydapt.stages.pixels import pixels_stage
 from raydapt.stages.run import StageResult
+from raydapt.stages.synthetic_images import SYNTHETIC, SYNTHETIC_FEATURES, SYNTHETIC_PIXELS
 from raydapt.workspace import Artefact
 
 FEATURES, PIXELS, CROPS, PARTIAL_LABELS = "features", "pixels", "crops", "partial_labels"
 
 
-def make_artefacts(plan: Plan) -> dict[str, StageResult]:
-    """Everything that the method of a plan reads, by name."""
+def make_artefacts(plan: Plan, *, to_learn: bool = True) -> dict[str, StageResult]:
+    """Everything that the method of a plan reads, by name.
+
+    Args:
+        plan: The run.
+        to_learn: False for what a method that has learned needs to predict.
+    """
     made = {FEATURES: make_features(plan)}
     if plan.pixels is not None:
         made[PIXELS] = make_pixels(plan)
@@ -29,7 +36,43 @@ def make_artefacts(plan: Plan) -> dict[str, StageResult]:
             settings=plan.config.coreg,
             store=plan.store,
         )
+    if plan.reads_synthetic and (to_learn or plan.config.air.fusion_at_test):
+        from raydapt.synthesis import make_synthetic  # diffusers takes seconds to import
+
+        made[SYNTHETIC] = make_synthetic(plan, made[FEATURES].artefact)
+        source = as_source(plan, made[SYNTHETIC].artefact)
+        made[SYNTHETIC_FEATURES] = make_features(plan, source)
+        if plan.pixels is not None:
+            made[SYNTHETIC_PIXELS] = make_pixels(plan, source)
     return made
+
+
+def describe_synthesis(plan: Plan) -> list[str]:
+    """What a run makes of synthetic images, in the order in which it is made, and what of it is there."""
+    if not plan.reads_synthetic:
+        return []
+    from raydapt.synthesis import plan_synthesis
+
+    config, lines = plan.config, []
+    wanted = plan_synthesis(config, plan.classes, plan.features)
+    if wanted.lora is not None:
+        there = "there" if plan.store.artefact_of(wanted.lora).complete() else f"{config.lora.steps:,} steps to be made"
+        lines.append(f"lora {wanted.lora.fingerprint}: {there}")
+    artefact = plan.store.artefact_of(wanted.job.recipe)
+    parts = set(wanted.job.parts(config.synthesis.samples_per_class))
+    present, per_class = len(artefact.committed_parts() & parts), config.synthesis.samples_per_class
+    asked = f"{per_class:,} images of each of {len(plan.classes.names):,} classes"
+    state = (
+        "there" if present == len(parts) else f"{present:,} of {len(parts):,} parts there" if present else "to be made"
+    )
+    lines.append(f"synthetic {artefact.fingerprint}: {asked}, {state}")
+    lines.append(f"features{' and pixels' if plan.pixels is not None else ''} of the synthetic images")
+    return lines
+
+
+def as_source(plan: Plan, artefact: Artefact) -> Source:
+    """Finished images of the store as an image set like any other, in the order of their rows."""
+    return resolve_source(artefact.folder.url, rows_per_part=plan.config.features.rows_per_part)
 
 
 def artefacts_of(made: Mapping[str, StageResult]) -> dict[str, Artefact]:
@@ -37,11 +80,11 @@ def artefacts_of(made: Mapping[str, StageResult]) -> dict[str, Artefact]:
     return {name: result.artefact for name, result in made.items()}
 
 
-def make_features(plan: Plan) -> StageResult:
-    """The features of the plan's source, made or found."""
+def make_features(plan: Plan, source: Source | None = None) -> StageResult:
+    """The features of the plan's source, or of another one, made or found."""
     config = plan.config
     return features_stage(
-        plan.source,
+        source or plan.source,
         clip_name=config.model.clip,
         clip_identity=plan.clip_identity,
         image_spec=plan.image_spec,
@@ -52,11 +95,11 @@ def make_features(plan: Plan) -> StageResult:
     )
 
 
-def make_pixels(plan: Plan) -> StageResult:
-    """The decoded images of the plan's source, made or found."""
+def make_pixels(plan: Plan, source: Source | None = None) -> StageResult:
+    """The decoded images of the plan's source, or of another one, made or found."""
     config = plan.config
     return pixels_stage(
-        plan.source,
+        source or plan.source,
         image_spec=plan.stored_spec,
         settings=config.features,
         data=config.data,

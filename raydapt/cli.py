@@ -70,6 +70,22 @@ def synthesize(config: str | None, overrides: tuple[str, ...]) -> None:
 
 
 @cli.command()
+@_CONFIG
+@_OVERRIDES
+@click.option("--counts", default="0,5,10,20,50,100,150,300,500", show_default=True, help="Images per class.")
+def samples(config: str | None, overrides: tuple[str, ...], counts: str) -> None:
+    """Plots what AiR reaches with more and more synthetic images per class."""
+    from raydapt import sample_curve
+
+    numbers = counts.replace(" ", "").split(",")
+    if not all(number.isdecimal() for number in numbers):
+        raise UserError(f"Option --counts={counts!r} is no list of numbers: write it as 0,50,100.")
+    record, points = sample_curve.sample_curve(_load(config, overrides), [int(number) for number in numbers])
+    click.echo(sample_curve.format_points(points))
+    click.echo(f"Curve: {record.file('curve.svg')}")
+
+
+@cli.command()
 @click.argument("run_folder")
 @_OVERRIDES
 @click.option("--output", help="Where to write; the default is the run folder itself.")

@@ -25,7 +25,7 @@ from raydapt.setting_types import STRICT, Auto, Count, NonNegative, Positive, Po
 
 __all__ = ["apply_override", "as_tree", "merge_trees", "read_yaml", "setting_names", "settings_from_tree"]
 
-METHODS = ("zero_shot", "ensemble", "wca", "fpl", "grip", "cpl", "fair", "coreg")
+METHODS = ("zero_shot", "ensemble", "wca", "fpl", "grip", "cpl", "air", "fair", "coreg")
 
 
 @dataclass(frozen=True, kw_only=True)

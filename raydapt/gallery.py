@@ -14,10 +14,13 @@ from raydapt.data.sources import read_parts
 from raydapt.plan import Plan
 from raydapt.report_gallery import choose_gallery
 from raydapt.stages.features import FeatureTable
+from raydapt.workspace import Artefact
 
+SHOWN_CLASSES, SHOWN_PER_CLASS = 24, 6
 _THUMBNAIL = ImageSpec(
     size_px=64, resize_mode="shortest", interpolation="bicubic", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
 )
+_SYNTHETIC_SCHEMA = pa.schema([("class", pa.string()), ("index", pa.int64()), ("image", pa.binary())])
 _SCHEMA = pa.schema([("id", pa.string()), ("image", pa.binary()), ("kind", pa.string()), ("path", pa.string())])
 
 
@@ -53,6 +56,24 @@ def image_bytes(plan: Plan, table: FeatureTable, positions: Sequence[int]) -> di
             if id_ in wanted[part.index] and image.is_valid:
                 found[position_of[id_]] = image.as_py()
     return found
+
+
+def synthetic_table(artefact: Artefact, plan: Plan) -> pa.Table:
+    """``synthetic.parquet``: thumbnails of the first synthetic images of each of the first classes, none picked."""
+    from raydapt.stages.synthesis import load_synthetic  # diffusers takes seconds to import
+
+    data, names = plan.config.data, plan.classes.names
+    made = load_synthetic(artefact, min(SHOWN_PER_CLASS, plan.config.synthesis.samples_per_class))
+    rows = [
+        {
+            "class": names[class_],
+            "index": index,
+            "image": _thumbnail(image, data.max_image_pixels, data.max_image_bytes),
+        }
+        for class_, index, image in zip(made.class_M.tolist(), made.index_M.tolist(), made.image_M, strict=True)
+        if class_ < SHOWN_CLASSES and image is not None
+    ]
+    return pa.Table.from_pylist(rows, schema=_SYNTHETIC_SCHEMA)
 
 
 def _thumbnail(data: bytes, max_pixels: int, max_bytes: int) -> bytes:

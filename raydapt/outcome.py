@@ -1,6 +1,7 @@
 """What a finished training comes to: predictions, accuracies, pseudo-label quality, gallery. Labels are read here.
 
-Legend: N rows of the features artefact, T test images, M selected images, C classes, D width.
+Legend: N rows of the features artefact, T test images, U unlabelled, M selected or synthetic images, C classes,
+D width.
 """
 
 import math
@@ -17,7 +18,7 @@ from torch import Tensor
 from raydapt.config import TrainSettings
 from raydapt.data.classes import ClassSpace
 from raydapt.evaluation import Accuracies, evaluate, pseudo_label_accuracy
-from raydapt.methods.contract import Method, PseudoLabels
+from raydapt.methods.contract import Method, PseudoLabels, SyntheticImages
 from raydapt.stages.features import FeatureTable
 from raydapt.train.checkpoint import TrainState
 
@@ -107,9 +108,14 @@ def pseudo_labels_table(history: list[PseudoLabels], id_N: list[str], names: tup
     return pa.table({name: pa.array(c, t) for (name, c), t in zip(columns.items(), types, strict=True)})
 
 
-def round_metrics(history: list[PseudoLabels], class_N: Tensor) -> list[dict[str, Any]]:
-    """Number and accuracy of the pseudo-labels of each round; accuracies are null without labels."""
+def round_metrics(history: list[PseudoLabels], class_N: Tensor, unlabelled_U: Tensor) -> list[dict[str, Any]]:
+    """Number and accuracy of the pseudo-labels of each round; accuracies are null without labels.
+
+    Where several judges gave them together, ``judges`` tells how many of all unlabelled images each has right.
+    """
     rounds = []
+    known_U = class_N[unlabelled_U] >= 0
+    true_U = class_N[unlabelled_U][known_U]
     for round_, labels in enumerate(history, start=1):
         quality = pseudo_label_accuracy(labels.index_M, labels.target_MC, class_N)
         rounds.append(
@@ -122,6 +128,9 @@ def round_metrics(history: list[PseudoLabels], class_N: Tensor) -> list[dict[str
                 "dropped": labels.dropped,
             }
         )
+        if labels.guesses:
+            right = {name: guess_U[known_U] == true_U for name, guess_U in labels.guesses.items()}
+            rounds[-1]["judges"] = {name: _share(right_U) for name, right_U in right.items()}
     return rounds
 
 
@@ -165,6 +174,32 @@ def train_metrics(state: TrainState, settings: TrainSettings) -> dict[str, Any]:
     capped = settings.max_steps_per_round is not None
     measured = {"seconds": state.seconds, "images": state.images, "images_per_s": rate}
     return measured | {"workers": settings.workers, "capped": capped}
+
+
+def synthetic_metrics(
+    synthetic: SyntheticImages, class_CD: Tensor, names: Sequence[str], *, top: int
+) -> dict[str, Any]:
+    """The ``synthetic`` group of metrics.json: how many images zero-shot takes for the class that they were made of.
+
+    Args:
+        synthetic: The images.
+        class_CD: Class embeddings of the plain prompt.
+        names: Of the classes.
+        top: Ranks up to which a class is also counted as accepted.
+    """
+    score_MC, class_M = synthetic.feature_MD @ class_CD.cpu().T, synthetic.class_M
+    rank_M = (score_MC > score_MC.gather(1, class_M[:, None])).sum(dim=1)
+    per_class = [
+        {"name": name, "images": int((class_M == c).sum()), "accepted": _share(rank_M[class_M == c] == 0)}
+        for c, name in enumerate(names)
+    ]
+    shares = {"accepted": _share(rank_M == 0), "top": top, "accepted_in_top": _share(rank_M < top)}
+    return {"images": len(class_M), **shares, "per_class": per_class}
+
+
+def _share(right_M: Tensor) -> float | None:
+    """Percent; None of nothing."""
+    return 100.0 * float(right_M.double().mean()) if len(right_M) else None
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

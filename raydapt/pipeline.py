@@ -18,13 +18,13 @@ import torch
 import yaml
 
 from raydapt import outcome
-from raydapt.artefacts import FEATURES, PARTIAL_LABELS, artefacts_of, make_artefacts, make_features
+from raydapt.artefacts import FEATURES, PARTIAL_LABELS, artefacts_of, describe_synthesis, make_artefacts, make_features
 from raydapt.cluster import ensure_ray, require_shared
 from raydapt.config import Config, as_tree
 from raydapt.data.splits import Division, divide
 from raydapt.deployment import deployed, size_and_speed
 from raydapt.errors import UserError
-from raydapt.gallery import gallery_table
+from raydapt.gallery import gallery_table, synthetic_table
 from raydapt.methods.fair import Fair
 from raydapt.models.clip import load_clip
 from raydapt.outcome_coreg import coreg_metrics
@@ -35,7 +35,7 @@ from raydapt.report import write_report
 from raydapt.stages.annotate import load_partial_labels
 from raydapt.stages.features import FeatureTable, load_features, load_labels
 from raydapt.stages.run import StageResult
-from raydapt.synthesis import make_synthetic
+from raydapt.stages.synthetic_images import SYNTHETIC
 from raydapt.tensorboard import write_events
 from raydapt.train.checkpoint import TrainState
 from raydapt.train.job import (
@@ -46,6 +46,7 @@ from raydapt.train.job import (
     build_for_prediction,
     division_bytes,
     images_of,
+    synthetic_of,
 )
 from raydapt.train.ray_train import local_place, train_on_workers
 from raydapt.workspace import Artefact, Run, environment
@@ -77,7 +78,8 @@ def run(config: Config, *, overwrite: bool = False) -> Run:
 
 def describe(config: Config) -> str:
     """The plan of a run in words: stages, inputs, what is already there. Computes nothing."""
-    return describe_plan(make_plan(config))
+    plan = make_plan(config)
+    return describe_plan(plan, describe_synthesis(plan))
 
 
 def features(config: Config) -> str:
@@ -87,6 +89,8 @@ def features(config: Config) -> str:
 
 def synthesize(config: Config) -> str:
     """Makes the synthetic images of the settings (or finds them) and returns the artefact's folder."""
+    from raydapt.synthesis import make_synthetic  # diffusers takes seconds to import
+
     plan = make_plan(config)
     return make_synthetic(plan, make_features(plan).artefact).artefact.folder.path
 
@@ -101,6 +105,8 @@ def _run(record: Run, plan: Plan) -> None:
     job = TrainingJob(config=plan.config, classes=plan.classes, run=record, artefacts=artefacts)
     state = _train(job)
     metrics = _evaluate(job, plan, state, table, division, row_N=row_N, row_T=row_T, transductive=transductive)
+    if SYNTHETIC in artefacts:
+        metrics["synthetic"] = _show_synthetic(job, plan)
     metrics["stages"] = {name: _stage_metrics(result) for name, result in stages.items()}
     metrics["errors"] = dict(artefacts[FEATURES].manifest.errors)
     metrics["seconds"] = time.monotonic() - started
@@ -193,7 +199,8 @@ def _evaluate(
         given = outcome.pseudo_labels_table(state.history, id_N, names)
         record.write_bytes("pseudo_labels.parquet", outcome.parquet_bytes(given))
     record.write_bytes("gallery.parquet", outcome.parquet_bytes(gallery_table(plan, table, row_T, predictions)))
-    rounds = outcome.round_metrics(state.history, class_all[row_N])
+    unlabelled_U = torch.from_numpy(division.unlabelled_U)
+    rounds = outcome.round_metrics(state.history, class_all[row_N], unlabelled_U)
     own = _coreg_metrics(job, state, table, class_all, row_N, row_T) if config.method == "coreg" else {}
     return own | {
         "name": record.name,
@@ -241,6 +248,17 @@ def _coreg_metrics(
     return {"coreg": metrics}
 
 
+def _show_synthetic(job: TrainingJob, plan: Plan) -> dict[str, Any]:
+    """Writes the synthetic gallery and returns how many of the images zero-shot accepts."""
+    record, names = job.run, plan.classes.names
+    gallery_rows = synthetic_table(job.artefacts[SYNTHETIC], plan)
+    record.write_bytes("synthetic.parquet", outcome.parquet_bytes(gallery_rows))
+    synthetic = synthetic_of(plan.config, plan.classes, job.artefacts)
+    assert synthetic is not None  # there is an artefact of them
+    class_CD = load_clip(plan.config.model.clip).class_embeddings(names, plan.classes.templates[:1])
+    return outcome.synthetic_metrics(synthetic, class_CD, names, top=plan.config.air.cleaning_top or 5)
+
+
 def _guess(
     job: TrainingJob, state: TrainState, table: FeatureTable, row_T: torch.Tensor
 ) -> tuple[outcome.Guesses, outcome.Guesses]:
@@ -250,7 +268,7 @@ def _guess(
     before = outcome.guess(zero_shot, table.feature_ND, row_T, batch_size=batch_size, device=place.device)
     if job.config.method == "zero_shot":
         return before, before
-    method = build_for_prediction(job.config, job.classes, place.device)
+    method = build_for_prediction(job.config, job.classes, place.device, job.artefacts)
     if state.method:
         method.load_state_dict(state.method)
     images = images_of(method.reads, table, job.artefacts)
@@ -276,4 +294,7 @@ def _stage_metrics(result: StageResult) -> dict[str, Any]:
 
 
 def _rounds(config: Config) -> int:
-    return {"grip": config.grip.rounds, "cpl": config.cpl.rounds}.get(config.method, 1)
+    if config.method == "air" and config.air.synthetic_only:
+        return 1
+    base = config.air.base if config.method == "air" else config.method
+    return {"grip": config.grip.rounds, "cpl": config.cpl.rounds}.get(base, 1)

@@ -1,6 +1,6 @@
 """What a run will do, known before anything is computed: every `auto` resolved, every name and place checked."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from raydapt.data.named_sets import default_thresholds, named_set
 from raydapt.data.sources import Source, resolve_source
 from raydapt.data.splits import seen_unseen_classes
 from raydapt.errors import UserError
+from raydapt.methods.build import has_a_part
 from raydapt.methods.contract import Reads
 from raydapt.methods.fair import reads_of
 from raydapt.models.clip import load_clip
@@ -25,10 +26,11 @@ from raydapt.stages.features import FeatureTable, features_recipe
 from raydapt.stages.pixels import pixels_recipe
 from raydapt.workspace import Artefact, Recipe, Run, Store, fingerprint, run_name
 
-LEARNING_METHODS = ("fpl", "grip", "cpl", "fair", "coreg")
+LEARNING_METHODS = ("fpl", "grip", "cpl", "air", "fair", "coreg")
 FAIR_METHODS = ("fair", "wca")
 # Where a run happens and how often it saves: settings that change no result, and so no fingerprint.
 _RESOURCES = ("cpus_per_worker", "gpus_per_worker", "checkpoint_every_s", "max_failures", "predict_batch_size")
+_STAGE_RESOURCES = ("actors", "cpus_per_actor", "gpus_per_actor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,11 @@ class Plan:
     run_name: str
 
     @property
+    def reads_synthetic(self) -> bool:
+        """Whether the method learns from synthetic images."""
+        return _reads_synthetic(self.config)
+
+    @property
     def store(self) -> Store:
         """The artefact store of the settings."""
         return Store(self.config.store)
@@ -75,7 +82,12 @@ def make_plan(config: Config) -> Plan:
     spec = crop_spec(config.fair)
     crops = crops_recipe(source, clip.identity, stored_spec, config.data, spec) if reads == "crops" else None
     coreg = config.method == "coreg"
-    digest = fingerprint("run", _what_matters(config), [features.fingerprint])
+    inputs = [features.fingerprint]
+    if _reads_synthetic(config):
+        from raydapt.models.diffusion import pipeline_identity  # diffusers takes seconds to import
+
+        inputs.append(pipeline_identity(config.synthesis.pipeline))
+    digest = fingerprint("run", _what_matters(config), inputs)
     named = run_name(config.method, config.data.source, config.data.paradigm, config.seed, digest)
     return Plan(
         config=config,
@@ -93,8 +105,8 @@ def make_plan(config: Config) -> Plan:
     )
 
 
-def describe_plan(plan: Plan) -> str:
-    """The plan in words: inputs, stages, what is already there."""
+def describe_plan(plan: Plan, further_stages: Sequence[str] = ()) -> str:
+    """The plan in words: inputs, stages, what is already there; with lines about the stages after the usual ones."""
     config, source = plan.config, plan.source
     record = Run(config.runs, plan.run_name)
     rows = "an unknown number of" if source.rows is None else f"{source.rows:,}"
@@ -115,6 +127,7 @@ def describe_plan(plan: Plan) -> str:
         if recipe is not None:
             presence = _presence(plan.store.artefact_of(recipe), source)
             lines.append(f"stage     {recipe.kind} {recipe.fingerprint}: {presence}")
+    lines += [f"stage     {line}" for line in further_stages]
     lines.append(f"train     {learned}{f', in {where}' if _learns(config) else ''}")
     lines.append("then      predictions.parquet, metrics.json, report.html")
     return "\n".join(lines)
@@ -153,6 +166,8 @@ def _some(row_N: Tensor, data: DataSettings, found: list[str]) -> Tensor:
 
 
 def _resolve(config: Config, classes: ClassSpace, image_spec: ImageSpec) -> Config:
+    if config.method == "air" and config.air.synthetic_only and not config.air.synthetic_weight:
+        raise UserError("Settings air.synthetic_only=true and air.synthetic_weight=0 leave nothing to learn from.")
     data = replace(config.data, class_names=list(classes.names), templates=list(classes.templates))
     fair = resolve_fair(config, classes, image_spec) if config.method in FAIR_METHODS else config.fair
     config = replace(config, data=data, cpl=_resolve_cpl(config, len(classes.names)), fair=fair)
@@ -198,6 +213,10 @@ def _learns(config: Config) -> bool:
     return config.method in LEARNING_METHODS
 
 
+def _reads_synthetic(config: Config) -> bool:
+    return config.method == "air" and has_a_part(config.air)
+
+
 def _what_matters(config: Config) -> dict[str, Any]:
     tree = as_tree(config)
     matters = {"method": config.method, "seed": config.seed, "data": tree["data"], "model": tree["model"]}
@@ -207,6 +226,11 @@ def _what_matters(config: Config) -> dict[str, Any]:
         matters[config.method] = tree[config.method]
     if config.method in FAIR_METHODS:
         matters["fair"] = tree["fair"]
+    if config.method == "air":
+        matters[config.air.base] = tree[config.air.base]
+        if _reads_synthetic(config):
+            matters["lora"] = tree["lora"]
+            matters["synthesis"] = {key: v for key, v in tree["synthesis"].items() if key not in _STAGE_RESOURCES}
     return matters
 
 

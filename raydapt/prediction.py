@@ -85,11 +85,11 @@ def _apply(run_folder: str, overrides: list[str], *, all_images: bool) -> _Appli
     for item in overrides:
         apply_override(tree, item)
     wanted = config_from_tree(tree)
-    frozen = ("method", "model", "seed")
+    frozen = ("method", "model", "seed", "air")
     if any(getattr(wanted, key) != getattr(config, key) for key in frozen):
         raise UserError(f"Settings {', '.join(frozen)} belong to the run {run.name}: only data.* can be changed here.")
     plan = make_plan(wanted)
-    artefacts = artefacts_of(make_artefacts(plan))
+    artefacts = artefacts_of(make_artefacts(plan, to_learn=False))
     table, labels = load_features(artefacts[FEATURES]), load_labels(artefacts[FEATURES])
     row_T = table.valid_N.nonzero().flatten()
     if not all_images:
@@ -108,7 +108,7 @@ def _answer(applied: _Applied, artefacts: dict[str, Artefact]) -> None:
     classes = applied.plan.classes
     plain = build_for_prediction(replace(config, method="zero_shot"), classes, place.device)
     applied.before = outcome.guess(plain, table.feature_ND, row_T, batch_size=batch_size, device=place.device)
-    method = build_for_prediction(config, classes, place.device)
+    method = build_for_prediction(config, classes, place.device, artefacts)
     if config.method in LEARNING_METHODS:
         method.load_state_dict(from_bytes(applied.run.read_bytes(CHECKPOINT)).method)
     images = images_of(method.reads, table, artefacts)

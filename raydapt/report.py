@@ -23,7 +23,7 @@ from raydapt.report_classes import (
     pair_counts,
     read_predictions,
 )
-from raydapt.report_gallery import choose_gallery, gallery_cards
+from raydapt.report_gallery import choose_gallery, gallery_cards, synthetic_rows
 from raydapt.report_sections import Round, deployment_rows, headline, rounds_of, settings_of, timings, warnings_of
 from raydapt.run_files import RunRecord, flat_settings, group, open_run, read_run, write_text
 from raydapt.storage import Folder
@@ -78,6 +78,7 @@ def _content(run: RunRecord) -> dict[str, Any]:
     head = headline(run, predictions)
     different, settings = settings_of(run)
     method = str(run.metrics.get("method"))
+    cards = gallery_cards(run.gallery, run.predictions, names)
     return {
         "metrics": run.metrics,
         "command": run.environment.get("command") or "raydapt run config.yaml",
@@ -99,7 +100,9 @@ def _content(run: RunRecord) -> dict[str, Any]:
         "deployment": deployment_rows(run),
         "curves_picture": figures.curves_picture(run.steps),
         "alignment": alignment_view(run),
-        "gallery": gallery_cards(run.gallery, run.predictions, names),
+        "gallery": cards,
+        "made": group(run.metrics, "synthetic"),
+        "synthetic": synthetic_rows(run.synthetic, run.metrics, cards),
         "timings": timings(run),
         "different": different,
         "settings": settings,
@@ -119,6 +122,9 @@ def _round_columns(rounds: Sequence[Round]) -> list[tuple[str, list[str]]]:
         ("candidates hold the true class %", [entry.holds_truth for entry in rounds], 1),
         ("waiting", [entry.waiting for entry in rounds], 0),
         ("dropped", [entry.dropped for entry in rounds], 0),
+        ("all images, text alone right %", [entry.judges.get("text") for entry in rounds], 1),
+        ("synthetic images alone right %", [entry.judges.get("images") for entry in rounds], 1),
+        ("both right %", [entry.judges.get("both") for entry in rounds], 1),
         ("candidates per image", [entry.candidates for entry in rounds], 2),
         ("classes that occur", [entry.classes for entry in rounds], 0),
     ]

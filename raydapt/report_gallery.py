@@ -1,8 +1,9 @@
 """The report's gallery: which images to show, and their cards."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raydapt.report_classes import truth_column
+from raydapt.run_files import group, number
 
 MOST_CONFIDENT = 48
 LARGEST_THUMBNAIL_BYTES = 512 * 1024
@@ -28,6 +30,17 @@ class Card:
     zero_shot_confidence: float | None
     label: str | None
     right: bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticRow:
+    """The synthetic images of a class (data: URIs) beside real ones that are taken for it; `accepted` in percent."""
+
+    name: str
+    images: int | None
+    accepted: float | None
+    made: list[str]
+    real: list[Card]
 
 
 def choose_gallery(
@@ -115,6 +128,37 @@ def gallery_cards(
             )
         )
     return cards
+
+
+def synthetic_rows(
+    table: pa.Table | None, metrics: Mapping[str, Any], cards: Mapping[str, Sequence[Card]]
+) -> list[SyntheticRow]:
+    """The rows of the synthetic gallery, one per shown class in the order of the classes; empty without a table.
+
+    Args:
+        table: class, index, image.
+        metrics: ``metrics.json``; its ``synthetic`` group has the acceptance.
+        cards: Those of `gallery_cards`.
+    """
+    if table is None:
+        return []
+    rows = table.to_pylist()
+    facts = {str(entry.get("name")): entry for entry in group(metrics, "synthetic").get("per_class") or []}
+    found = []
+    for name in dict.fromkeys(str(row["class"]) for row in rows):
+        made = [image_uri(row["image"] or b"") for row in rows if row["class"] == name]
+        fact = facts.get(name, {})
+        images = number(fact.get("images"))
+        found.append(
+            SyntheticRow(
+                name=name,
+                images=None if images is None else int(images),
+                accepted=number(fact.get("accepted")),
+                made=[uri for uri in made if uri is not None],
+                real=[card for card in cards.get("confident", ()) if card.predicted == name],
+            )
+        )
+    return found
 
 
 def image_uri(data: bytes) -> str | None:

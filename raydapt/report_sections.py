@@ -64,6 +64,7 @@ class Round:
     dropped: float | None
     candidates: float | None
     classes: int | None
+    judges: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +189,7 @@ def rounds_of(run: RunRecord) -> list[Round]:
                 dropped=number(entry.get("dropped")),
                 candidates=candidates,
                 classes=classes,
+                judges={name: number(right) for name, right in group(entry, "judges").items()},
             )
         )
     return found

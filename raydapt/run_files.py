@@ -31,6 +31,7 @@ class RunRecord:
         pseudo_labels: ``pseudo_labels.parquet``: round, id, classes, weights.
         gallery: ``gallery.parquet``: id, image (encoded bytes), kind, path.
         crops: ``crops.parquet`` of FAIR: id, path, image with crops outlined, predicted, weights.
+        synthetic: ``synthetic.parquet``: class, index, image (encoded bytes).
     """
 
     metrics: dict[str, Any]
@@ -41,6 +42,7 @@ class RunRecord:
     pseudo_labels: pa.Table | None = None
     gallery: pa.Table | None = None
     crops: pa.Table | None = None
+    synthetic: pa.Table | None = None
 
 
 def open_run(run_folder: str | Path | Folder) -> Folder:
@@ -76,6 +78,7 @@ def read_run(folder: Folder) -> RunRecord:
         pseudo_labels=_table(folder, "pseudo_labels.parquet"),
         gallery=_table(folder, "gallery.parquet"),
         crops=_table(folder, "crops.parquet"),
+        synthetic=_table(folder, "synthetic.parquet"),
     )
 
 

@@ -66,6 +66,17 @@ def test_evaluation_counts_what_is_right(adapted: Run, others: Path) -> None:
     assert measured["adapted"]["top1"] == pytest.approx(100 * right / 50)
 
 
+def test_a_learned_prompt_carries_over_to_another_class_list(adapted: Run, others: Path) -> None:
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    text = evaluate_on(adapted.path, [f"data.source={others}", f"data.class_names={names}"])
+    measured = json.loads(text[: text.rindex("}") + 1])
+    table = pq.read_table(text.splitlines()[-1].removeprefix("Predictions: ")).to_pydict()
+    assert set(table["predicted"]) <= set(names)
+    right = sum(names[int(label)] == said for label, said in zip(table["label"], table["predicted"], strict=True))
+    assert measured["adapted"]["top1"] == pytest.approx(100 * right / 50)
+    assert json.loads(adapted.read_bytes("metrics.json"))["class_names"] == list(map(str, range(10)))
+
+
 def test_what_belongs_to_the_run_cannot_be_changed(adapted: Run) -> None:
     with pytest.raises(UserError, match="belong to the run"):
         predict(adapted.path, ["model.prompt=visual"])

@@ -351,3 +351,27 @@ def test_only_known_image_formats_are_embedded():
     assert image_uri(b"<svg onload='alert(1)'/>") is None
     assert image_uri(b"") is None
     assert image_uri(thumbnail() + bytes(10**6)) is None
+
+
+def test_synthetic_images_stand_beside_real_ones_of_their_class(tmp_path):
+    names = [*NAMES[:3], '"><img src=x>']
+    per_class = [{"name": name, "images": 5, "accepted": 40.0 + 5 * c} for c, name in enumerate(names)]
+    made = {"images": 20, "accepted": 47.5, "top": 5, "accepted_in_top": 90.0, "per_class": per_class}
+    make_run(tmp_path / "run", names, synthetic=made)
+    add_training(tmp_path / "run", names)
+    rows = {"class": [n for n in names for _ in range(3)], "index": [0, 1, 2] * 4, "image": [thumbnail()] * 12}
+    pq.write_table(pa.table(rows), tmp_path / "run" / "synthetic.parquet")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    metrics["rounds"][0]["judges"] = {"text": 31.25, "images": 32.25, "both": 33.25}
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics))
+    text = page_of(tmp_path / "run")
+    page = check_contained(text)
+    assert "Zero-shot takes 47.5 % of them" in page.text
+    for words in ("text alone right %", "synthetic images alone right %", "both right %", "31.2", "32.2", "33.2"):
+        assert words in page.text
+    section = text.split('<section id="synthetic">')[1].split("</section>")[0]
+    assert section.count("synthetic image of") == 12
+    assert section.count("<img") > 12  # real ones beside them
+    assert "synthetic image of Forest" in section
+    make_run(tmp_path / "plain")
+    assert 'id="synthetic"' not in page_of(tmp_path / "plain")

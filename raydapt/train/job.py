@@ -14,12 +14,13 @@ from raydapt.config import Config
 from raydapt.data.classes import ClassSpace
 from raydapt.data.splits import Division
 from raydapt.methods.build import build_method
-from raydapt.methods.contract import Method, PixelRows, Reads, TrainingImages
+from raydapt.methods.contract import Method, PixelRows, Reads, SyntheticImages, TrainingImages
 from raydapt.models.clip import load_clip
 from raydapt.stages.annotate import load_partial_labels
 from raydapt.stages.crops import load_crops
 from raydapt.stages.features import FeatureTable, load_features
 from raydapt.stages.pixels import load_pixels
+from raydapt.stages.synthetic_images import SYNTHETIC, synthetic_images
 from raydapt.train.checkpoint import Checkpoints, TrainState, to_bytes
 from raydapt.train.loop import Log, Place, fit
 from raydapt.workspace import Artefact, Run
@@ -98,6 +99,7 @@ class TrainingJob:
             pixels=None if pixels is None else PixelRows(load_pixels(pixels, SCRATCH), row_N),
             crop_NKD=None if crops is None else load_crops(crops)[row_N],
             partial=None if partial is None else load_partial_labels(partial).rows(row_N),
+            synthetic=synthetic_of(self.config, self.classes, self.artefacts),
         )
 
 
@@ -108,9 +110,28 @@ def images_of(reads: Reads, table: FeatureTable, artefacts: Mapping[str, Artefac
     return table.feature_ND if reads == "features" else load_pixels(artefacts["pixels"], SCRATCH)
 
 
-def build_for_prediction(config: Config, classes: ClassSpace, device: torch.device) -> Method:
-    """A method without training images, to be given its learned state."""
-    return build_method(config, load_clip(config.model.clip, device=str(device)), classes).to(device)
+def synthetic_of(config: Config, classes: ClassSpace, artefacts: Mapping[str, Artefact]) -> SyntheticImages | None:
+    """The synthetic images among the artefacts, with their features and pixels; None without them."""
+    if SYNTHETIC not in artefacts:
+        return None
+    return synthetic_images(artefacts, classes.names, config.synthesis.samples_per_class, SCRATCH)
+
+
+def build_for_prediction(
+    config: Config, classes: ClassSpace, device: torch.device, artefacts: Mapping[str, Artefact] | None = None
+) -> Method:
+    """A method without training images, to be given its learned state.
+
+    Args:
+        config: The settings.
+        classes: What it is to tell apart, which need not be the classes that it learned from.
+        device: Where to put it.
+        artefacts: For a method that looks at synthetic images when it predicts.
+    """
+    clip, synthetic = load_clip(config.model.clip, device=str(device)), None
+    if config.method == "air" and config.air.fusion_at_test:
+        synthetic = synthetic_of(config, classes, artefacts or {})
+    return build_method(config, clip, classes, synthetic=synthetic).to(device)
 
 
 def division_bytes(row_N: np.ndarray, division: Division, class_N: np.ndarray | None) -> bytes:
