@@ -72,7 +72,8 @@ def describe_synthesis(plan: Plan) -> list[str]:
 
 def as_source(plan: Plan, artefact: Artefact) -> Source:
     """Finished images of the store as an image set like any other, in the order of their rows."""
-    return resolve_source(artefact.folder.url, rows_per_part=plan.config.features.rows_per_part)
+    address = f"{plan.config.store.rstrip('/')}/{artefact.kind}/{artefact.fingerprint}"
+    return resolve_source(address, rows_per_part=plan.config.features.rows_per_part)
 
 
 def artefacts_of(made: Mapping[str, StageResult]) -> dict[str, Artefact]:
