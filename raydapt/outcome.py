@@ -113,7 +113,7 @@ def round_metrics(history: list[PseudoLabels], class_N: Tensor, unlabelled_U: Te
 
     Where several judges gave them together, ``judges`` tells how many of all unlabelled images each has right.
     """
-    rounds = []
+    rounds: list[dict[str, Any]] = []
     known_U = class_N[unlabelled_U] >= 0
     true_U = class_N[unlabelled_U][known_U]
     for round_, labels in enumerate(history, start=1):
