@@ -76,7 +76,7 @@ def source_domains(data: Path) -> dict[str, Domain]:
     return {
         "photos": labelled(photos, "a photo of a {}.", 2),
         "aerial": labelled(aerial, "a satellite photo of {}.", 20),
-        "digits": digits,
+        "rendered digits": digits,
     }
 
 
