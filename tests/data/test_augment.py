@@ -84,7 +84,7 @@ def test_operations_agree_with_torchvision():
         (augment._OPERATIONS[6], vision.adjust_brightness(pixel, factor)),
         (augment._OPERATIONS[7], vision.adjust_contrast(pixel, factor)),
         (augment._OPERATIONS[8], vision.adjust_saturation(pixel, factor)),
-        (augment._OPERATIONS[5], vision.rotate(pixel, -15.0)),
+        (augment._OPERATIONS[5], vision.rotate(pixel, 15.0)),
         (augment._OPERATIONS[2], vision.equalize(pixel)),
     ]
     for operation, expected in pairs:
