@@ -6,6 +6,7 @@ the other, each in a process of its own.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from tests.bench.bench_features import markdown
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEMPLATE = "a photo of the digit {}."
-PLAIN_IMAGES = 40
+PLAIN_IMAGES = 30
 SAMPLES_PER_CLASS = 100
 
 
@@ -30,6 +31,7 @@ def plain_loop(pipeline_name: str, steps: int) -> dict[str, Any]:
 
     from raydapt.models.diffusion import MINI, image_seed
 
+    torch.set_num_threads(os.cpu_count() or 1)  # the stage's two actors have the whole machine as well
     folder = str(MINI) if pipeline_name == "mini" else pipeline_name
     pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
