@@ -4,12 +4,14 @@ import contextlib
 import json
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,7 @@ class TwoNodes:
 
     def __init__(self, folder: Path) -> None:
         self.dashboard, address = f"http://127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+        self.folder = folder
         token = folder / "token"
         token.write_text(secrets.token_hex(32))
         token.chmod(0o600)
@@ -130,18 +133,30 @@ class TwoNodes:
         self.start(f"--address={address}", "--num-cpus=4")
 
     def start(self, *words: str) -> None:
-        """One node; it stays in the foreground, so that stopping it touches no other cluster of the machine."""
+        """One node; it stays in the foreground, so that stopping it touches no other cluster of the machine.
+
+        Ray gives a node 30 s to start and then gives up; on a busy machine it is started again.
+        """
         ports = [f"--dashboard-agent-listen-port={free_port()}", f"--metrics-export-port={free_port()}"]
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
-        self.nodes.append(
-            subprocess.Popen(
-                [*command, *ports, *words], env=self.env, stdout=subprocess.DEVNULL, start_new_session=True
-            )
-        )
+        for _ in range(3):
+            log = self.folder / f"{uuid.uuid4().hex}.log"
+            with log.open("wb") as output:
+                node = subprocess.Popen([*command, *ports, *words], env=self.env, stdout=output, start_new_session=True)
+            while node.poll() is None:
+                if b"Ray runtime started" in log.read_bytes():
+                    self.nodes.append(node)
+                    return
+                time.sleep(0.5)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(node.pid, signal.SIGKILL)
+        raise RuntimeError(log.read_text())
 
     def stop(self) -> None:
         """Ends the nodes and what they started."""
         for node in reversed(self.nodes):
+            if node.poll() is not None:
+                continue
             children = psutil.Process(node.pid).children(recursive=True)
             node.terminate()
             node.wait(60)
