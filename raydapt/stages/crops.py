@@ -9,10 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
-import ray.data
 import torch
-from ray.data import ActorPoolStrategy
 from torch import Tensor
 
 from raydapt.config import DataSettings, FairSettings, RaySettings, StageSettings
@@ -20,10 +17,8 @@ from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source
 from raydapt.models.clip import Clip
 from raydapt.models.views import crop_view, square_boxes, whole_view
-from raydapt.stages.context import configure, plan_actors
-from raydapt.stages.features import Encoder, image_settings
-from raydapt.stages.reading import dataset_of_images, part_bytes
-from raydapt.stages.run import Stage, StageResult, run_stage
+from raydapt.stages.features import Encoder, encoding_stage, image_settings
+from raydapt.stages.run import StageResult
 from raydapt.workspace import Artefact, Recipe, Store
 
 KIND = "crops"
@@ -120,35 +115,18 @@ def crops_stage(
         ray_settings: The cluster.
         store: Where artefacts live.
     """
-    part_of = {part.index: part for part in source.parts}
-
-    def dataset_of(pending: Sequence[int]) -> tuple[ray.data.Dataset, int]:
-        plan = plan_actors(settings, parts=len(pending), ray_settings=ray_settings)
-        size = part_bytes(settings.rows_per_part, image_spec)
-        cpus: float = ray.cluster_resources().get("CPU", 1.0)  # type: ignore[no-untyped-call]
-        configure(block_bytes=_BLOCK_BYTES, in_flight_bytes=int((cpus + 4 * plan.actors) * size))
-        parts = [part_of[index] for index in pending]
-        images = dataset_of_images(parts, data, image_spec, rows_per_part=settings.rows_per_part, packed=True)
-        encoded = images.map_batches(
-            CropEncoder,
-            fn_constructor_args=(crops, clip_name, clip_identity, settings.batch_size, plan),
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=plan.actors, max_tasks_in_flight_per_actor=2),
-            num_cpus=plan.cpus,
-            num_gpus=plan.gpus,
-        )
-        return encoded, plan.actors
-
-    stage = Stage(
+    return encoding_stage(
+        source,
+        CropEncoder,
+        (crops, clip_name, clip_identity, settings.batch_size),
         recipe=crops_recipe(source, clip_identity, image_spec, data, crops),
-        parts=list(part_of),
-        dataset_of=dataset_of,
-        rows=source.rows,
-        max_error_share=data.max_error_share,
-        ray=ray_settings,
+        block_bytes=_BLOCK_BYTES,
+        image_spec=image_spec,
+        settings=settings,
+        data=data,
+        ray_settings=ray_settings,
+        store=store,
     )
-    return run_stage(store, stage)
 
 
 def load_crops(artefact: Artefact) -> Tensor:

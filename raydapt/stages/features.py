@@ -136,33 +136,68 @@ def features_stage(
     Raises:
         UserError: See `raydapt.stages.run.run_stage`.
     """
+    return encoding_stage(
+        source,
+        Encoder,
+        (clip_name, clip_identity, settings.batch_size),
+        recipe=features_recipe(source, clip_identity, image_spec, data),
+        image_spec=image_spec,
+        settings=settings,
+        data=data,
+        ray_settings=ray_settings,
+        store=store,
+    )
+
+
+def encoding_stage(
+    source: Source,
+    encoder: type[Encoder],
+    arguments: tuple[Any, ...],
+    *,
+    recipe: Recipe,
+    block_bytes: int = _BLOCK_BYTES,
+    image_spec: ImageSpec,
+    settings: StageSettings,
+    data: DataSettings,
+    ray_settings: RaySettings,
+    store: Store,
+) -> StageResult:
+    """Any stage whose actors hold a CLIP and turn parts of decoded images into features (see `features_stage`).
+
+    Args:
+        source: The images.
+        encoder: The actor's class.
+        arguments: What it is made with, before its `ActorPlan`.
+        recipe: What the artefact depends on.
+        block_bytes: Largest block of results.
+        image_spec: How the images are decoded for the actors.
+        settings: How the stage is spread.
+        data: Limits of decoding and the largest share of bad rows.
+        ray_settings: The cluster.
+        store: Where artefacts live.
+    """
     part_of = {part.index: part for part in source.parts}
 
     def dataset_of(pending: Sequence[int]) -> tuple[ray.data.Dataset, int]:
         plan = plan_actors(settings, parts=len(pending), ray_settings=ray_settings)
         size = part_bytes(settings.rows_per_part, image_spec)
         cpus: float = ray.cluster_resources().get("CPU", 1.0)  # type: ignore[no-untyped-call]
-        configure(block_bytes=_BLOCK_BYTES, in_flight_bytes=int((cpus + 4 * plan.actors) * size))
-        images = dataset_of_images(
-            [part_of[index] for index in pending],
-            data,
-            image_spec,
-            rows_per_part=settings.rows_per_part,
-            packed=True,
-        )
-        features = images.map_batches(
-            Encoder,
-            fn_constructor_args=(clip_name, clip_identity, settings.batch_size, plan),
+        configure(block_bytes=block_bytes, in_flight_bytes=int((cpus + 4 * plan.actors) * size))
+        parts = [part_of[index] for index in pending]
+        images = dataset_of_images(parts, data, image_spec, rows_per_part=settings.rows_per_part, packed=True)
+        encoded = images.map_batches(
+            encoder,
+            fn_constructor_args=(*arguments, plan),
             batch_size=1,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=plan.actors, max_tasks_in_flight_per_actor=2),
             num_cpus=plan.cpus,
             num_gpus=plan.gpus,
         )
-        return features, plan.actors
+        return encoded, plan.actors
 
     stage = Stage(
-        recipe=features_recipe(source, clip_identity, image_spec, data),
+        recipe=recipe,
         parts=list(part_of),
         dataset_of=dataset_of,
         rows=source.rows,
