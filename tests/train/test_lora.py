@@ -68,6 +68,7 @@ def test_confident_images_are_those_that_a_naive_loop_finds() -> None:
     assert list(zip(found.row_M.tolist(), found.class_M.tolist(), strict=True)) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text_encoder", [False, True])
 def test_it_learns(job: LoraJob, text_encoder: bool) -> None:
     state = tune(replace(job, settings=replace(SETTINGS, steps=80, text_encoder=text_encoder)), Memory())
@@ -76,6 +77,7 @@ def test_it_learns(job: LoraJob, text_encoder: bool) -> None:
     assert any(name.startswith("text_encoder.") for name in state.method) == text_encoder
 
 
+@pytest.mark.slow
 def test_an_interrupted_one_ends_the_same(job: LoraJob) -> None:
     undisturbed = tune(job, Memory())
     checkpoints = Memory(fail_after=13)

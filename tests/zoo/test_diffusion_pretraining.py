@@ -165,6 +165,7 @@ def test_what_is_drawn_follows_from_the_generator(tiny: DiffusionPretraining) ->
     assert trainer.texts.texts[0] == ""
 
 
+@pytest.mark.slow
 def test_resuming_changes_nothing(tiny: DiffusionPretraining, tmp_path: Path) -> None:
     undisturbed = DiffusionPretrainer(tiny)
     states = []
