@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Gt, Le
 
 from raydapt.config_coreg import CoregSettings
+from raydapt.config_latteclip import LatteclipSettings
 from raydapt.setting_trees import (
     apply_override,
     as_tree,
@@ -25,7 +26,7 @@ from raydapt.setting_types import STRICT, Auto, Count, NonNegative, Positive, Po
 
 __all__ = ["apply_override", "as_tree", "merge_trees", "read_yaml", "setting_names", "settings_from_tree"]
 
-METHODS = ("zero_shot", "ensemble", "wca", "fpl", "grip", "cpl", "air", "fair", "coreg")
+METHODS = ("zero_shot", "ensemble", "wca", "fpl", "grip", "cpl", "air", "fair", "coreg", "latteclip")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,8 @@ class TrainSettings:
     """Images per optimiser step over all workers."""
     max_steps_per_round: PositiveInt | None = None
     """Ends a round early; the learning-rate schedule then spans these steps."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adamw", "adamw_clip"] = "sgd"
+    """``adamw_clip``: with the betas 0.9 and 0.98 and the 1e-6 of CLIP's training, and no decay of vectors."""
     learning_rate: Positive = 0.02
     momentum: Share = 0.9
     """Of SGD; AdamW keeps its own betas."""
@@ -303,7 +305,7 @@ class Config:
 
     __pydantic_config__ = STRICT
 
-    method: Literal["zero_shot", "ensemble", "wca", "fpl", "grip", "cpl", "air", "fair", "coreg"] = "cpl"
+    method: Literal["zero_shot", "ensemble", "wca", "fpl", "grip", "cpl", "air", "fair", "coreg", "latteclip"] = "cpl"
     seed: Count = 0
     name: str = "auto"
     runs: str = "runs"
@@ -320,6 +322,7 @@ class Config:
     lora: LoraSettings = field(default_factory=LoraSettings)
     fair: FairSettings = field(default_factory=FairSettings)
     coreg: CoregSettings = field(default_factory=CoregSettings)
+    latteclip: LatteclipSettings = field(default_factory=LatteclipSettings)
     ray: RaySettings = field(default_factory=RaySettings)
 
 

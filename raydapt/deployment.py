@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from raydapt.errors import UserError
 from raydapt.methods.contract import Method
 from raydapt.methods.coreg import CoReg
+from raydapt.methods.latteclip import LatteClip
 from raydapt.models.clip import Clip
 from raydapt.models.students import Student
 from raydapt.models.vision_tower import extra_tokens
@@ -86,6 +87,12 @@ def deployed(method: Method, clip: Clip) -> nn.Module:
         return DeployedStudents(method).eval()
     prompted = getattr(method, "prompted", None)
     with torch.no_grad():
+        if isinstance(method, LatteClip):
+            prompt_LD = None if method.visual_prompt is None else method.visual_prompt.prompt_LD
+            model = clip if method.towers is None else method.towers.plain()
+            module = DeployedClip(model, method.class_embeddings(), prompt_LD)
+            module.scale = float(method.scale)
+            return module.eval()
         if method.reads == "pixels" and prompted is not None and prompted.visual is not None:
             prompt_LD = prompted.visual.prompt_LD
             if prompted.joint is not None:

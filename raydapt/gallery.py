@@ -28,10 +28,8 @@ def gallery_table(plan: Plan, table: FeatureTable, row_T: torch.Tensor, predicti
     """``gallery.parquet``: thumbnails of the most confident and of the most changed predictions."""
     kind_of = choose_gallery(predictions)
     position_of = {table.id_N[i]: i for i in row_T.tolist() if table.id_N[i] in kind_of}
-    data = plan.config.data
     images = {
-        table.id_N[position]: _thumbnail(encoded, data.max_image_pixels, data.max_image_bytes)
-        for position, encoded in image_bytes(plan, table, list(position_of.values())).items()
+        table.id_N[position]: image for position, image in thumbnails(plan, table, list(position_of.values())).items()
     }
     shown = [id_ for id_ in kind_of if images.get(id_)]
     columns = {
@@ -41,6 +39,15 @@ def gallery_table(plan: Plan, table: FeatureTable, row_T: torch.Tensor, predicti
         "path": [table.path_N[position_of[id_]] for id_ in shown],
     }
     return pa.table(columns, schema=_SCHEMA)
+
+
+def thumbnails(plan: Plan, table: FeatureTable, positions: Sequence[int]) -> dict[int, bytes]:
+    """Small PNGs of a few positions of the features; empty where an image can no longer be read."""
+    data = plan.config.data
+    return {
+        position: _thumbnail(encoded, data.max_image_pixels, data.max_image_bytes)
+        for position, encoded in image_bytes(plan, table, positions).items()
+    }
 
 
 def image_bytes(plan: Plan, table: FeatureTable, positions: Sequence[int]) -> dict[int, bytes]:

@@ -29,7 +29,8 @@ from raydapt.methods.fair import Fair
 from raydapt.models.clip import load_clip
 from raydapt.outcome_coreg import coreg_metrics
 from raydapt.outcome_fair import write_alignment
-from raydapt.plan import LEARNING_METHODS, Plan, describe_plan, make_plan, rows_of_splits
+from raydapt.outcome_latteclip import latteclip_metrics
+from raydapt.plan import LEARNING_METHODS, Plan, describe_plan, make_plan, prompt_of, rows_of_splits
 from raydapt.progress import TrainingProgress, say
 from raydapt.report import write_report
 from raydapt.stages.annotate import load_partial_labels
@@ -112,6 +113,8 @@ def _run(record: Run, plan: Plan) -> None:
     metrics["seconds"] = time.monotonic() - started
     if plan.config.method == "fair":
         metrics["alignment"] = _alignment(job, plan, state, table, row_N)
+    if plan.config.method == "latteclip":
+        metrics["latteclip"] = latteclip_metrics(state.method, plan.classes.names)
     record.write_json("metrics.json", metrics)
 
 
@@ -205,7 +208,7 @@ def _evaluate(
     return own | {
         "name": record.name,
         "method": config.method,
-        "prompt": config.model.prompt if config.method in LEARNING_METHODS and config.method != "coreg" else None,
+        "prompt": prompt_of(config),
         "paradigm": config.data.paradigm,
         "dataset": config.data.source,
         "classes": n_classes,

@@ -17,16 +17,18 @@ from raydapt.errors import UserError
 from raydapt.methods.build import has_a_part
 from raydapt.methods.contract import Reads
 from raydapt.methods.fair import reads_of
+from raydapt.methods.latteclip import reads_of as latteclip_reads_of
 from raydapt.models.clip import load_clip
 from raydapt.plan_coreg import resolve_coreg
 from raydapt.plan_fair import resolve_fair
+from raydapt.plan_latteclip import check_latteclip, latteclip_learns
 from raydapt.stages.annotate import partial_labels_recipe
 from raydapt.stages.crops import crop_spec, crops_recipe
 from raydapt.stages.features import FeatureTable, features_recipe
 from raydapt.stages.pixels import pixels_recipe
 from raydapt.workspace import Artefact, Recipe, Run, Store, fingerprint, run_name
 
-LEARNING_METHODS = ("fpl", "grip", "cpl", "air", "fair", "coreg")
+LEARNING_METHODS = ("fpl", "grip", "cpl", "air", "fair", "coreg", "latteclip")
 FAIR_METHODS = ("fair", "wca")
 # Where a run happens and how often it saves: settings that change no result, and so no fingerprint.
 _RESOURCES = ("cpus_per_worker", "gpus_per_worker", "checkpoint_every_s", "max_failures", "predict_batch_size")
@@ -112,6 +114,7 @@ def describe_plan(plan: Plan, further_stages: Sequence[str] = ()) -> str:
     rows = "an unknown number of" if source.rows is None else f"{source.rows:,}"
     names = ", ".join(plan.classes.names[:5]) + (", …" if len(plan.classes.names) > 5 else "")
     what = f"two {config.coreg.student} students" if config.method == "coreg" else f"{config.model.prompt} prompt"
+    what = latteclip_learns(config.latteclip) if config.method == "latteclip" else what
     learned = f"{what}, {config.train.epochs} epochs a round" if _learns(config) else "nothing"
     where = f"{config.train.workers} Ray Train workers" if config.train.workers else "this process"
     lines = [
@@ -168,6 +171,8 @@ def _some(row_N: Tensor, data: DataSettings, found: list[str]) -> Tensor:
 def _resolve(config: Config, classes: ClassSpace, image_spec: ImageSpec) -> Config:
     if config.method == "air" and config.air.synthetic_only and not config.air.synthetic_weight:
         raise UserError("Settings air.synthetic_only=true and air.synthetic_weight=0 leave nothing to learn from.")
+    if config.method == "latteclip":
+        check_latteclip(config)
     data = replace(config.data, class_names=list(classes.names), templates=list(classes.templates))
     fair = resolve_fair(config, classes, image_spec) if config.method in FAIR_METHODS else config.fair
     config = replace(config, data=data, cpl=_resolve_cpl(config, len(classes.names)), fair=fair)
@@ -180,6 +185,8 @@ def _reads(config: Config) -> Reads:
         return reads_of(config.fair if config.method == "fair" else replace(config.fair, layer_norms=False))
     if config.method == "coreg":
         return "pixels"
+    if config.method == "latteclip":
+        return latteclip_reads_of(config.latteclip)
     return "pixels" if config.method in LEARNING_METHODS and config.model.prompt != "text" else "features"
 
 
@@ -207,6 +214,13 @@ def _resolve_cpl(config: Config, n_classes: int) -> CplSettings:
     else:
         beta = thresholds.beta
     return replace(cpl, alpha=alpha, beta=beta)
+
+
+def prompt_of(config: Config) -> str | None:
+    """The kind of prompt that a run learns; None when it learns none."""
+    if config.method == "latteclip":
+        return config.latteclip.tune.removesuffix("_prompt") if config.latteclip.tune.endswith("_prompt") else None
+    return config.model.prompt if _learns(config) and config.method != "coreg" else None
 
 
 def _learns(config: Config) -> bool:

@@ -24,6 +24,7 @@ from raydapt.report_classes import (
     read_predictions,
 )
 from raydapt.report_gallery import choose_gallery, gallery_cards, synthetic_rows
+from raydapt.report_latteclip import latteclip_view
 from raydapt.report_sections import Round, deployment_rows, headline, rounds_of, settings_of, timings, warnings_of
 from raydapt.run_files import RunRecord, flat_settings, group, open_run, read_run, write_text
 from raydapt.storage import Folder
@@ -100,6 +101,7 @@ def _content(run: RunRecord) -> dict[str, Any]:
         "deployment": deployment_rows(run),
         "curves_picture": figures.curves_picture(run.steps),
         "alignment": alignment_view(run),
+        "latteclip": latteclip_view(run),
         "gallery": cards,
         "made": group(run.metrics, "synthetic"),
         "synthetic": synthetic_rows(run.synthetic, run.metrics, cards),

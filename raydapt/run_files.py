@@ -31,6 +31,7 @@ class RunRecord:
         pseudo_labels: ``pseudo_labels.parquet``: round, id, classes, weights.
         gallery: ``gallery.parquet``: id, image (encoded bytes), kind, path.
         crops: ``crops.parquet`` of FAIR: id, path, image with crops outlined, predicted, weights.
+        captions: ``captions.parquet`` of LatteCLIP: id, path, image, zero_shot, image_caption, group_caption.
         synthetic: ``synthetic.parquet``: class, index, image (encoded bytes).
     """
 
@@ -42,6 +43,7 @@ class RunRecord:
     pseudo_labels: pa.Table | None = None
     gallery: pa.Table | None = None
     crops: pa.Table | None = None
+    captions: pa.Table | None = None
     synthetic: pa.Table | None = None
 
 
@@ -78,6 +80,7 @@ def read_run(folder: Folder) -> RunRecord:
         pseudo_labels=_table(folder, "pseudo_labels.parquet"),
         gallery=_table(folder, "gallery.parquet"),
         crops=_table(folder, "crops.parquet"),
+        captions=_table(folder, "captions.parquet"),
         synthetic=_table(folder, "synthetic.parquet"),
     )
 

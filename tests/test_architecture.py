@@ -25,6 +25,8 @@ LEVELS = (
         "plan",
         "plan_coreg",
         "plan_fair",
+        "plan_latteclip",
+        "outcome_latteclip",
         "artefacts",
     },
     {"stages", "train"},

@@ -15,6 +15,7 @@ from raydapt.methods.ensemble import Ensemble
 from raydapt.methods.fair import Fair
 from raydapt.methods.fpl import Fpl
 from raydapt.methods.grip import Grip
+from raydapt.methods.latteclip import LatteClip
 from raydapt.methods.wca import Wca
 from raydapt.methods.zero_shot import ZeroShot
 from raydapt.models.clip import Clip
@@ -51,6 +52,8 @@ def build_method(
         return Fair(clip, classes, images, settings=config.fair, batch_size=config.train.batch_size)
     if config.method == "coreg":
         return _coreg(config, clip, len(classes.names), images)
+    if config.method == "latteclip":
+        return _latteclip(config, clip, classes, images)
     prompted = PromptedClip(clip, classes.names, classes.templates, config.model, seed=config.seed)
     batch_size, seed = config.train.batch_size, config.seed
     base = config.air.base if config.method == "air" else config.method
@@ -102,6 +105,19 @@ def _coreg(config: Config, clip: Clip, n_classes: int, images: TrainingImages | 
         augmentation,
         images,
         n_classes=n_classes,
+        epochs=config.train.epochs,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+    )
+
+
+def _latteclip(config: Config, clip: Clip, classes: ClassSpace, images: TrainingImages | None) -> LatteClip:
+    return LatteClip(
+        clip,
+        classes,
+        images,
+        settings=config.latteclip,
+        model=config.model,
         epochs=config.train.epochs,
         batch_size=config.train.batch_size,
         seed=config.seed,

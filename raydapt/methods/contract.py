@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from raydapt.methods.captions import Captions
 from raydapt.methods.partial_labels import PartialLabels
 
 Reads = Literal["features", "pixels", "crops"]
@@ -96,6 +97,10 @@ class TrainingImages:
     """float32 CPU, the feature of every image and behind it those of its crops; None unless the method reads them."""
     partial: PartialLabels | None = None
     """What an annotation holds for possible, of all training images; for the methods that learn from it."""
+    image_captions: Captions | None = None
+    """A description of every training image; for the methods that read them."""
+    group_captions: Captions | None = None
+    """For every training image, the description of a group of images of its zero-shot class."""
 
     def take(self, index_B: Tensor, reads: Reads, source: ImageSource = "train") -> Tensor:
         """Features [B, D], pixels [B, 3, S, S], or features with crops' [B, 1 + K, D], of int64 indices."""

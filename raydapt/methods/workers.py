@@ -3,6 +3,8 @@
 Legend: B batch of one worker, R workers.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -37,3 +39,38 @@ def share_running_statistics(model: nn.Module) -> None:
         if name.endswith(("running_mean", "running_var")):
             dist.all_reduce(buffer)
             buffer.div_(world)
+
+
+class _GatherRows(torch.autograd.Function):
+    """All workers' rows forward; backward, the sum of what all workers want of this worker's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, value_B: Tensor) -> Tensor:
+        return gather_rows(value_B)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_B: Tensor) -> Tensor:
+        gradient_B = gradient_B.contiguous().clone()
+        dist.all_reduce(gradient_B)
+        return gradient_B[dist.get_rank() :: n_workers()]
+
+
+def gather_rows_with_gradients(value_B: Tensor) -> Tensor:
+    """As `gather_rows`, for a loss of all rows that every worker computes.
+
+    Every worker's gradient of that loss is the whole one times the number of workers, over the parameters' shares;
+    the mean that DistributedDataParallel takes makes it the gradient that one worker alone would have had.
+    """
+    if n_workers() == 1:
+        return value_B
+    gathered: Tensor = _GatherRows.apply(value_B)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+@torch.no_grad()
+def sum_over_workers(value: Tensor) -> Tensor:
+    """The sum of the workers' tensors, on all of them."""
+    if n_workers() > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+    return value

@@ -23,6 +23,8 @@ _GROUPS = 8
 _RAND_AUGMENT = v2.RandAugment(num_ops=2, magnitude=27, num_magnitude_bins=31)
 """timm's ``rand-m9``: two operations at nine tenths of their range."""
 _ASPECT = (3 / 4, 4 / 3)
+_JITTER = v2.ColorJitter(0.5, 0.5, 0.5, 0.1)
+_LIGHT_AREA, _JITTERED, _GREY = 0.9, 0.8, 0.2
 
 
 def whole_view(pixel_B3PP: Tensor, side_px: int) -> Tensor:
@@ -94,3 +96,18 @@ def _parts(draw_B4: Tensor, least_area: float) -> Tensor:
     size_B2 = torch.stack([(area_B * ratio_B).sqrt(), (area_B / ratio_B).sqrt()], dim=1).clamp(max=1)
     corner_B2 = draw_B4[:, 2:] * (1 - size_B2)
     return torch.cat([corner_B2, corner_B2 + size_B2], dim=1)
+
+
+def light_view(pixel_B3PP: Tensor, side_px: int) -> Tensor:
+    """Nearly the whole of every image, its colours jittered or taken (LatteCLIP's view); [B, 3, S, S].
+
+    RandomResizedCrop (0.9 to 1 of the area), ColorJitter (0.5, 0.5, 0.5, 0.1) for 80 of 100 images and greys for 20.
+    Part and choice are drawn per image, the degrees of the jitter for `_GROUPS` groups of the batch.
+    """
+    n_images = len(pixel_B3PP)
+    view = crop_view(pixel_B3PP, _parts(torch.rand(n_images, 4), _LIGHT_AREA)[:, None], side_px) / 255
+    draw_2B111 = torch.rand(2, n_images, 1, 1, 1).to(view.device)
+    jittered_B111, grey_B111 = draw_2B111[0] < _JITTERED, draw_2B111[1] < _GREY
+    view = torch.where(jittered_B111, torch.cat([_JITTER(group) for group in view.chunk(_GROUPS)]), view)
+    view = torch.where(grey_B111, v2.functional.rgb_to_grayscale(view, num_output_channels=3), view)
+    return (255 * view).clamp(0, 255)

@@ -334,6 +334,13 @@ def apply(
 
 def _optimizer(method: Method, settings: TrainSettings) -> torch.optim.Optimizer:
     parameters = [p for p in method.parameters() if p.requires_grad]
+    if settings.optimizer == "adamw_clip":
+        decay = {True: settings.weight_decay, False: 0.0}
+        groups = [
+            {"params": [p for p in parameters if (p.ndim >= 2) == matrix], "weight_decay": decay[matrix]}
+            for matrix in (True, False)
+        ]
+        return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), eps=1e-6)
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     return torch.optim.SGD(

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from raydapt.models.views import crop_view, square_boxes, strong_view, whole_view
+from raydapt.models.views import crop_view, light_view, square_boxes, strong_view, whole_view
 from tests.models.tiny import pixels
 
 
@@ -56,3 +56,27 @@ def test_the_strong_view_is_decided_by_the_seed_and_keeps_the_range(flip):
     assert float(first.max()) <= 255
     assert torch.equal(first, view(0))
     assert not torch.equal(first, view(1))
+
+
+def test_a_light_view_is_nearly_the_whole_image_in_other_colours_or_none():
+    generator = torch.Generator().manual_seed(0)
+    smooth = torch.rand(400, 3, 1, 1, generator=generator).mul(200).add(20).expand(-1, -1, 32, 32)  # one colour each
+    torch.manual_seed(0)
+    view = light_view(smooth.to(torch.uint8), 16)
+    assert view.shape == (400, 3, 16, 16)
+    assert float(view.min()) >= 0
+    assert float(view.max()) <= 255
+    assert float((view - view.mean((2, 3), keepdim=True)).abs().max()) < 0.5  # a part of one colour has one colour
+    colour = view.mean((2, 3))
+    grey = (colour.max(1).values - colour.min(1).values) < 0.5
+    same = (colour - smooth[..., 0, 0].floor()).abs().max(1).values < 0.5
+    assert 0.14 < float(grey.float().mean()) < 0.26
+    assert 0.10 < float(same.float().mean()) < 0.22  # neither jittered nor grey: 0.2 * 0.8
+    ramp = torch.arange(32.0).mul(8).expand(50, 3, 32, 32).to(torch.uint8)
+    edges = light_view(ramp, 32)[:, :, :, [0, -1]].mean((1, 2))
+    plain = edges[(edges[:, 1] - edges[:, 0]).argmax()]
+    assert plain[1] - plain[0] > 0.85 * 240
+    torch.manual_seed(3)
+    first = light_view(ramp, 32)
+    torch.manual_seed(3)
+    assert torch.equal(first, light_view(ramp, 32))

@@ -1,0 +1,58 @@
+"""Captions of training images as a method reads them.
+
+Legend: N training images, T distinct texts, B batch, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captions:
+    """One text per image, or none; a text that many images share is held once."""
+
+    texts: tuple[str, ...]
+    """T distinct texts."""
+    text_N: Tensor
+    """int64 text of every training image, -1 where it has none."""
+
+
+def captions_of(captions: Sequence[str | None]) -> Captions:
+    """Captions in the order of the images; of each the first line, and an empty one is none (spec 1.2)."""
+    number: dict[str, int] = {}
+    text_N = []
+    for caption in captions:
+        line = next((line.strip() for line in (caption or "").splitlines() if line.strip()), None)
+        text_N.append(-1 if line is None else number.setdefault(line, len(number)))
+    return Captions(texts=tuple(number), text_N=torch.tensor(text_N, dtype=torch.int64))
+
+
+class GroupDraw:
+    """The caption of a random image of a class, for every image of a batch (spec 1.2, c).
+
+    Args:
+        text_N: int64 text of every image, -1 where it has none; those are never drawn.
+        class_N: int64 zero-shot class of every image.
+        n_classes: C.
+    """
+
+    def __init__(self, text_N: Tensor, class_N: Tensor, n_classes: int) -> None:
+        held_M = (text_N >= 0).nonzero().flatten()
+        order_M = held_M[class_N[held_M].argsort(stable=True)]
+        self._text_M = text_N[order_M]
+        self._count_C = class_N[held_M].bincount(minlength=n_classes)
+        self._start_C = self._count_C.cumsum(0) - self._count_C
+
+    def draw(self, class_B: Tensor) -> Tensor:
+        """int64 texts [B] from torch's global generator; -1 for a class without any."""
+        random_B = torch.rand(len(class_B), dtype=torch.float64)
+        if not len(self._text_M):
+            return torch.full((len(class_B),), -1)
+        count_B = self._count_C[class_B]
+        place_B = self._start_C[class_B] + (random_B * count_B).long()
+        return torch.where(count_B > 0, self._text_M[place_B.clamp(max=len(self._text_M) - 1)], -1)
