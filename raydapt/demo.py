@@ -1,6 +1,7 @@
 """The demonstration: the built-in handwritten digits through every method there is, offline."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,7 +12,7 @@ from raydapt.storage import Folder
 
 # Networks from scratch need more steps than a prompt, and a mirrored digit is another digit. The whole of a small
 # model learns at a higher rate than the published one of a large model.
-_OWN = {
+_OWN: dict[str, dict[str, Any]] = {
     "coreg": {"train": {"max_steps_per_round": None}, "coreg": {"mirror": False}},
     "latteclip": {"train": {"batch_size": 64, "learning_rate": 1e-4}},
 }

@@ -157,7 +157,7 @@ class LatteClip(Method):
         if self.towers is not None and self.towers.text_learned:
             return
         with torch.no_grad():
-            chunks = [self._encode_tokens(token_TL) for token_TL in self._token_TL.split(_TEXTS_PER_CHUNK)]
+            chunks = [self._encode_tokens(token_TL) for token_TL in torch.split(self._token_TL, _TEXTS_PER_CHUNK)]
         self._cached_TD = torch.cat(chunks)
 
     def begin_epoch(self, round_: int, epoch: int, over_images: OverImages) -> None:
@@ -206,7 +206,7 @@ class LatteClip(Method):
         """
         image_B, group_B = self._image_text_N[index_B], self._group.draw(self._zero_shot_N[index_B])
         number_KB = torch.stack([*label_2B.cpu(), image_B, group_B])
-        present_U, place_KB = number_KB.clamp(min=0).unique(return_inverse=True)
+        present_U, place_KB = number_KB.clamp(min=0).unique(return_inverse=True)  # type: ignore[no-untyped-call]
         text_UD = self._encode(present_U)
         return text_UD[place_KB.to(text_UD.device)], (number_KB >= 0).to(text_UD.device)
 
