@@ -22,7 +22,7 @@ from raydapt.setting_trees import (
     setting_names,
     settings_from_tree,
 )
-from raydapt.setting_types import STRICT, Auto, Count, NonNegative, Positive, PositiveInt, Share
+from raydapt.setting_types import STRICT, Auto, Count, NodeLabel, NonNegative, Positive, PositiveInt, Share
 
 __all__ = ["apply_override", "as_tree", "merge_trees", "read_yaml", "setting_names", "settings_from_tree"]
 
@@ -297,6 +297,12 @@ class RaySettings:
     cpus: PositiveInt | Auto = "auto"
     """Logical CPUs of a local cluster; ``auto``: at least 4."""
     progress: bool | Auto = "auto"
+    decode_nodes: NodeLabel | None = None
+    """Label, such as ``raydapt=cpu``, of the nodes that read and decode; none: any node."""
+    model_nodes: NodeLabel | None = None
+    """Label, such as ``raydapt=gpu``, of the nodes that hold models and train; none: any node."""
+    wait_for_nodes_s: NonNegative = 900.0
+    """How long to wait for nodes that a cluster lacks and may start; 0 says at once what is missing."""
 
 
 @dataclass(frozen=True, kw_only=True)

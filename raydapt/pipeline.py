@@ -168,7 +168,10 @@ def _train(job: TrainingJob) -> TrainState:
         require_shared(job.config.store, setting="store")
         require_shared(job.config.runs, setting="runs")
         fingerprint = record.read_json("fingerprint.json")["fingerprint"]
-        state = train_on_workers(job, settings, storage=record.file("ray_train"), name=fingerprint, log=progress)
+        storage = record.folder.child("ray_train")
+        state = train_on_workers(
+            job, settings, ray_settings=job.config.ray, storage=storage, name=fingerprint, log=progress
+        )
         checkpoints.save_state(state)
     progress.close()
     record.write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in state.lines))

@@ -17,7 +17,7 @@ import fsspec
 from filelock import FileLock, Timeout
 from fsspec.implementations.arrow import ArrowFSWrapper
 from fsspec.implementations.local import LocalFileSystem
-from pyarrow.fs import FileSystem
+from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 
 from raydapt.errors import UserError
 
@@ -62,6 +62,12 @@ class Folder:
     def file(self, name: str) -> str:
         """The path of a file of this folder within its file system."""
         return f"{self.path}/{name}"
+
+    def arrow_filesystem(self) -> FileSystem | None:
+        """The file system of `path` as pyarrow's, for Ray Train; None for a local disk."""
+        if self.local:
+            return None
+        return self._fs.fs if isinstance(self._fs, ArrowFSWrapper) else PyFileSystem(FSSpecHandler(self._fs))
 
     def write(self, name: str, data: bytes) -> None:
         """Writes a file as a whole: after a crash it is there entirely or not at all.

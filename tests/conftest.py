@@ -23,14 +23,18 @@ def ray_cluster() -> Iterator[None]:
     from raydapt.config import RaySettings
 
     settings = RaySettings(address="local", cpus=4, progress=False)
-    for last in (False, False, True):
-        try:
-            ensure_ray(settings)
-            break
-        except Exception as error:  # Ray itself raises no narrower kind; it gives a node 30 s to start
-            if last or "timed out during startup" not in str(error):
-                raise
-            _clear_away()
+    with warnings.catch_warnings():
+        # What a failed start leaves warns when it is collected, and would fail a test that has nothing to do with it.
+        warnings.simplefilter("ignore")
+        for last in (False, False, True):
+            try:
+                ensure_ray(settings)
+                break
+            except Exception as error:  # Ray itself raises no narrower kind; it gives a node 30 s to start
+                if last or "timed out during startup" not in str(error):
+                    raise
+                ray.shutdown()
+        gc.collect()
     yield
     ray.shutdown()
 
@@ -42,13 +46,3 @@ def data_folder() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("RAYDAPT_DATA does not name a folder of data sets.")
     return Path(folder)
-
-
-def _clear_away() -> None:
-    """Ends what a failed start has left, whose warnings would fail a test that has nothing to do with it."""
-    import ray
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        ray.shutdown()
-        gc.collect()

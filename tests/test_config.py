@@ -108,4 +108,4 @@ def test_the_settings_are_these() -> None:
     """A new setting has to earn its place: add it here and in the README."""
     groups = sorted({name.split(".")[0] for name in setting_names(Config) if "." in name})
     assert " ".join(groups) == "air coreg cpl data fair features fpl grip latteclip lora model ray synthesis train"
-    assert len(list(setting_names(Config))) == 152
+    assert len(list(setting_names(Config))) == 155

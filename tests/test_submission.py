@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from raydapt import cluster
+from raydapt import cluster, pipeline
 from raydapt.config import load_config
 from raydapt.errors import UserError
 from raydapt.submission import EXCLUDES, connect, prepare, submission_id
@@ -192,10 +192,9 @@ def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_cluster_gives_what_this_machine_gives(two_nodes: TwoNodes, tmp_path: Path) -> None:
+def test_a_cluster_gives_what_this_machine_gives(two_nodes: TwoNodes, tmp_path: Path, ray_cluster: None) -> None:
     settings = ["jobs/cpl.yaml", *SMALL]
-    here = two_nodes.raydapt("run", *settings, f"store={tmp_path}/a", f"runs={tmp_path}/ra", "ray.address=local")
-    assert here.returncode == 0, here.stderr
+    pipeline.run(load_config(ROOT / settings[0], [*SMALL, f"store={tmp_path}/a", f"runs={tmp_path}/ra"]))
     sending = [*settings, f"store={tmp_path}/b", f"runs={tmp_path}/rb", "--address", two_nodes.dashboard]
     first = two_nodes.raydapt("submit", *sending)
     assert first.returncode == 0, first.stdout + first.stderr

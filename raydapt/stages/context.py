@@ -4,11 +4,11 @@ import logging
 import math
 from dataclasses import dataclass
 
-import ray
 from ray.data import DataContext
 
 from raydapt.config import RaySettings, StageSettings
 from raydapt.errors import UserError
+from raydapt.nodes import capacity, require_nodes, selector
 
 _MEBIBYTE = 1024 * 1024
 _LEAST_IN_FLIGHT = 256 * _MEBIBYTE
@@ -16,11 +16,12 @@ _LEAST_IN_FLIGHT = 256 * _MEBIBYTE
 
 @dataclass(frozen=True, kw_only=True)
 class ActorPlan:
-    """The resolved pool: so many actors with so many CPUs and GPUs each."""
+    """The resolved pool: so many actors with so many CPUs and GPUs each, on nodes with these labels."""
 
     actors: int
     cpus: float
     gpus: float
+    nodes: dict[str, str] | None = None
 
 
 def plan_actors(settings: StageSettings, *, parts: int, ray_settings: RaySettings, key: str = "features") -> ActorPlan:
@@ -29,14 +30,20 @@ def plan_actors(settings: StageSettings, *, parts: int, ray_settings: RaySetting
     Args:
         settings: The stage's settings.
         parts: Parts still to be made.
-        ray_settings: Tells whether the cluster can grow.
+        ray_settings: Which nodes hold the actors, and whether the cluster can grow.
         key: Name of the group of settings, for messages.
 
     Raises:
-        UserError: If a local cluster can never hold what the settings ask for; Ray would wait for ever.
+        UserError: If a local cluster can never hold what the settings ask for, or no node of another one comes that
+            can hold a single actor; Ray would wait for ever.
     """
-    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
+    gpus_wanted = 0.0 if settings.gpus_per_actor == "auto" else settings.gpus_per_actor
+    if ray_settings.address != "local":
+        need = {"CPU": settings.cpus_per_actor, "GPU": gpus_wanted}
+        blamed = "ray.model_nodes" if ray_settings.model_nodes else f"{key}.gpus_per_actor"
+        require_nodes(ray_settings, ray_settings.model_nodes, need, setting=blamed)
+    have = capacity(ray_settings.model_nodes)
+    cpus, gpus = have["CPU"], have["GPU"]
     gpus_each = (1.0 if gpus >= 1 else 0.0) if settings.gpus_per_actor == "auto" else settings.gpus_per_actor
     if settings.actors != "auto":
         actors = settings.actors
@@ -45,15 +52,16 @@ def plan_actors(settings: StageSettings, *, parts: int, ray_settings: RaySetting
     else:
         actors = max(1, min(int(cpus // 2), parts // 2))  # starting one costs as much as the work of a part or two
     actors = max(1, min(actors, parts))
-    # One more CPU, since the readers that feed the actors need one.
-    needed = actors * settings.cpus_per_actor + 1
+    # One more CPU, since the readers that feed the actors need one, unless they have nodes of their own.
+    needed = actors * settings.cpus_per_actor + (ray_settings.decode_nodes == ray_settings.model_nodes)
     if ray_settings.address == "local" and (needed > cpus or actors * gpus_each > gpus):
         raise UserError(
             f"Setting {key}.actors={settings.actors} needs {needed:g} CPUs and {actors * gpus_each:g} GPUs, the "
             f"cluster has {cpus:g} and {gpus:g}: lower {key}.actors, {key}.cpus_per_actor or {key}.gpus_per_actor, "
             "or raise ray.cpus."
         )
-    return ActorPlan(actors=actors, cpus=settings.cpus_per_actor, gpus=gpus_each)
+    nodes = selector(ray_settings.model_nodes)
+    return ActorPlan(actors=actors, cpus=settings.cpus_per_actor, gpus=gpus_each, nodes=nodes)
 
 
 def configure(*, block_bytes: int = 128 * _MEBIBYTE, in_flight_bytes: float = math.inf) -> None:

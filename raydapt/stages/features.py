@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 import ray.data
 import torch
 from ray.data import ActorPoolStrategy
@@ -22,6 +21,7 @@ from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source
 from raydapt.errors import UserError
 from raydapt.models.clip import Clip, load_clip
+from raydapt.nodes import capacity
 from raydapt.stages.context import ActorPlan, configure, plan_actors
 from raydapt.stages.reading import dataset_of_images, part_bytes, pixels_of, unpack, with_part
 from raydapt.stages.run import MODEL_S, Stage, StageResult, run_stage
@@ -181,10 +181,12 @@ def encoding_stage(
     def dataset_of(pending: Sequence[int]) -> tuple[ray.data.Dataset, int]:
         plan = plan_actors(settings, parts=len(pending), ray_settings=ray_settings)
         size = part_bytes(settings.rows_per_part, image_spec)
-        cpus: float = ray.cluster_resources().get("CPU", 1.0)  # type: ignore[no-untyped-call]
+        cpus = capacity(ray_settings.decode_nodes)["CPU"]
         configure(block_bytes=block_bytes, in_flight_bytes=int((cpus + 4 * plan.actors) * size))
         parts = [part_of[index] for index in pending]
-        images = dataset_of_images(parts, data, image_spec, rows_per_part=settings.rows_per_part, packed=True)
+        images = dataset_of_images(
+            parts, data, image_spec, rows_per_part=settings.rows_per_part, packed=True, ray_settings=ray_settings
+        )
         encoded = images.map_batches(
             encoder,
             fn_constructor_args=(*arguments, plan),
@@ -193,6 +195,7 @@ def encoding_stage(
             compute=ActorPoolStrategy(size=plan.actors, max_tasks_in_flight_per_actor=2),
             num_cpus=plan.cpus,
             num_gpus=plan.gpus,
+            label_selector=plan.nodes,
         )
         return encoded, plan.actors
 

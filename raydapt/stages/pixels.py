@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import ray
 import ray.data
 import torch
 from numpy.lib.format import open_memmap
@@ -17,6 +16,7 @@ from torch import Tensor
 from raydapt.config import DataSettings, RaySettings, StageSettings
 from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source
+from raydapt.nodes import capacity
 from raydapt.stages.context import configure
 from raydapt.stages.features import image_settings
 from raydapt.stages.reading import dataset_of_images, part_bytes, pixels_of
@@ -50,7 +50,7 @@ def pixels_stage(
 
     def dataset_of(pending: Sequence[int]) -> tuple[ray.data.Dataset, int]:
         size = part_bytes(settings.rows_per_part, image_spec)
-        cpus: float = ray.cluster_resources().get("CPU", 1.0)  # type: ignore[no-untyped-call]
+        cpus = capacity(ray_settings.decode_nodes)["CPU"]
         configure(block_bytes=_BLOCK_BYTES, in_flight_bytes=int(2 * cpus * size))
         images = dataset_of_images(
             [part_of[index] for index in pending],
@@ -58,6 +58,7 @@ def pixels_stage(
             image_spec,
             rows_per_part=settings.rows_per_part,
             packed=False,
+            ray_settings=ray_settings,
         )
         return images, 0
 

@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 
-from raydapt.config import DataSettings
+from raydapt.config import DataSettings, RaySettings
 from raydapt.data.decode import BadImage, ImageSpec, decode_image
 from raydapt.data.sources import Part, group_parts, read_parts
+from raydapt.nodes import require_nodes, selector
 from raydapt.stages.run import PART, PART_ROWS
 
 PACKED = "packed"
@@ -23,19 +24,32 @@ is in flight: the same part gives the same bytes, on one actor or many, resumed 
 
 
 def dataset_of_images(
-    parts: Sequence[Part], data: DataSettings, spec: ImageSpec, *, rows_per_part: int, packed: bool
+    parts: Sequence[Part],
+    data: DataSettings,
+    spec: ImageSpec,
+    *,
+    rows_per_part: int,
+    packed: bool,
+    ray_settings: RaySettings,
 ) -> ray.data.Dataset:
     """A dataset of decoded images; `packed` puts each part into one row with the columns `PART` and `PACKED`.
 
     Parts that share a row group are read by one task, which reads the group once.
+
+    Raises:
+        UserError: When the cluster has no node to decode on.
     """
+    label = ray_settings.decode_nodes
+    require_nodes(ray_settings, label, {"CPU": 1.0}, setting="ray.decode_nodes" if label else "ray.cpus")
     items = [{"parts": pickle.dumps(group)} for group in group_parts(parts)]
     decode = partial(read_and_decode, data=data, spec=spec, packed=packed)
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     # The decoded part, its packed copy, and as much for encoded bytes. Tasks with demands of their own are also what
     # keeps Ray from fusing them into the model's actors, which would leave the other CPUs idle.
     memory = 4 * part_bytes(rows_per_part, spec)
-    return dataset.map_batches(decode, batch_size=1, batch_format="pyarrow", num_cpus=1, memory=memory)
+    return dataset.map_batches(
+        decode, batch_size=1, batch_format="pyarrow", num_cpus=1, memory=memory, label_selector=selector(label)
+    )
 
 
 def part_bytes(rows: int, spec: ImageSpec) -> int:

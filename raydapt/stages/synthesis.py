@@ -207,6 +207,7 @@ def synthesize_stage(
             compute=ActorPoolStrategy(size=plan.actors, max_tasks_in_flight_per_actor=2),
             num_cpus=plan.cpus,
             num_gpus=plan.gpus,
+            label_selector=plan.nodes,
         )
         return images, plan.actors
 

@@ -257,8 +257,10 @@ def tune_lora(
             state = job(local_place(train), checkpoints, log)
         else:
             ensure_ray(ray_settings)
-            storage = artefact.folder.file("ray_train")
-            state = train_on_workers(job, train, storage=storage, name=recipe.fingerprint, log=log)
+            storage = artefact.folder.child("ray_train")
+            state = train_on_workers(
+                job, train, ray_settings=ray_settings, storage=storage, name=recipe.fingerprint, log=log
+            )
         data = lora_bytes(state.method)
         artefact.folder.write(WEIGHTS_FILE, data)
         artefact.commit_part(

@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import ray
 import ray.train
 import ray.train.torch
 import torch
 
-from raydapt.config import TrainSettings
-from raydapt.errors import UserError
+from raydapt.config import RaySettings, TrainSettings
+from raydapt.nodes import capacity, require_nodes, selector
+from raydapt.storage import Folder
 from raydapt.train.checkpoint import Checkpoints, TrainState, from_bytes
 from raydapt.train.loop import Log, Place
 
@@ -39,33 +39,37 @@ class RayCheckpoints:
             ray.train.report(dict(metrics), checkpoint=checkpoint)
 
 
-def train_on_workers(train: TrainFunction, settings: TrainSettings, *, storage: str, name: str, log: Log) -> TrainState:
+def train_on_workers(
+    train: TrainFunction, settings: TrainSettings, *, ray_settings: RaySettings, storage: Folder, name: str, log: Log
+) -> TrainState:
     """Trains on `settings.workers` Ray Train workers.
 
     Args:
         train: Called on every worker; must be serialisable.
         settings: Workers and what each one gets.
-        storage: Folder or URI that every node reaches.
+        ray_settings: On which nodes, and how long to wait for them.
+        storage: Folder that every node reaches.
         name: The same storage and name resume the same training.
         log: Called in this process with the log lines once training is over.
 
     Raises:
         UserError: When the cluster cannot place the workers.
     """
-    use_gpu = _use_gpu(settings)
-    _check_resources(settings, use_gpu=use_gpu)
-    resources = {"CPU": settings.cpus_per_worker}
-    if use_gpu:
-        resources["GPU"] = 1.0 if settings.gpus_per_worker == "auto" else settings.gpus_per_worker
+    resources = _resources_per_worker(settings, ray_settings)
+    require_nodes(ray_settings, ray_settings.model_nodes, resources, count=settings.workers, setting="train.workers")
     trainer = ray.train.torch.TorchTrainer(
         _worker,
         train_loop_config={"train": train},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=settings.workers, use_gpu=use_gpu, resources_per_worker=resources
+            num_workers=settings.workers,
+            use_gpu="GPU" in resources,
+            resources_per_worker=resources,
+            label_selector=selector(ray_settings.model_nodes),  # type: ignore[call-arg] # mypy sees the old class
         ),
         run_config=ray.train.RunConfig(
             name=name,
-            storage_path=storage,
+            storage_path=storage.path,
+            storage_filesystem=storage.arrow_filesystem(),
             failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
@@ -96,23 +100,9 @@ def _read(checkpoint: ray.train.Checkpoint) -> bytes:
         return (Path(folder) / _FILE).read_bytes()
 
 
-def _use_gpu(settings: TrainSettings) -> bool:
-    if settings.gpus_per_worker == "auto":
-        return _cluster_has("GPU") >= settings.workers
-    return settings.gpus_per_worker > 0
-
-
-def _check_resources(settings: TrainSettings, *, use_gpu: bool) -> None:
-    """Refuses a request that no node of the cluster could ever serve, instead of waiting for ever."""
-    cpus = _cluster_has("CPU")
-    wanted = settings.workers * settings.cpus_per_worker
-    if wanted > cpus and not use_gpu:
-        raise UserError(
-            f"Settings train.workers={settings.workers} and train.cpus_per_worker={settings.cpus_per_worker} want "
-            f"{wanted:g} CPUs but the cluster has {cpus:g}: lower them, or raise ray.cpus on a local cluster."
-        )
-
-
-def _cluster_has(resource: str) -> float:
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return resources.get(resource, 0.0)
+def _resources_per_worker(settings: TrainSettings, ray_settings: RaySettings) -> dict[str, float]:
+    """CPUs, and GPUs where there is one for every worker or the settings ask for them."""
+    gpus = settings.gpus_per_worker
+    if gpus == "auto":
+        gpus = 1.0 if capacity(ray_settings.model_nodes)["GPU"] >= settings.workers else 0.0
+    return {"CPU": settings.cpus_per_worker} | ({"GPU": gpus} if gpus else {})

@@ -93,6 +93,8 @@ def test_kubernetes_files_use_fields_of_the_crds(name: str) -> None:
         assert set(first["spec"]) <= RAY_JOB
         assert first["spec"]["submissionMode"] in ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode")
         yaml.safe_load(first["spec"]["runtimeEnvYAML"])
+        (submitter,) = first["spec"]["submitterPodTemplate"]["spec"]["containers"]
+        assert submitter["resources"]["requests"] == submitter["resources"]["limits"]
     cluster = ray_cluster(name)
     assert set(cluster) <= RAY_CLUSTER
     assert set(cluster["headGroupSpec"]) <= HEAD_GROUP
@@ -115,12 +117,38 @@ def test_kubernetes_pods_ask_for_what_they_are_limited_to(name: str) -> None:
 
 
 def test_kubernetes_lets_nobody_in_but_the_cluster_itself() -> None:
-    cluster, policy = documents("kuberay-cluster.yaml")
+    (policy,) = documents("kuberay-network-policy.yaml")
     assert policy["kind"] == "NetworkPolicy"
-    chosen = policy["spec"]["podSelector"]["matchLabels"]
-    for group in [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]:
-        assert chosen.items() <= group["template"]["metadata"]["labels"].items()
     assert policy["spec"]["policyTypes"] == ["Ingress"]
+    chosen = policy["spec"]["podSelector"]["matchLabels"]
+    pods = [documents("kuberay-job.yaml")[0]["spec"]["submitterPodTemplate"]]
+    for name in KUBERNETES:
+        cluster = ray_cluster(name)
+        pods += [group["template"] for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]]
+        assert "kuberay-network-policy.yaml" in (CLUSTER / name).read_text()  # it says that the policy comes first
+    for pod in pods:
+        assert chosen.items() <= pod["metadata"]["labels"].items()
+    (rule,) = policy["spec"]["ingress"]
+    assert chosen in [peer["podSelector"]["matchLabels"] for peer in rule["from"]]
+
+
+def test_every_cluster_has_nodes_for_decoding_and_for_models() -> None:
+    """Labels are worth nothing without the autoscaler that starts nodes by them."""
+    for name in LAUNCHER:
+        types = documents(name)[0]["available_node_types"]
+        assert {kind["labels"]["raydapt"] for kind in types.values() if "labels" in kind} == {"cpu", "gpu"}
+        assert "RAY_enable_autoscaler_v2=1" in " ".join(documents(name)[0]["head_start_ray_commands"])
+    for name in KUBERNETES:
+        cluster = ray_cluster(name)
+        assert cluster["autoscalerOptions"]["version"] == "v2"
+        assert cluster["autoscalerOptions"]["idleTimeoutSeconds"] <= 600
+        groups = {group["labels"]["raydapt"]: group for group in cluster["workerGroupSpecs"]}
+        assert set(groups) == {"cpu", "gpu"}
+        for kind, group in groups.items():
+            limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+            assert ("nvidia.com/gpu" in limits) == (kind == "gpu")
+    (job,) = documents("anyscale-job.yaml")
+    assert {group["name"] for group in job["compute_config"]["worker_nodes"]} == {"cpu", "gpu"}
 
 
 def test_the_versions_agree() -> None:
@@ -167,8 +195,14 @@ def test_the_dashboard_shows_the_metrics_that_there_are() -> None:
 def test_entry_points_are_settings_that_exist(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from raydapt.config import load_config
 
-    (document,) = documents(name)
+    document = documents(name)[0]
     words = document.get("entrypoint", document.get("spec", {}).get("entrypoint")).split()
     assert words[:4] == ["python", "-m", "raydapt.cli", "run"]
     monkeypatch.chdir(CLUSTER.parent)
-    assert load_config(words[4], words[5:]).method == "cpl"
+    config = load_config(words[4], words[5:])
+    assert config.method == "cpl"
+    assert config.train.workers == 1  # on a GPU node; 0 would learn on the head
+    assert [label and label.rpartition("=")[2] for label in (config.ray.decode_nodes, config.ray.model_nodes)] == [
+        "cpu",
+        "gpu",
+    ]

@@ -1,10 +1,19 @@
+from typing import Any
+
 import pytest
 
+from raydapt import nodes
 from raydapt.config import RaySettings, StageSettings
 from raydapt.errors import UserError
+from raydapt.nodes import capacity, require_nodes, selector
 from raydapt.stages.context import ActorPlan, plan_actors
 
-LOCAL, REMOTE = RaySettings(address="local"), RaySettings(address="ray://head:10001")
+LOCAL = RaySettings(address="local")
+CPU_NODES, GPU_NODES = "raydapt=cpu", "raydapt=gpu"
+
+
+def node(label: str = "", *, alive: bool = True, **resources: float) -> dict[str, Any]:
+    return {"Alive": alive, "Labels": selector(label or None) or {}, "Resources": resources}
 
 
 @pytest.mark.parametrize(
@@ -23,7 +32,7 @@ LOCAL, REMOTE = RaySettings(address="local"), RaySettings(address="ray://head:10
 def test_plan(
     monkeypatch: pytest.MonkeyPatch, cpus: float, gpus: float, settings: StageSettings, parts: int, plan: ActorPlan
 ) -> None:
-    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": cpus, "GPU": gpus})
+    monkeypatch.setattr("ray.nodes", lambda: [node(CPU=cpus, GPU=gpus)])
     assert plan_actors(settings, parts=parts, ray_settings=LOCAL) == plan
 
 
@@ -31,7 +40,62 @@ def test_plan(
     "settings", [StageSettings(actors=4), StageSettings(gpus_per_actor=1), StageSettings(cpus_per_actor=8)]
 )
 def test_what_a_local_cluster_can_never_hold(monkeypatch: pytest.MonkeyPatch, settings: StageSettings) -> None:
-    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr("ray.nodes", lambda: [node(CPU=4.0)])
     with pytest.raises(UserError, match=r"features\.actors=.* needs"):
         plan_actors(settings, parts=100, ray_settings=LOCAL)
-    assert plan_actors(settings, parts=100, ray_settings=REMOTE).actors >= 1  # that cluster may grow
+
+
+def test_pools_are_sized_by_the_nodes_that_hold_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = [node(CPU=0), node(GPU_NODES, CPU=8, GPU=2), node(GPU_NODES, CPU=8, GPU=1), node(CPU_NODES, CPU=64)]
+    monkeypatch.setattr("ray.nodes", lambda: [*there, node(GPU_NODES, alive=False, CPU=8, GPU=8)])
+    spread = RaySettings(address="auto", decode_nodes=CPU_NODES, model_nodes=GPU_NODES)
+    expected = ActorPlan(actors=3, cpus=1.0, gpus=1.0, nodes={"raydapt": "gpu"})
+    assert plan_actors(StageSettings(), parts=100, ray_settings=spread) == expected
+    assert plan_actors(StageSettings(gpus_per_actor=0.5), parts=100, ray_settings=spread).actors == 6
+    assert capacity(CPU_NODES) == {"CPU": 64, "GPU": 0}
+    assert capacity()["CPU"] == 80
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What the autoscaler was asked for; time passes only by sleeping."""
+    requests: list[dict[str, Any]] = []
+    clock = [0.0]
+    monkeypatch.setattr(nodes, "request_resources", lambda **words: requests.append(words))
+    monkeypatch.setattr(nodes.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(nodes.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    monkeypatch.setattr("ray.nodes", lambda: [node(CPU=0), *([node(GPU_NODES, CPU=8, GPU=1)] if clock[0] > 5 else [])])
+    return requests
+
+
+def test_a_cluster_that_can_grow_is_asked_and_awaited(asked: list[dict[str, Any]]) -> None:
+    settings = RaySettings(address="auto", model_nodes=GPU_NODES)
+    require_nodes(settings, GPU_NODES, {"CPU": 1, "GPU": 0.5}, count=2, setting="train.workers")
+    wanted = [{"CPU": 1, "GPU": 0.5}] * 2
+    assert asked == [{"bundles": wanted, "bundle_label_selectors": [{"raydapt": "gpu"}] * 2}, {"bundles": []}]
+    require_nodes(settings, GPU_NODES, {"CPU": 8.0}, setting="x")
+    assert len(asked) == 2  # it is there now
+
+
+@pytest.mark.parametrize(
+    ("settings", "label", "need", "words"),
+    [
+        (RaySettings(address="auto", wait_for_nodes_s=60), CPU_NODES, {"CPU": 1}, ["after 60 s", "0 such nodes"]),
+        (RaySettings(address="auto", wait_for_nodes_s=60), GPU_NODES, {"GPU": 2}, ["2 GPU", "1 such node with 8 CPUs"]),
+        (
+            RaySettings(address="auto", wait_for_nodes_s=0),
+            None,
+            {"GPU": 1},
+            ["start nodes that have it", "0 GPUs in all"],
+        ),
+        (RaySettings(address="local"), CPU_NODES, {"CPU": 1}, [f"labelled {CPU_NODES}", "raise ray.cpus"]),
+    ],
+)
+def test_nodes_that_never_come_are_one_sentence(
+    asked: list[dict[str, Any]], settings: RaySettings, label: str | None, need: dict[str, float], words: list[str]
+) -> None:
+    with pytest.raises(UserError, match=r"Setting ray\.model_nodes needs") as caught:
+        require_nodes(settings, label, need, setting="ray.model_nodes")
+    assert "\n" not in str(caught.value)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert asked[-1:] in ([], [{"bundles": []}])  # no request outlives the wait

@@ -1,5 +1,11 @@
+import errno
+import os
 import random
-from collections.abc import Iterator, Sequence
+import stat
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,6 +126,110 @@ def test_only_what_is_damaged_is_made_again(tmp_path: Path, damage: str) -> None
     assert not again.reused
     assert again.artefact.manifest.shards == before.shards
     assert seen[1:] == ([] if damage == "deleted manifest" else [[2]])
+
+
+@contextmanager
+def storage_that_refuses(code: int) -> Iterator[Callable[[], None]]:
+    """Every write of a part's bytes fails from the second part on, until what is yielded is called."""
+    flush, written = os.fsync, []
+
+    def refuse(handle: int) -> None:
+        if stat.S_ISREG(os.fstat(handle).st_mode):  # a folder is flushed besides
+            written.append(handle)
+            if len(written) > 1:
+                raise OSError(code, os.strerror(code))
+        flush(handle)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("raydapt.storage.os.fsync", refuse)
+        yield patch.undo
+
+
+@contextmanager
+def mounted_storage(folder: Path, options: str, after: str) -> Iterator[Callable[[], None]]:
+    """A real small file system; calling what is yielded mounts it anew with the options `after`."""
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    folder.mkdir(exist_ok=True)
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting needs rights that this process lacks")
+    try:
+        yield lambda: subprocess.run(["mount", "-o", f"remount,{after}", str(folder)], check=True) and None
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.ray
+@pytest.mark.chaos
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (lambda _: storage_that_refuses(errno.ENOSPC), "is full"),
+        (lambda _: storage_that_refuses(errno.EROFS), "Read-only file system"),
+        (lambda folder: mounted_storage(folder, "size=24k", "size=1m"), "is full"),
+        (lambda folder: mounted_storage(folder, "ro,size=1m", "rw"), "Read-only file system"),
+    ],
+    ids=["full, injected", "read-only, injected", "full", "read-only"],
+)
+def test_a_store_that_refuses_is_one_sentence_and_the_rest_is_made_later(
+    tmp_path: Path, fault: Callable[[Path], AbstractContextManager[Callable[[], None]]], words: str
+) -> None:
+    parts: dict[int, tuple[int, Sequence[int]]] = dict.fromkeys(range(8), (3, ()))
+    expected = run_stage(Store(str(tmp_path / "other")), stage_of(parts, [])).artefact.manifest.shards
+    folder, seen = tmp_path / "store", []
+    with fault(folder) as mend:
+        with pytest.raises(UserError, match=words) as caught:
+            run_stage(Store(str(folder)), stage_of(parts, seen))
+        assert "store=" in str(caught.value)
+        assert "\n" not in str(caught.value)
+        kept = {path.name: path.stat().st_mtime_ns for path in folder.rglob("part-*.parquet")}
+        assert not list(folder.rglob(".tmp-*"))
+        assert not list(folder.rglob("manifest.json"))
+        mend()
+        result = run_stage(Store(str(folder)), stage_of(parts, seen))
+        assert result.artefact.manifest.shards == expected
+        assert seen[-1] == [part for part in parts if f"part-{part:05d}.parquet" not in kept]
+        assert {path.name: path.stat().st_mtime_ns for path in folder.rglob("part-*.parquet")}.items() >= kept.items()
+
+
+@pytest.mark.ray
+@pytest.mark.chaos
+@pytest.mark.usefixtures("ray_cluster")
+def test_of_two_drivers_the_second_waits_and_finds_everything(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    begun, let_go = threading.Event(), threading.Event()
+    seen: list[list[int]] = []
+    stage = stage_of({0: (3, ()), 1: (2, ())}, seen)
+
+    def slow(pending: Sequence[int]) -> tuple[ray.data.Dataset, int]:
+        begun.set()
+        assert let_go.wait(60)
+        return stage.dataset_of(pending)
+
+    results = {}
+
+    def first() -> None:
+        results["first"] = run_stage(Store(str(tmp_path)), replace(stage, dataset_of=slow))
+
+    def second() -> None:
+        results["second"] = run_stage(Store(str(tmp_path)), stage)
+
+    drivers = [threading.Thread(target=first), threading.Thread(target=second)]
+    drivers[0].start()
+    assert begun.wait(60)
+    drivers[1].start()
+    drivers[1].join(0.5)
+    assert "second" not in results
+    let_go.set()
+    for driver in drivers:
+        driver.join(60)
+    assert not results["first"].reused
+    assert results["second"].reused
+    assert seen == [[0, 1]]
+    assert "waiting for another raydapt process" in capfd.readouterr().err
 
 
 @pytest.mark.ray
