@@ -1,7 +1,8 @@
 """`raydapt plan`: hours, storage and cost of a job on more images, from what finished runs took.
 
-A stage takes its start-up once, then a constant time per row and actor; training takes a constant time per image that
-it looks at, and looks at images in proportion to their number unless train.max_steps_per_round ends a round before.
+A stage takes its start-up once, which ends with the first part of every actor, then a constant time per row and actor;
+training takes a constant time per image that it looks at, and looks at images in proportion to their number unless
+train.max_steps_per_round ends a round before.
 The assumptions stand below every table, and `check` compares the estimate of one measured run with another one.
 """
 
@@ -13,7 +14,9 @@ from raydapt.errors import UserError
 
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
 ASSUMPTIONS = (
-    "a stage starts once, whatever the number of images, then every actor goes at the measured rate",
+    "a stage starts once, whatever the number of images, until each actor has made a part; then every actor goes at "
+    "the measured rate (its model's own rate where the measured run had too few parts to tell)",
+    "synthetic images and LoRA steps are as many as measured; partial labels take a time per image in one process",
     "actors do not slow each other: they have their own device, and reading keeps up",
     "training looks at images in proportion to their number; with max_steps_per_round it takes the steps it took",
     "storage per row is as measured; the source itself is not counted",
@@ -58,13 +61,13 @@ def estimate(metrics: Mapping[str, Any], images: int, *, actors: int | None = No
     """
     lines = []
     for name, stage in metrics.get("stages", {}).items():
-        measured = stage_seconds_per_row(stage)
-        if measured is None:
-            continue
-        count = actors or int(stage["actors"])
-        hours = (stage["startup_seconds"] + images * measured / count) / 3600
-        gigabytes = images * stage.get("bytes", 0) / max(1, stage["rows"]) / 1e9
-        lines.append(_line(name, images, count, hours, gigabytes, price))
+        # Synthetic images are as many as were asked for, however many real ones there are.
+        rows = int(stage["rows"]) if name.startswith("synthetic") else images
+        count = max(1, (actors or int(stage["actors"])) if stage.get("actors") else 1)
+        seconds = _stage_seconds(stage, rows, count)
+        if seconds is not None:
+            gigabytes = rows * stage.get("bytes", 0) / max(1, stage["rows"]) / 1e9
+            lines.append(_line(name, images, count, seconds / 3600, gigabytes, price))
     train = metrics.get("train", {})
     if train.get("images_per_s"):
         count = actors or max(1, int(train["workers"]))
@@ -77,12 +80,32 @@ def estimate(metrics: Mapping[str, Any], images: int, *, actors: int | None = No
     return lines
 
 
-def stage_seconds_per_row(stage: Mapping[str, Any]) -> float | None:
-    """Actor-seconds that one row took once the stage had started; None when the stage computed too little to tell."""
-    computed, seconds = stage.get("rows_computed", 0), stage.get("seconds", 0.0) - stage.get("startup_seconds", 0.0)
-    if computed < 2 or seconds <= 0:
+def _stage_seconds(stage: Mapping[str, Any], rows: int, actors: int) -> float | None:
+    """Wall time of a stage over so many rows; None when nothing was measured."""
+    if "rows_computed" not in stage:  # made in one process: LoRA takes its steps, partial labels a time per image
+        share = 1.0 if "steps" in stage else rows / max(1, stage["rows"])
+        return float(stage["seconds"] * share) if stage.get("seconds") else None
+    measured = stage_seconds_per_row(stage)
+    if measured is None:
         return None
-    return float(seconds * stage["actors"] / computed)
+    # Start-up ends with the first part of every actor: what remains are the rows beyond those.
+    rest = max(0.0, rows - actors * stage.get("startup_rows", 0))
+    return float(stage["startup_seconds"] + rest * measured / actors)
+
+
+def stage_seconds_per_row(stage: Mapping[str, Any]) -> float | None:
+    """Actor-seconds that one row took once the stage had started; None when the stage computed nothing to tell from.
+
+    The parts that the actors made while the stage started belong to the start: counted among the rest, they would make
+    a small run look faster than it was.
+    """
+    actors = max(1, int(stage.get("actors", 1)))
+    rest = stage.get("rows_computed", 0) - actors * stage.get("startup_rows", 0)
+    seconds = stage.get("seconds", 0.0) - stage.get("startup_seconds", 0.0)
+    if rest >= max(2, stage.get("startup_rows", 0)) and seconds > 0:
+        return float(seconds * actors / rest)
+    in_model = stage.get("model_seconds", 0.0)
+    return float(in_model / stage["rows_computed"]) if in_model else None
 
 
 def check(measured: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, float, float]]:

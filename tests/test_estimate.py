@@ -51,6 +51,37 @@ def test_the_table_names_its_assumptions() -> None:
     assert text.count("all ") == 2
 
 
+def test_parts_made_during_the_start_belong_to_the_start() -> None:
+    """Two actors, parts of 100 rows, 4 s each: the first two parts are there at 20 s, the other eight in 16 s."""
+    run = metrics(1000, seconds=36.0)
+    run["stages"]["features"]["startup_rows"] = 100
+    assert estimate(run, 1000)[0].hours * 3600 == pytest.approx(36)
+    assert estimate(run, 100_000)[0].hours * 3600 == pytest.approx(20 + 998 * 4 / 2)
+    assert estimate(run, 50)[0].hours * 3600 == pytest.approx(20)
+
+
+def test_too_few_parts_are_taken_at_the_rate_of_the_model() -> None:
+    run = metrics(250, seconds=21.0)
+    run["stages"]["features"] |= {"startup_rows": 125, "model_seconds": 5.0}
+    assert estimate(run, 100_250)[0].hours * 3600 == pytest.approx(20 + 100_000 * 5 / 250 / 2)
+
+
+def test_what_does_not_grow_with_the_images() -> None:
+    run = metrics(1000, seconds=30.0)
+    stage = run["stages"]["features"]
+    run["stages"] |= {
+        "synthetic": stage | {"rows": 500, "rows_computed": 500},
+        "lora": {"seconds": 70.0, "rows": 160, "steps": 1000},
+        "partial_labels": {"seconds": 3.0, "rows": 1000},
+        "pixels": stage | {"actors": 0},
+    }
+    seconds = {line.name: line.hours * 3600 for line in estimate(run, 10_000)}
+    assert seconds["synthetic"] == pytest.approx(30)
+    assert seconds["lora"] == pytest.approx(70)
+    assert seconds["partial_labels"] == pytest.approx(30)
+    assert seconds["pixels"] == pytest.approx(20 + 100)
+
+
 def test_a_run_that_computed_nothing_tells_nothing() -> None:
     with pytest.raises(UserError, match="computed nothing"):
         estimate({"stages": {}, "train": {"images_per_s": 0.0}}, 10_000)

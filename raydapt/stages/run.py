@@ -66,13 +66,14 @@ class StageResult:
 
 @dataclass
 class _Tally:
-    """What this session has done; ``startup_s`` ends when the first part is there."""
+    """What this session has done; ``startup_s`` ends when the first part, of ``startup_rows`` rows, is there."""
 
     rows: int = 0
     model_s: float = 0.0
     actors: int = 0
     started: float = field(default_factory=time.monotonic)
     startup_s: float = 0.0
+    startup_rows: int = 0
     example: str = ""
 
     def stats(self, rows: int) -> dict[str, Any]:
@@ -81,6 +82,7 @@ class _Tally:
         return {
             "seconds": round(seconds, 3),
             "startup_seconds": round(self.startup_s, 3),
+            "startup_rows": self.startup_rows,
             "rows": rows,
             "rows_computed": self.rows,
             "rows_reused": rows - self.rows,
@@ -184,7 +186,8 @@ def _commit(artefact: Artefact, part: int, table: pa.Table, tally: _Tally, progr
         tally.example = str(table.filter(pc.is_valid(table["error"]))["path"][0].as_py())
     if MODEL_S in table.column_names:
         tally.model_s += pc.sum(table[MODEL_S]).as_py()
-    tally.startup_s = tally.startup_s or time.monotonic() - tally.started
+    if not tally.rows:
+        tally.startup_s, tally.startup_rows = time.monotonic() - tally.started, table.num_rows
     tally.rows += table.num_rows
     stored = [name for name in table.column_names if name not in (PART, PART_ROWS, MODEL_S)]
     artefact.commit_part(part, table.select(stored), errors)
