@@ -48,13 +48,16 @@ CPU_NODES, GPU_NODES = "raydapt=cpu", "raydapt=gpu"
 
 
 class Nodes:
-    """A head that runs no task, one node that decodes, and nodes with a (pretended) GPU that hold models."""
+    """A head that runs no task, one node that decodes, and nodes with a (pretended) GPU that hold models.
+
+    A model takes half a node, so that there is room for it when its node is lost.
+    """
 
     def __init__(self) -> None:
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        self.decoder = self.cluster.add_node(num_cpus=2, labels={"raydapt": "cpu"}, wait=False)
+        self.decoder = self.cluster.add_node(num_cpus=4, labels={"raydapt": "cpu"}, wait=False)
         self.models = [self.add_model_node(), self.add_model_node()]
-        self.cluster.wait_for_nodes()
+        self.cluster.wait_for_nodes(timeout=120)
 
     @property
     def settings(self) -> RaySettings:
@@ -67,16 +70,18 @@ class Nodes:
         )
 
     def add_model_node(self) -> Any:
-        return self.cluster.add_node(num_cpus=2, num_gpus=1, labels={"raydapt": "gpu"}, wait=False)
+        return self.cluster.add_node(num_cpus=4, num_gpus=1, labels={"raydapt": "gpu"}, wait=False)
 
-    def lose_a_model_node(self) -> None:
-        """As a spot machine goes: without a word."""
-        self.cluster.remove_node(self.models.pop(), allow_graceful=False)
+    def lose_one(self, *, what: str) -> None:
+        """Removes a model node that works on something of that name, as a spot machine goes: without a word."""
+        node = next(node for node in self.models if self.working(node, what=what))
+        self.models.remove(node)
+        self.cluster.remove_node(node, allow_graceful=False)
 
     def complete(self) -> None:
         while len(self.models) < 2:
             self.models.append(self.add_model_node())
-        self.cluster.wait_for_nodes()
+        self.cluster.wait_for_nodes(timeout=120)
 
     def working(self, node: Any, *, what: str) -> bool:
         """Whether a process of the node is at work on something of that name."""
@@ -177,7 +182,7 @@ def test_features_keep_to_their_nodes_and_survive_the_loss_of_one(
             seen.update((label, what) for label in places for node in places[label] if nodes.working(node, what=what))
 
     watcher = Repeated(look)
-    done = after_commits(monkeypatch, 3, nodes.lose_a_model_node)
+    done = after_commits(monkeypatch, 3, lambda: nodes.lose_one(what="SlowEncoder"))
     result = run_features(source, Store(str(tmp_path / "store")), nodes.settings)
     watcher.stop()
     assert result.artefact.manifest.stats["actors"] == 2  # half a GPU each
@@ -198,7 +203,7 @@ def test_synthesis_survives_the_loss_of_a_node(nodes: Nodes, tmp_path: Path, mon
     job = job_of(save_tiny_pipeline(tmp_path / "tiny"))
     expected = made_without_ray(job, Store(str(tmp_path / "other")), 16)
     monkeypatch.setattr(synthesis, "Synthesizer", SlowSynthesizer)
-    done = after_commits(monkeypatch, 2, nodes.lose_a_model_node)
+    done = after_commits(monkeypatch, 2, lambda: nodes.lose_one(what="SlowSynthesizer"))
     result = synthesis.synthesize_stage(
         job,
         settings=SynthesisSettings(
@@ -246,7 +251,7 @@ def test_training_survives_the_loss_of_a_node(nodes: Nodes, tmp_path: Path) -> N
     notes = tmp_path / "notes"
     notes.mkdir()
     settings = TrainSettings(
-        workers=2, cpus_per_worker=2, gpus_per_worker=0, epochs=6, learning_rate=0.1, warmup_epochs=1.0,
+        workers=2, cpus_per_worker=4, gpus_per_worker=0, epochs=6, learning_rate=0.1, warmup_epochs=1.0,
         checkpoint_every_s=0, max_failures=3,
     )  # fmt: skip
     undisturbed = TrainSlowToy(settings)(Place(device=torch.device("cpu")), MemoryCheckpoints(), lambda line: None)
@@ -256,13 +261,8 @@ def test_training_survives_the_loss_of_a_node(nodes: Nodes, tmp_path: Path) -> N
         lines = (notes / "0").read_text().splitlines() if (notes / "0").exists() else []
         if lost or len(lines) < 3:
             return
-        for node in list(nodes.models):
-            if nodes.working(node, what="RayTrainWorker"):
-                nodes.models.remove(node)
-                nodes.models.append(node)
-                lost.append(len(lines))
-                nodes.lose_a_model_node()
-                return
+        lost.append(len(lines))
+        nodes.lose_one(what="RayTrainWorker")
 
     watcher = Repeated(lose_a_node_at_work)
     lines: list[Any] = []

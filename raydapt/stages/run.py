@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
+from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
 from raydapt.cluster import ensure_ray, require_shared
@@ -151,6 +152,12 @@ def _make(artefact: Artefact, stage: Stage, pending: Sequence[int], tally: _Tall
             metrics.add(table.num_rows, errors, time.monotonic() - tally.started)
             if stage.rows and progress.failed > stage.max_error_share * stage.rows:
                 break  # no need to read on, it is sure already that too many rows are bad
+    except ExecutionTimeoutError as error:
+        patience = ray.data.DataContext.get_current().execution_no_progress_timeout_s
+        raise UserError(
+            f"The stage {stage.recipe.kind} stood still for {patience:g} s, as when nodes are lost for good: "
+            "start nodes and run the same command again, what was committed is kept."
+        ) from error
     except RayError as error:
         # What a worker raises arrives as text within Ray's own errors; a mistake of the user stays one sentence.
         if sentence := _USER_ERROR.search(str(error)):
