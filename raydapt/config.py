@@ -256,8 +256,8 @@ class FairSettings:
     """Learn the LayerNorms of the image tower; without, images and crops are encoded once and kept."""
     crops: Count = 8
     """N squares per image that pseudo-labels come from; 0 is plain self-training."""
-    top_k: PositiveInt = 4
-    """Crops that count: those most like the whole image."""
+    top_k: PositiveInt | Literal["all"] = "all"
+    """Crops that count, those most like the whole image; ``all`` as in WCA."""
     temperature: Positive = 1.0
     """Of the softmax over their similarities; 1 weighs them nearly alike."""
     crop_least_side: Annotated[float, Gt(0), Le(1)] = 0.5

@@ -22,7 +22,7 @@ def resolve_fair(config: Config, classes: ClassSpace, image_spec: ImageSpec) -> 
     fair = config.fair
     if config.method == "fair" and config.data.paradigm != "ul":
         raise UserError(f"Setting data.paradigm={config.data.paradigm!r}: fair learns without any label; set it to ul.")
-    if fair.crops and fair.top_k > fair.crops:
+    if fair.crops and fair.top_k != "all" and fair.top_k > fair.crops:
         raise UserError(
             f"Setting fair.top_k={fair.top_k} is more than fair.crops={fair.crops}: lower it, or take more crops."
         )

@@ -15,7 +15,7 @@ from raydapt.errors import UserError
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 QUICK = ["train.epochs=2", "train.batch_size=64", "grip.rounds=2", "cpl.rounds=2", "train.max_steps_per_round=20"]
-QUICK += ["fair.crops=2", "fair.top_k=2"]
+QUICK += ["fair.crops=2"]
 
 
 @pytest.fixture(scope="session")

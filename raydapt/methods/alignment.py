@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Weighting = Literal["none", "agreement", "margin"]
+TopK = int | Literal["all"]
 
 
 def description_weights(embedding_MD: Tensor, class_M: Tensor, prompt_CD: Tensor | None) -> Tensor:
@@ -38,15 +39,15 @@ def class_sums(value_MD: Tensor, class_M: Tensor, n_classes: int) -> Tensor:
     return torch.zeros(n_classes, value_MD.shape[1], device=value_MD.device).index_add(0, class_M, value_MD)
 
 
-def crop_weights(whole_BD: Tensor, crop_BND: Tensor, *, top_k: int, temperature: float) -> Tensor:
+def crop_weights(whole_BD: Tensor, crop_BND: Tensor, *, top_k: TopK, temperature: float) -> Tensor:
     """Rho [B, N]: softmax of (crop . whole) / temperature over the `top_k` crops most like the whole, 0 elsewhere."""
     similarity_BN = torch.einsum("bnd,bd->bn", crop_BND, whole_BD)
-    kept = similarity_BN.topk(top_k, dim=1)
+    kept = similarity_BN.topk(similarity_BN.shape[1] if top_k == "all" else top_k, dim=1)
     share_BK = (kept.values / temperature).softmax(dim=1)
     return torch.zeros_like(similarity_BN).scatter(1, kept.indices, share_BK)
 
 
-def composite(whole_BD: Tensor, crop_BND: Tensor, *, top_k: int, temperature: float) -> Tensor:
+def composite(whole_BD: Tensor, crop_BND: Tensor, *, top_k: TopK, temperature: float) -> Tensor:
     """U [B, D] = norm(sum_i rho_i f_i): the alignment score of a class is u . anchor, since scores are linear in f.
 
     Without crops it is the feature of the whole image.

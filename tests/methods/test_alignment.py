@@ -18,14 +18,16 @@ def unit(*shape, seed=0):
     return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-@pytest.mark.parametrize(("n", "k", "temperature"), [(8, 4, 1.0), (8, 1, 1.0), (8, 8, 0.02), (1, 1, 1.0)])
+@pytest.mark.parametrize(
+    ("n", "k", "temperature"), [(8, 4, 1.0), (8, 1, 1.0), (8, 8, 0.02), (8, "all", 1.0), (1, 1, 1.0)]
+)
 def test_the_alignment_score_is_the_weighted_sum_over_the_most_similar_crops(n, k, temperature):
     whole, crops, anchors = unit(5, 16), unit(5, n, 16, seed=1), unit(3, 16, seed=2)
     u = composite(whole, crops, top_k=k, temperature=temperature)
     rho = crop_weights(whole, crops, top_k=k, temperature=temperature)
     for b in range(5):
         similarity = [float(crops[b, i] @ whole[b]) for i in range(n)]
-        best = sorted(range(n), key=lambda i: -similarity[i])[:k]
+        best = sorted(range(n), key=lambda i: -similarity[i])[: n if k == "all" else k]
         total = sum(math.exp(similarity[i] / temperature) for i in best)
         expected = torch.zeros(16)
         score = [0.0] * 3
