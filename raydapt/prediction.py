@@ -85,7 +85,7 @@ def _apply(run_folder: str, overrides: list[str], *, all_images: bool) -> _Appli
     for item in overrides:
         apply_override(tree, item)
     wanted = config_from_tree(tree)
-    frozen = ("method", "model", "seed", "air")
+    frozen = ("method", "model", "seed", "air", "latteclip")
     if any(getattr(wanted, key) != getattr(config, key) for key in frozen):
         raise UserError(f"Settings {', '.join(frozen)} belong to the run {run.name}: only data.* can be changed here.")
     plan = make_plan(wanted)
