@@ -1,6 +1,7 @@
 """The artefacts of a run, in the order in which they are made; what is in the store already is found, not made."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from raydapt.data.sources import Source, resolve_source
 from raydapt.models.clip import load_clip
@@ -10,7 +11,15 @@ from raydapt.stages.crops import crop_spec, crops_stage
 from raydapt.stages.features import features_stage
 from raydapt.stages.pixels import pixels_stage
 from raydapt.stages.run import StageResult
-from raydapt.stages.synthetic_images import SYNTHETIC, SYNTHETIC_FEATURES, SYNTHETIC_PIXELS
+from raydapt.stages.synthetic_images import (
+    HELD_OUT,
+    HELD_OUT_FEATURES,
+    HELD_OUT_PIXELS,
+    SYNTHETIC,
+    SYNTHETIC_FEATURES,
+    SYNTHETIC_PIXELS,
+    first_held_out,
+)
 from raydapt.workspace import Artefact
 
 FEATURES, PIXELS, CROPS, PARTIAL_LABELS = "features", "pixels", "crops", "partial_labels"
@@ -39,11 +48,39 @@ def make_artefacts(plan: Plan, *, to_learn: bool = True) -> dict[str, StageResul
     if plan.reads_synthetic and (to_learn or plan.config.air.fusion_at_test):
         from raydapt.synthesis import make_synthetic  # diffusers takes seconds to import
 
+        if (
+            plan.config.synthesis.held_out and to_learn
+        ):  # before the method's own, which are the first of the same images
+            made |= make_held_out(plan, made[FEATURES].artefact)
         made[SYNTHETIC] = make_synthetic(plan, made[FEATURES].artefact)
         source = as_source(plan, made[SYNTHETIC].artefact)
         made[SYNTHETIC_FEATURES] = make_features(plan, source)
         if plan.pixels is not None:
             made[SYNTHETIC_PIXELS] = make_pixels(plan, source)
+    elif plan.config.synthesis.held_out and to_learn:
+        made |= make_held_out(plan, made[FEATURES].artefact)
+    return made
+
+
+def make_held_out(plan: Plan, features: Artefact) -> dict[str, StageResult]:
+    """The synthetic images that nothing learns from, with what the scores read of them, made or found.
+
+    They are the last of the images of each class: after those of the method, where it learns from some.
+
+    Args:
+        plan: The run.
+        features: The features of its source.
+    """
+    from raydapt.synthesis import make_synthetic  # diffusers takes seconds to import
+
+    config = plan.config
+    images = first_held_out(config) + config.synthesis.held_out
+    whole = replace(plan, config=replace(config, synthesis=replace(config.synthesis, samples_per_class=images)))
+    made = {HELD_OUT: make_synthetic(whole, features)}
+    source = as_source(plan, made[HELD_OUT].artefact)
+    made[HELD_OUT_FEATURES] = make_features(plan, source)
+    if plan.pixels is not None:
+        made[HELD_OUT_PIXELS] = make_pixels(plan, source)
     return made
 
 

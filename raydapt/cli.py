@@ -52,6 +52,28 @@ def run(config: str | None, overrides: tuple[str, ...], dry_run: bool, overwrite
 @cli.command()
 @_CONFIG
 @_OVERRIDES
+def tune(config: str | None, overrides: tuple[str, ...]) -> None:
+    """Searches settings without labels: many short trials, ranked by label-free scores, and the best as a job file.
+
+    Running the same command again goes on where it was.
+    """
+    from raydapt.tune import sweep
+
+    click.echo(sweep.tune(_load(config, overrides)))
+
+
+@cli.command()
+@click.argument("sweep_folders", nargs=-1, required=True)
+def study(sweep_folders: tuple[str, ...]) -> None:
+    """Prints how close label-free choices came to the best trial, over sweeps that ran with tune.oracle=true."""
+    from raydapt.tune import study as study_
+
+    click.echo(study_.summary(list(sweep_folders)))
+
+
+@cli.command()
+@_CONFIG
+@_OVERRIDES
 def features(config: str | None, overrides: tuple[str, ...]) -> None:
     """Computes the CLIP features of an image set and prints where they are."""
     from raydapt import pipeline

@@ -14,6 +14,7 @@ from annotated_types import Gt, Le
 
 from raydapt.config_coreg import CoregSettings
 from raydapt.config_latteclip import LatteclipSettings
+from raydapt.config_tune import TuneSettings
 from raydapt.setting_trees import (
     apply_override,
     as_tree,
@@ -201,6 +202,8 @@ class SynthesisSettings:
     """Folder of LoRA weights to be used as they are; None: the settings of ``lora`` decide."""
     samples_per_class: PositiveInt = 100
     """M. More of them later are added to those that are there."""
+    held_out: Count = 0
+    """Further images of each class that nothing learns from: the label-free scores of any method go by them."""
     template: Auto | str = "auto"
     """Prompt with one ``{}``; ``auto``: the first of the data's templates."""
     negative_prompt: str = ""
@@ -330,6 +333,9 @@ class Config:
     coreg: CoregSettings = field(default_factory=CoregSettings)
     latteclip: LatteclipSettings = field(default_factory=LatteclipSettings)
     ray: RaySettings = field(default_factory=RaySettings)
+    tune: TuneSettings = field(default_factory=TuneSettings)
+    space: dict[str, Any] = field(default_factory=dict)
+    """What a sweep varies: dotted setting to ``{uniform: [low, high]}``, ``loguniform``, ``integer`` or ``choice``."""
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:

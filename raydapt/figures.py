@@ -63,19 +63,19 @@ def rounds_picture(rounds: Sequence[Mapping[str, Any]]) -> Picture | None:
     def draw(figure: Figure) -> None:
         axes = figure.subplots(1, 2 if judged else 1, squeeze=False)[0]
         axes[0].bar(x, selected, color=LIGHT.before, width=0.7)
-        _dress(axes[0], x_name="round", y_name="images", title="Pseudo-labelled images")
+        dress(axes[0], x_name="round", y_name="images", title="Pseudo-labelled images")
         if judged:
             if np.isfinite(holds).any():
                 axes[1].plot(x, holds, "o--", color=LIGHT.third, markersize=4, label="candidates hold the true class")
             axes[1].plot(x, right, "o-", color=LIGHT.after, markersize=4, label="pseudo-label is the true class")
-            _dress(axes[1], x_name="round", y_name="%", title="Accuracy of the pseudo-labels")
+            dress(axes[1], x_name="round", y_name="%", title="Accuracy of the pseudo-labels")
             axes[1].legend(frameon=False, labelcolor=LIGHT.text)
         for panel in axes:
             panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
 
     ends = f"from {selected[0]:,.0f} images in the first round to {selected[-1]:,.0f} in the last"
     accuracy = f"; accuracy from {right[0]:.1f} % to {right[-1]:.1f} %" if judged else ""
-    return _picture(draw, alt=f"Pseudo-labels per round: {ends}{accuracy}.")
+    return picture(draw, alt=f"Pseudo-labels per round: {ends}{accuracy}.")
 
 
 def curves_picture(steps: Sequence[Mapping[str, Any]]) -> Picture | None:
@@ -99,13 +99,13 @@ def curves_picture(steps: Sequence[Mapping[str, Any]]) -> Picture | None:
         axes[0].plot(x, smooth[keep], color=LIGHT.after, linewidth=1.8)
         for start in starts:
             axes[0].axvline(start + 0.5, color=LIGHT.grid, linewidth=1, zorder=0)
-        _dress(axes[0], x_name="logged step", y_name="loss", title="Training loss")
+        dress(axes[0], x_name="logged step", y_name="loss", title="Training loss")
         for panel, (key, title, unit) in zip(axes[1:], panels, strict=True):
             panel.plot(x, _series(lines, key)[keep], color=LIGHT.after, linewidth=1.2)
-            _dress(panel, x_name="logged step", y_name=unit, title=title)
+            dress(panel, x_name="logged step", y_name=unit, title=title)
 
     alt = f"Training curves over {len(lines):,} logged steps: loss from {loss[0]:.3g} to {loss[-1]:.3g}."
-    return _picture(draw, alt=alt)
+    return picture(draw, alt=alt)
 
 
 def confidence_picture(classifiers: Mapping[str, tuple[Floats, Floats]]) -> Picture | None:
@@ -128,15 +128,15 @@ def confidence_picture(classifiers: Mapping[str, tuple[Floats, Floats]]) -> Pict
             axes[0].stairs(share, edges, color=colour, fill=name == "zero-shot", alpha=0.75, linewidth=1.8, label=name)
             if judged:
                 axes[1].plot(*_reliability(sure, right), "o-", color=colour, markersize=4, label=name)
-        _dress(axes[0], x_name="confidence", y_name="% of images", title="Confidence")
+        dress(axes[0], x_name="confidence", y_name="% of images", title="Confidence")
         axes[0].margins(y=0.25)
         axes[0].legend(frameon=False, labelcolor=LIGHT.text, loc="upper center", ncols=2)
         if judged:
             axes[1].plot([0, 1], [0, 100], ":", color=LIGHT.text, linewidth=1)
-            _dress(axes[1], x_name="confidence", y_name="% right", title="Calibration (dotted: as sure as right)")
+            dress(axes[1], x_name="confidence", y_name="% right", title="Calibration (dotted: as sure as right)")
 
     means = ", ".join(f"{100 * sure.mean():.1f} % {name}" for name, (sure, _) in classifiers.items())
-    return _picture(draw, alt=f"Confidence of the predictions: mean {means}.")
+    return picture(draw, alt=f"Confidence of the predictions: mean {means}.")
 
 
 def students_picture(coreg: Mapping[str, Any]) -> Picture | None:
@@ -155,25 +155,25 @@ def students_picture(coreg: Mapping[str, Any]) -> Picture | None:
     def draw(figure: Figure) -> None:
         axes = figure.subplots(1, 3, squeeze=False)[0]
         axes[0].bar(range(len(counts)), 100 * counts / max(1.0, counts.sum()), color=LIGHT.before, width=0.8)
-        _dress(axes[0], x_name="candidates", y_name="% of images", title="Candidates per image")
+        dress(axes[0], x_name="candidates", y_name="% of images", title="Candidates per image")
         axes[0].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
         for heights, colour, name in zip(division["histogram"], (LIGHT.after, LIGHT.third), ("1", "2"), strict=True):
             share = 100 * np.array(heights) / max(1, sum(heights))
             axes[1].stairs(share, np.linspace(0, 1, len(share) + 1), color=colour, label=f"for student {name}")
-        _dress(axes[1], x_name="probability that the label is right", y_name="% of images", title="Last division")
+        dress(axes[1], x_name="probability that the label is right", y_name="% of images", title="Last division")
         colours = {"first": LIGHT.after, "second": LIGHT.third, "disagreement": LIGHT.before}
         names = {"first": "student 1 right", "second": "student 2 right", "disagreement": "they disagree"}
         for key, values in curves.items():
             if np.isfinite(values).any():
                 axes[2].plot(epochs, values, color=colours[key], linewidth=1.4, label=names[key])
-        _dress(axes[2], x_name="epochs learned", y_name="% of training images", title="Both students")
+        dress(axes[2], x_name="epochs learned", y_name="% of training images", title="Both students")
         for panel in axes[1:]:
             panel.legend(frameon=False, labelcolor=LIGHT.text)
 
     alt = f"Partial labels with {annotation['candidates']:.2f} candidates per image"
     if len(lines) and np.isfinite(curves["first"]).all():
         alt += f"; the students' labels go from {curves['first'][0]:.1f} % to {curves['first'][-1]:.1f} % right"
-    return _picture(draw, alt=alt + ".")
+    return picture(draw, alt=alt + ".")
 
 
 def _reliability(sure: Floats, right: Floats) -> tuple[Floats, Floats]:
@@ -202,7 +202,7 @@ def _smooth(values: Floats) -> Floats:
     return smoothed
 
 
-def _dress(axes: Axes, *, x_name: str, y_name: str, title: str) -> None:
+def dress(axes: Axes, *, x_name: str, y_name: str, title: str) -> None:
     """Titles, a light horizontal grid and no box."""
     axes.set_title(title, loc="left", color=LIGHT.text, fontsize=10, fontweight="bold")
     axes.set_xlabel(x_name, color=LIGHT.text)
@@ -215,7 +215,7 @@ def _dress(axes: Axes, *, x_name: str, y_name: str, title: str) -> None:
         spine.set_color(LIGHT.grid)
 
 
-def _picture(draw: Callable[[Figure], None], *, alt: str, width: float = 9.6, height: float = 2.9) -> Picture:
+def picture(draw: Callable[[Figure], None], *, alt: str, width: float = 9.6, height: float = 2.9) -> Picture:
     """Draws once, in light colours; the dark picture is the same one with the other palette.
 
     The SVG depends on its content alone: no date, no random ids.

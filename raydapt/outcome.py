@@ -5,7 +5,7 @@ D width.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,6 +132,13 @@ def round_metrics(history: list[PseudoLabels], class_N: Tensor, unlabelled_U: Te
             right = {name: guess_U[known_U] == true_U for name, guess_U in labels.guesses.items()}
             rounds[-1]["judges"] = {name: _share(right_U) for name, right_U in right.items()}
     return rounds
+
+
+def add_scores(rounds: list[dict[str, Any]], lines: Sequence[Mapping[str, Any]]) -> None:
+    """Puts the last label-free scores that the log has of each round beside its pseudo-labels."""
+    found = {int(line["round"]): line["scores"] for line in lines if "scores" in line}
+    for entry in rounds:
+        entry["scores"] = found.get(entry["round"])
 
 
 def evaluation_metrics(

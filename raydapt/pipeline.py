@@ -25,6 +25,7 @@ from raydapt.data.splits import Division, divide
 from raydapt.deployment import deployed, size_and_speed
 from raydapt.errors import UserError
 from raydapt.gallery import gallery_table, synthetic_table
+from raydapt.methods.contract import Method
 from raydapt.methods.fair import Fair
 from raydapt.models.clip import load_clip
 from raydapt.outcome_coreg import coreg_metrics
@@ -102,7 +103,7 @@ def _run(record: Run, plan: Plan) -> None:
     artefacts = artefacts_of(stages)
     table = load_features(artefacts[FEATURES])
     row_N, row_T, transductive = rows_of_splits(plan.config.data, table)
-    division = _divide(record, plan, artefacts[FEATURES], row_N)
+    division = divide_images(record, plan, artefacts[FEATURES], row_N)
     job = TrainingJob(config=plan.config, classes=plan.classes, run=record, artefacts=artefacts)
     state = _train(job)
     metrics = _evaluate(job, plan, state, table, division, row_N=row_N, row_T=row_T, transductive=transductive)
@@ -133,7 +134,7 @@ def _claim(record: Run, plan: Plan, *, overwrite: bool) -> None:
     record.write_json("environment.json", environment())
 
 
-def _divide(record: Run, plan: Plan, features: Artefact, row_N: torch.Tensor) -> Division:
+def divide_images(record: Run, plan: Plan, features: Artefact, row_N: torch.Tensor) -> Division:
     """Divides the training images; the labels of SSL and TRZSL are read here, those of UL are not."""
     data, n_classes = plan.config.data, len(plan.classes.names)
     class_N = None
@@ -160,7 +161,7 @@ def _train(job: TrainingJob) -> TrainState:
     if job.config.method not in LEARNING_METHODS:
         return TrainState(finished=True)
     checkpoints = FileCheckpoints(record)
-    progress = TrainingProgress(rounds=_rounds(job.config), epochs=settings.epochs, show=job.config.ray.progress)
+    progress = TrainingProgress(rounds=rounds_of(job.config), epochs=settings.epochs, show=job.config.ray.progress)
     if settings.workers == 0:
         state = job(local_place(settings), checkpoints, progress)
     else:
@@ -192,7 +193,8 @@ def _evaluate(
 ) -> dict[str, Any]:
     """Predicts the test images and writes everything about the outcome but metrics.json, which it returns."""
     config, names, record = plan.config, plan.classes.names, job.run
-    before, after = _guess(job, state, table, row_T)
+    method = final_method(job, state)
+    before, after = guess_tests(job, method, table, row_T)
     labels = load_labels(job.artefacts[FEATURES])
     class_all = torch.from_numpy(plan.classes.indices_of(labels))
     seen, unseen = (division.seen or None), (division.unseen or None)
@@ -207,6 +209,8 @@ def _evaluate(
     record.write_bytes("gallery.parquet", outcome.parquet_bytes(gallery_table(plan, table, row_T, predictions)))
     unlabelled_U = torch.from_numpy(division.unlabelled_U)
     rounds = outcome.round_metrics(state.history, class_all[row_N], unlabelled_U)
+    outcome.add_scores(rounds, state.lines)
+    examiner = job.examiner(method, device=local_place(config.train).device)
     own = _coreg_metrics(job, state, table, class_all, row_N, row_T) if config.method == "coreg" else {}
     return own | {
         "name": record.name,
@@ -222,6 +226,7 @@ def _evaluate(
         "adapted": accuracy_after.as_dict(),
         "pseudo_labels": rounds[-1] if rounds else {"selected": 0, "accuracy": None},
         "label_free_score": after.mutual_information,
+        "scores": None if examiner is None else examiner(method),
         "rounds": rounds,
         "evaluation": outcome.evaluation_metrics(
             accuracy_before, accuracy_after, names, images=len(row_T), transductive=transductive
@@ -265,8 +270,16 @@ def _show_synthetic(job: TrainingJob, plan: Plan) -> dict[str, Any]:
     return outcome.synthetic_metrics(synthetic, class_CD, names, top=plan.config.air.cleaning_top or 5)
 
 
-def _guess(
-    job: TrainingJob, state: TrainState, table: FeatureTable, row_T: torch.Tensor
+def final_method(job: TrainingJob, state: TrainState) -> Method:
+    """The method with what it has learned, to predict with."""
+    method = build_for_prediction(job.config, job.classes, local_place(job.config.train).device, job.artefacts)
+    if state.method:
+        method.load_state_dict(state.method)
+    return method
+
+
+def guess_tests(
+    job: TrainingJob, method: Method, table: FeatureTable, row_T: torch.Tensor
 ) -> tuple[outcome.Guesses, outcome.Guesses]:
     """Zero-shot and adapted answers for the test images."""
     place, batch_size = local_place(job.config.train), job.config.train.predict_batch_size
@@ -274,9 +287,6 @@ def _guess(
     before = outcome.guess(zero_shot, table.feature_ND, row_T, batch_size=batch_size, device=place.device)
     if job.config.method == "zero_shot":
         return before, before
-    method = build_for_prediction(job.config, job.classes, place.device, job.artefacts)
-    if state.method:
-        method.load_state_dict(state.method)
     images = images_of(method.reads, table, job.artefacts)
     return before, outcome.guess(method, images, row_T, batch_size=batch_size, device=place.device)
 
@@ -299,7 +309,8 @@ def _stage_metrics(result: StageResult) -> dict[str, Any]:
     return {**manifest.stats, "bytes": sum(shard.bytes for shard in manifest.shards), "reused": result.reused}
 
 
-def _rounds(config: Config) -> int:
+def rounds_of(config: Config) -> int:
+    """Rounds of learning, at most, of a job."""
     if config.method == "air" and config.air.synthetic_only:
         return 1
     base = config.air.base if config.method == "air" else config.method

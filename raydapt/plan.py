@@ -243,9 +243,13 @@ def _what_matters(config: Config) -> dict[str, Any]:
     if config.method == "air":
         matters[config.air.base] = tree[config.air.base]
         if _reads_synthetic(config):
-            matters["lora"] = tree["lora"]
-            matters["synthesis"] = {key: v for key, v in tree["synthesis"].items() if key not in _STAGE_RESOURCES}
-    return matters
+            matters |= _what_matters_of_synthesis(tree)
+    return matters | (_what_matters_of_synthesis(tree) if config.synthesis.held_out else {})
+
+
+def _what_matters_of_synthesis(tree: dict[str, Any]) -> dict[str, Any]:
+    left_out = _STAGE_RESOURCES if tree["synthesis"]["held_out"] else (*_STAGE_RESOURCES, "held_out")
+    return {"lora": tree["lora"], "synthesis": {k: v for k, v in tree["synthesis"].items() if k not in left_out}}
 
 
 def _presence(artefact: Artefact, source: Source) -> str:

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
 _EVERY_S = 0.25
 
@@ -106,7 +106,7 @@ class TrainingProgress:
         self._progress = Progress("train", total=rounds * epochs, unit="epochs", show=show)
         self._epochs, self._first = epochs, True
 
-    def __call__(self, line: Mapping[str, float]) -> None:
+    def __call__(self, line: Mapping[str, Any]) -> None:
         """Takes one line of the log (see `raydapt.train.checkpoint.TrainState.lines`)."""
         done = int((line["round"] - 1) * self._epochs + line["epoch"])
         if self._first:  # what an earlier session did has no part in the rate

@@ -54,6 +54,11 @@ def write_report(run_folder: str | Path | Folder) -> str:
 
 def render(run: RunRecord) -> str:
     """The page as text."""
+    return page_environment().get_template("report.html.j2").render(_content(run))
+
+
+def page_environment() -> Environment:
+    """Where the pages come from: everything is escaped, an unknown name is an error."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -68,7 +73,7 @@ def render(run: RunRecord) -> str:
         "duration": _duration,
         "rate": _rate,
     }
-    return environment.get_template("report.html.j2").render(_content(run))
+    return environment
 
 
 def _content(run: RunRecord) -> dict[str, Any]:

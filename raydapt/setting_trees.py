@@ -120,3 +120,19 @@ def merge_trees(*trees: dict[str, Any], overrides: Sequence[str] = ()) -> dict[s
     for item in overrides:
         apply_override(merged, item)
     return merged
+
+
+def changed_settings(config: Any) -> dict[str, Any]:
+    """The settings that are not the defaults, as nested dictionaries: a short job file that means the same."""
+    return _difference(as_tree(config), as_tree(type(config)()))
+
+
+def _difference(tree: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    changed: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and isinstance(default.get(key), dict) and default[key]:
+            if inner := _difference(value, default[key]):
+                changed[key] = inner
+        elif value != default.get(key):
+            changed[key] = value
+    return changed

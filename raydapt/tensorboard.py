@@ -3,13 +3,14 @@
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
 from raydapt.workspace import Run
 
 
-def write_events(run: Run, lines: Iterable[Mapping[str, float]]) -> None:
+def write_events(run: Run, lines: Iterable[Mapping[str, Any]]) -> None:
     """Writes loss, learning rate and images/s of every log line into the run folder.
 
     Args:

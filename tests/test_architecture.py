@@ -13,6 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms from top to bottom: a file imports from its own room and from those below.
 LEVELS = (
     {"cli", "demo", "doctor", "submission", "estimate"},
+    {"tune"},
     {
         "pipeline",
         "prediction",

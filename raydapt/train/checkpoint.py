@@ -33,8 +33,9 @@ class TrainState:
     streams: list[Stream] = field(default_factory=list)
     history: list[PseudoLabels] = field(default_factory=list)
     """What each round selected, for the report."""
-    lines: list[dict[str, float]] = field(default_factory=list)
-    """The log, a line about once an epoch; kept here so that a resumed run neither loses nor repeats one."""
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    """The log, a line about once an epoch, at the end of a round with its label-free scores under ``scores``; kept here
+    so that a resumed run neither loses nor repeats one."""
 
 
 class Checkpoints(Protocol):

@@ -20,9 +20,10 @@ from raydapt.stages.annotate import load_partial_labels
 from raydapt.stages.crops import load_crops
 from raydapt.stages.features import FeatureTable, load_features
 from raydapt.stages.pixels import load_pixels
-from raydapt.stages.synthetic_images import SYNTHETIC, synthetic_images
+from raydapt.stages.synthetic_images import SYNTHETIC, first_held_out, held_out_images, synthetic_images
 from raydapt.train.checkpoint import Checkpoints, TrainState, to_bytes
-from raydapt.train.loop import Log, Place, fit
+from raydapt.train.loop import Examine, Log, Place, fit
+from raydapt.train.scoring import Examiner, examiner_of
 from raydapt.workspace import Artefact, Run
 
 DIVISION = "division.safetensors"
@@ -60,6 +61,10 @@ class TrainingJob:
     run: Run
     artefacts: Mapping[str, Artefact]
     """What the method reads, by name; ``features`` always."""
+    score_every_epoch: bool = False
+    """Compute the label-free scores after each epoch, not after each round alone."""
+    first_held_out: int | None = None
+    """Number of the first synthetic image of a class that is kept for the scores; None: those after the method's."""
 
     def __call__(self, place: Place, checkpoints: Checkpoints, log: Log) -> TrainState:
         """Builds the method where it is called and trains it (see `raydapt.train.loop.fit`)."""
@@ -68,7 +73,16 @@ class TrainingJob:
         # A step on cached features is many small operations: threads that wait for each other make it slower.
         torch.set_num_threads(max(1, before // place.world) if method.reads == "pixels" else 1)
         try:
-            return fit(method, images, settings, seed=self.config.seed, place=place, checkpoints=checkpoints, log=log)
+            return fit(
+                method,
+                images,
+                settings,
+                seed=self.config.seed,
+                place=place,
+                checkpoints=checkpoints,
+                log=log,
+                examine=self._examine_rounds(self.examiner(method, images, place.device)),
+            )
         finally:
             torch.set_num_threads(before)
 
@@ -77,6 +91,23 @@ class TrainingJob:
         clip = load_clip(self.config.model.clip, device=str(device))
         images = self.images()
         return build_method(self.config, clip, self.classes, images).to(device), images
+
+    def examiner(
+        self, method: Method, images: TrainingImages | None = None, device: torch.device | None = None
+    ) -> Examiner | None:
+        """What gives a method its label-free scores; None where there are too few images."""
+        images = images or self.images()
+        clip = load_clip(self.config.model.clip, device=str(device or "cpu"))
+        held_out, count = None, self.config.synthesis.held_out
+        if count:
+            first = first_held_out(self.config) if self.first_held_out is None else self.first_held_out
+            held_out = held_out_images(self.artefacts, self.classes.names, first, count, method.reads, SCRATCH)
+        return examiner_of(self.config, self.classes, clip, images, reads=method.reads, held_out=held_out)
+
+    def _examine_rounds(self, examiner: Examiner | None) -> Examine | None:
+        if examiner is None:
+            return None
+        return lambda method, over: examiner(method) if over or self.score_every_epoch else None
 
     def zero_shot(self, device: torch.device) -> Method:
         """The frozen model with the first template, which every method is compared with."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,7 +25,9 @@ from raydapt.train.sampling import StreamOrder, seed_of, steps_per_epoch
 # A clock is read, and on several workers agreed on, only this often.
 _STEPS_BETWEEN_CLOCKS = 50
 
-Log = Callable[[Mapping[str, float]], None]
+Log = Callable[[Mapping[str, Any]], None]
+Examine = Callable[[Method, bool], Mapping[str, float | None] | None]
+"""Scores a method at the end of an epoch, told whether the round is over too; None is no score this time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,7 @@ def fit(
     place: Place,
     checkpoints: Checkpoints,
     log: Log,
+    examine: Examine | None = None,
 ) -> TrainState:
     """Trains a method through all its rounds, from its latest checkpoint if there is one.
 
@@ -56,6 +60,8 @@ def fit(
         place: Rank and device; with more than one worker a process group must exist.
         checkpoints: Where the state is kept.
         log: Called about once an epoch on the first worker.
+        examine: Called as often, on the first worker; its scores join the line of the log. It may draw no random
+            number of torch's own.
 
     Returns:
         The final state, `finished`. The method holds the final weights.
@@ -64,7 +70,7 @@ def fit(
     state = checkpoints_.from_bytes(data) if data is not None else TrainState()
     if state.method:
         method.load_state_dict(state.method)
-    trainer = _Trainer(method, images, settings, seed, place, checkpoints, log, state)
+    trainer = _Trainer(method, images, settings, seed, place, checkpoints, log, examine, state)
     while state.round_ < method.rounds or (state.streams and not state.finished):
         trainer.run_round()
     if not state.finished:
@@ -85,10 +91,11 @@ class _Trainer:
         place: Place,
         checkpoints: Checkpoints,
         log: Log,
+        examine: Examine | None,
         state: TrainState,
     ) -> None:
         self.method, self.images, self.settings, self.seed = method, images, settings, seed
-        self.place, self.checkpoints, self.log, self.state = place, checkpoints, log, state
+        self.place, self.checkpoints, self.log, self.examine, self.state = place, checkpoints, log, examine, state
         self.amp = _autocast(settings, place.device)
         learns = any(p.requires_grad for p in method.parameters())
         distributed = place.world > 1 and learns
@@ -141,7 +148,8 @@ class _Trainer:
             end_of_epoch = state.step % per_epoch == 0 or state.step == total
             if end_of_epoch or state.step % _STEPS_BETWEEN_CLOCKS == 0:
                 if end_of_epoch:
-                    self._log(tally, optimizer.param_groups[0]["lr"], epoch=math.ceil(state.step / per_epoch))
+                    epoch, rate = math.ceil(state.step / per_epoch), optimizer.param_groups[0]["lr"]
+                    self._log(tally, rate, epoch=epoch, over=state.step == total)
                 self._checkpoint_when_due(optimizer, tally)
         tally.move_to(state)
 
@@ -208,8 +216,8 @@ class _Trainer:
         dist.all_gather_object(parts, result)
         return torch.cat(parts)
 
-    def _log(self, tally: "_Tally", learning_rate: float, epoch: int) -> None:
-        line = {
+    def _log(self, tally: "_Tally", learning_rate: float, *, epoch: int, over: bool) -> None:
+        line: dict[str, Any] = {
             "time_s": self.state.seconds + tally.seconds,
             "round": self.state.round_,
             "epoch": epoch,
@@ -218,6 +226,8 @@ class _Trainer:
             "learning_rate": learning_rate,
             "images_per_s": tally.images_per_s(),
         }
+        if self.place.rank == 0 and self.examine is not None and (scores := self.examine(self.method, over)):
+            line["scores"] = dict(scores)
         self.state.lines.append(line)
         if self.place.rank == 0:
             self.log(line)
@@ -241,7 +251,9 @@ class _Trainer:
         if self.place.rank == 0:
             state.method = {name: tensor.detach() for name, tensor in self.method.state_dict().items()}
             data = checkpoints_.to_bytes(state)
-        self.checkpoints.save(data, {"round": state.round_, "step": state.step, "finished": float(state.finished)})
+        scores = state.lines[-1].get("scores", {}) if state.lines else {}
+        progress = {"round": state.round_, "step": state.step, "finished": float(state.finished)}
+        self.checkpoints.save(data, progress | {name: score for name, score in scores.items() if score is not None})
         self.last_checkpoint_s = time.monotonic()
 
 

@@ -1,7 +1,7 @@
 """Runs the training loop on Ray Train workers, or in this process when there are none."""
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,14 @@ class RayCheckpoints:
 
 
 def train_on_workers(
-    train: TrainFunction, settings: TrainSettings, *, ray_settings: RaySettings, storage: Folder, name: str, log: Log
+    train: TrainFunction,
+    settings: TrainSettings,
+    *,
+    ray_settings: RaySettings,
+    storage: Folder,
+    name: str,
+    log: Log,
+    callbacks: Sequence[ray.train.UserCallback] = (),
 ) -> TrainState:
     """Trains on `settings.workers` Ray Train workers.
 
@@ -51,6 +58,7 @@ def train_on_workers(
         storage: Folder that every node reaches.
         name: The same storage and name resume the same training.
         log: Called in this process with the log lines once training is over.
+        callbacks: Of Ray Train, such as the one that passes reports on to Ray Tune.
 
     Raises:
         UserError: When the cluster cannot place the workers.
@@ -72,6 +80,7 @@ def train_on_workers(
             storage_filesystem=storage.arrow_filesystem(),
             failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            callbacks=list(callbacks),
         ),
     )
     checkpoint = trainer.fit().checkpoint

@@ -139,3 +139,21 @@ def test_predict_equals_one_image_at_a_time() -> None:
     together = predict(method, lambda i: images.take(i, "features"), index, batch_size=3, device=torch.device("cpu"))
     for row, i in zip(together, index, strict=True):
         torch.testing.assert_close(row, (images.feature_ND[i] @ method.weight_CD.T).softmax(-1))
+
+
+def test_scores_join_the_log_and_change_nothing_that_is_learned() -> None:
+    asked: list[bool] = []
+
+    def examine(method: object, over: bool) -> dict[str, float | None] | None:
+        asked.append(over)
+        return {"agreement": 0.5, "stability": None} if over else None
+
+    images = toy_images()
+    method, checkpoints = Toy(images), MemoryCheckpoints()
+    state = fit(
+        method, images, SETTINGS, seed=1, place=PLACE, checkpoints=checkpoints, log=lambda line: None, examine=examine
+    )
+    assert asked == 2 * [False, False, True]
+    assert [line.get("scores") for line in state.lines] == 2 * [None, None, {"agreement": 0.5, "stability": None}]
+    assert from_bytes(to_bytes(state)).lines == state.lines
+    assert torch.equal(method.weight_CD, train(MemoryCheckpoints())[0].weight_CD)

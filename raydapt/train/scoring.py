@@ -1,0 +1,196 @@
+"""Label-free scores of a method while it learns: what they are computed from, and when.
+
+Legend: N training images, E examined images, H held-out synthetic images, C classes, B batch, D width, K neighbours or
+crops, P stored side in px.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from raydapt.config import Config
+from raydapt.data.classes import ClassSpace
+from raydapt.data.descriptions import check_descriptions, packaged_descriptions
+from raydapt.data.named_sets import named_set
+from raydapt.errors import UserError
+from raydapt.methods import scores
+from raydapt.methods.contract import Method, Reads, SyntheticImages, TrainingImages
+from raydapt.methods.synthetic import centred, class_weights
+from raydapt.models.clip import Clip
+from raydapt.models.views import crop_view, square_boxes
+
+SCORES = (
+    "synthetic_accuracy",
+    "agreement",
+    "mutual_information",
+    "neighbourhood_density",
+    "calibrated_accuracy",
+    "stability",
+)
+"""The six scores, each None where there is nothing to compute it from."""
+MEAN = "mean"
+"""Their plain mean, which guides a search while it runs."""
+
+_MOST_IMAGES: Mapping[Reads, int] = {"features": 2048, "crops": 2048, "pixels": 512}
+_NEIGHBOURS = 10
+_NOISE_SHARE = 0.5
+_CROP_SIDES = (0.75, 0.95)
+_HEAD_IMAGES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examiner:
+    """Scores a method on some of its unlabelled training images, always the same ones in the same views."""
+
+    images: TrainingImages
+    index_E: Tensor
+    """int64 indices into the training images, evenly spread."""
+    heads: Mapping[str, Tensor]
+    """The class, int64 [E], that each classifier gives which the method did not start from, by name."""
+    neighbour_EK: Tensor
+    """int64 positions among the examined images of those most like each one, by the frozen features."""
+    held_out: SyntheticImages | None
+    """Synthetic images that nothing learns from."""
+    batch_size: int
+    device: torch.device
+
+    @torch.no_grad()
+    def __call__(self, method: Method) -> dict[str, float | None]:
+        """All scores and their mean."""
+        was_training = method.training
+        method.eval()
+        generator = torch.Generator().manual_seed(0)
+        plain, viewed = [], []
+        for index_B in torch.split(self.index_E, self.batch_size):
+            image_B = self.images.take(index_B, method.reads)
+            plain.append(self._answer(method, image_B))
+            viewed.append(self._answer(method, self._view(image_B, method.reads, generator)))
+        probability_EC, view_EC = torch.cat(plain), torch.cat(viewed)
+        found: dict[str, float | None] = dict.fromkeys(SCORES)
+        found |= self._of_answers(probability_EC, view_EC)
+        if self.held_out is not None:
+            found |= self._of_held_out(method, self.held_out, probability_EC)
+        method.train(was_training)
+        return found | {MEAN: scores.mean_of(found.values())}
+
+    def _answer(self, method: Method, image_B: Tensor) -> Tensor:
+        return method.logits(image_B.to(self.device)).softmax(-1).float().cpu()
+
+    def _of_answers(self, probability_EC: Tensor, view_EC: Tensor) -> dict[str, float]:
+        class_E, n_classes = probability_EC.argmax(dim=1), probability_EC.shape[1]
+        vote_E = scores.neighbours_vote(probability_EC, self.neighbour_EK)
+        others = [*self.heads.values(), vote_E]
+        return {
+            "agreement": scores.mean_of(scores.agreement(class_E, other_E, n_classes) for other_E in others),
+            "mutual_information": scores.mutual_information(probability_EC),
+            "neighbourhood_density": scores.neighbourhood_density(probability_EC),
+            "stability": scores.agreement(class_E, view_EC.argmax(dim=1), n_classes),
+        }
+
+    def _of_held_out(self, method: Method, held_out: SyntheticImages, probability_EC: Tensor) -> dict[str, float]:
+        parts = []
+        for index_B in torch.split(torch.arange(len(held_out.class_M)), self.batch_size):
+            if method.reads == "crops":  # an image that was not cut stands for its own crops
+                n_stored = self.images.take(self.index_E[:1], "crops").shape[1]
+                image_B = held_out.take(index_B, "features")[:, None].expand(-1, n_stored, -1)
+            else:
+                image_B = held_out.take(index_B, method.reads)
+            parts.append(self._answer(method, image_B))
+        best = torch.cat(parts).max(dim=1)
+        right_H = best.indices == held_out.class_M
+        confidence_E = probability_EC.max(dim=1).values
+        return {
+            "synthetic_accuracy": scores.accuracy(best.indices, held_out.class_M),
+            "calibrated_accuracy": scores.calibrated_accuracy(best.values, right_H, confidence_E),
+        }
+
+    def _view(self, image_B: Tensor, reads: Reads, generator: torch.Generator) -> Tensor:
+        """Another view of the same images, for `stability`.
+
+        Pixels: a square of 0.75 to 0.95 of the side. Crops: a random one of them in the place of the whole image.
+        Features: noise of half the training images' own deviation, per dimension, since there is no image to cut.
+        """
+        if reads == "pixels":
+            box_B14 = square_boxes(len(image_B), 1, _CROP_SIDES, generator)
+            return crop_view(image_B, box_B14, image_B.shape[-1]).round().clamp(0, 255).to(torch.uint8)
+        if reads == "crops" and image_B.shape[1] > 1:
+            place_B = torch.randint(1, image_B.shape[1], (len(image_B),), generator=generator)
+            crop_B1D = image_B[torch.arange(len(image_B)), place_B][:, None]
+            return torch.cat([crop_B1D, image_B[:, 1:]], dim=1)
+        noise = torch.randn(image_B.shape, generator=generator) * self.images.feature_ND[self.index_E].std(dim=0)
+        return F.normalize(image_B + _NOISE_SHARE * noise, dim=-1)
+
+
+def examiner_of(
+    config: Config,
+    classes: ClassSpace,
+    clip: Clip,
+    images: TrainingImages,
+    *,
+    reads: Reads,
+    held_out: SyntheticImages | None,
+) -> Examiner | None:
+    """What the scores of a run are computed from; None where there are too few images for any.
+
+    Args:
+        config: The settings, resolved.
+        classes: Names and templates.
+        clip: The frozen model.
+        images: What the method may see.
+        reads: What the method takes for an image.
+        held_out: Synthetic images that nothing learns from, if there are any.
+    """
+    index_U = images.unlabelled_U.cpu() if len(images.unlabelled_U) else torch.arange(len(images.feature_ND))
+    if len(index_U) < 3:
+        return None
+    most = min(len(index_U), _MOST_IMAGES[reads])
+    index_E = index_U[torch.linspace(0, len(index_U) - 1, most).long()]
+    feature_ED = images.feature_ND[index_E]
+    return Examiner(
+        images=images,
+        index_E=index_E,
+        heads=_heads(config, classes, clip, feature_ED, held_out),
+        neighbour_EK=scores.nearest_images(feature_ED, _NEIGHBOURS),
+        held_out=held_out,
+        batch_size=config.train.predict_batch_size,
+        device=clip.device,
+    )
+
+
+def _heads(
+    config: Config, classes: ClassSpace, clip: Clip, feature_ED: Tensor, held_out: SyntheticImages | None
+) -> dict[str, Tensor]:
+    """Classifiers of the frozen features: plain prompt, descriptions, synthetic images; less the method's own start."""
+    weights_CD = {"text": clip.class_embeddings(classes.names, classes.templates[:1]).cpu()}
+    described = _descriptions(config, classes)
+    if described is not None:
+        weights_CD["descriptions"] = torch.stack([clip.encode_text(texts).mean(dim=0) for texts in described]).cpu()
+    # Fair and wca start from descriptions, all others from the prompt: to stay there would be to agree with oneself.
+    started_from = "descriptions" if config.method in ("fair", "wca") and described is not None else "text"
+    del weights_CD[started_from]
+    heads = {name: (feature_ED @ weight_CD.T).argmax(dim=1) for name, weight_CD in weights_CD.items()}
+    if held_out is not None:
+        made_MD, mean_D = held_out.feature_MD, held_out.feature_MD.mean(dim=0)
+        weight_CD = class_weights(
+            centred(made_MD, mean_D), held_out.class_M, len(classes.names), prototypes="nearest", nearest=_HEAD_IMAGES
+        )
+        heads["synthetic"] = (centred(feature_ED, feature_ED.mean(dim=0)) @ weight_CD.T).argmax(dim=1)
+    return heads
+
+
+def _descriptions(config: Config, classes: ClassSpace) -> list[list[str]] | None:
+    """Descriptions of the classes: those that the job gives, or that come with a named set; None without any."""
+    given, known = config.fair.descriptions, named_set(config.data.source)
+    found = given if isinstance(given, dict) else packaged_descriptions(known.name) if known else None
+    if found is None:
+        return None
+    try:
+        checked = check_descriptions(found, classes.names, "the job")
+    except UserError:  # the user gave other classes than the set's
+        return None
+    return [checked[name] for name in classes.names]

@@ -1,0 +1,1 @@
+"""Sweeps over settings, with a choice that reads no label."""

@@ -1,0 +1,179 @@
+"""The story of a sweep, from a space of settings to a choice without labels.
+
+    space -> trials, drawn (random, grid) or asked for one by one (Optuna)
+      -> artefacts: features, crops, synthetic images of the largest count, those held out for the scores
+      -> trials on Ray Tune, each scored without labels
+      -> ranks of the scores, the best trial as chosen.yaml, a report
+
+Running the same command again goes on where it was; no label is read unless ``tune.oracle=true`` asks for the study.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ray.tune.search.sample import Domain
+
+from raydapt.artefacts import FEATURES, artefacts_of, make_artefacts, make_held_out
+from raydapt.cluster import ensure_ray, require_shared
+from raydapt.config import Config, as_tree
+from raydapt.errors import UserError
+from raydapt.plan import make_plan
+from raydapt.progress import say
+from raydapt.setting_trees import changed_settings
+from raydapt.tune.report import write_sweep_report
+from raydapt.tune.search_space import Settings, check_ends, draw_trials, parse_space, trial_config
+from raydapt.tune.selection import Trial, available, ranking, study_of
+from raydapt.tune.trials import Sweep
+from raydapt.tune.tuner import run_trials
+from raydapt.workspace import Run, environment, fingerprint, run_name
+
+RESULT, CHOSEN = "tune.json", "chosen.yaml"
+_COUNT = "synthesis.samples_per_class"
+_GROUPS_OF_ARTEFACTS = ("method", "model", "synthesis", "lora", "fair", "coreg")
+_ELSEWHERE = ("name", "runs", "store", "ray", "tune", "space")
+
+
+def tune(config: Config) -> str:
+    """Runs a sweep, or what is left of it, and returns in words what was chosen.
+
+    Raises:
+        UserError: For a space that cannot work, or when not one trial finished.
+    """
+    space = parse_space(config)
+    drawn = None if config.tune.search == "optuna" else draw_trials(config, space)
+    if drawn is None:
+        check_ends(config, space)
+    make_plan(config)  # what cannot work is told before anything is made
+    record = Run(config.runs, _name_of(config) if config.name == "auto" else config.name)
+    record.make()
+    with record.lock():
+        _claim(record, config)
+        if not record.exists(RESULT):
+            trials = _run(record, config, drawn, space)
+            record.write_json(RESULT, _result(config, trials))
+            record.write_text(CHOSEN, chosen_yaml(config, ranking(trials)[0][0]))
+        if not record.exists("report.html"):
+            write_sweep_report(record.folder)
+    return _in_words(record)
+
+
+def chosen_yaml(config: Config, trial: Trial) -> str:
+    """The job file of a trial: `raydapt run` takes it as it is."""
+    chosen = replace(trial_config(config, trial.settings), tune=Config().tune, space={}, name="auto")
+    lines = f"# Chosen without labels among the trials of a sweep: trial {trial.number}.\n#   raydapt run {CHOSEN}\n"
+    return lines + yaml.safe_dump(changed_settings(chosen), sort_keys=False, allow_unicode=True)
+
+
+def _run(record: Run, config: Config, drawn: Sequence[Settings] | None, space: Mapping[str, Domain]) -> list[Trial]:
+    ensure_ray(config.ray)
+    require_shared(config.store, setting="store")
+    require_shared(config.runs, setting="runs")
+    config = replace(config, store=_absolute(config.store), ray=replace(config.ray, progress=False))
+    points = drawn if drawn is not None else _corners(space)
+    first = max([_count(config, settings) for settings in points], default=0)
+    say(f"tune: {len(drawn) if drawn is not None else config.tune.trials} trials in {record.path}")
+    held_out = _warm(config, points, first)
+    sweep = Sweep(
+        config=config, folder=_absolute(config.runs) + f"/{record.name}", held_out=held_out, first_held_out=first
+    )
+    trials = run_trials(sweep, drawn, space)
+    if not ranking(trials):
+        errors = [trial.error for trial in trials if trial.error]
+        why = f"the first one: {errors[0]}" if errors else "all were stopped early, raise tune.grace"
+        raise UserError(f"Not one of the {len(trials)} trials of {record.path!r} finished ({why}).")
+    return trials
+
+
+def _warm(config: Config, points: Sequence[Settings], first: int) -> dict[str, Any]:
+    """Makes what the trials share, once, before there are any; returns the synthetic images held out for the scores."""
+    held_out: dict[str, Any] = {}
+    quiet = replace(config, synthesis=replace(config.synthesis, held_out=0))
+    features = make_artefacts(make_plan(replace(quiet, method="zero_shot")))[FEATURES].artefact
+    if config.synthesis.held_out:
+        method = "air" if first else config.method
+        whole = replace(config, method=method, synthesis=replace(config.synthesis, samples_per_class=max(first, 1)))
+        held_out = dict(artefacts_of(make_held_out(make_plan(whole), features)))
+    done = set()
+    for settings in sorted(points, key=lambda settings: -_count(config, settings)):  # the largest count first
+        of_artefacts = {key: v for key, v in settings.items() if key.startswith(_GROUPS_OF_ARTEFACTS) and key != _COUNT}
+        if repr(of_artefacts) not in done:
+            done.add(repr(of_artefacts))
+            make_artefacts(make_plan(trial_config(quiet, settings)))
+    return held_out
+
+
+def _count(config: Config, settings: Settings) -> int:
+    """Synthetic images of each class that a trial may learn from."""
+    method = settings.get("method", config.method)
+    return int(settings.get(_COUNT, config.synthesis.samples_per_class)) if method == "air" else 0
+
+
+def _corners(space: Mapping[str, Domain]) -> list[Settings]:
+    """Trials that between them ask for every artefact that a search may come to ask for, each setting by itself."""
+    corners: list[Settings] = [{}]
+    for key, domain in space.items():
+        if key.startswith(_GROUPS_OF_ARTEFACTS):
+            upper = getattr(domain, "upper", None)
+            ends = getattr(domain, "categories", [upper - 1] if isinstance(upper, int) else [])
+            corners += [{key: end} for end in ends]
+    return corners
+
+
+def _claim(record: Run, config: Config) -> None:
+    """Takes the folder for this sweep, or refuses one that holds another."""
+    digest = _digest(config)
+    held = record.read_json("fingerprint.json")["fingerprint"] if record.exists("fingerprint.json") else digest
+    if held != digest:
+        raise UserError(f"Run folder {record.path!r} holds something else: give another name=….")
+    record.write_text("config.yaml", yaml.safe_dump(as_tree(config), sort_keys=False, allow_unicode=True))
+    record.write_json("fingerprint.json", {"fingerprint": digest})
+    record.write_json("environment.json", environment())
+
+
+def _digest(config: Config) -> str:
+    tree = {key: value for key, value in as_tree(config).items() if key not in _ELSEWHERE}
+    search = {key: v for key, v in asdict(config.tune).items() if "per_trial" not in key and key != "concurrent"}
+    return fingerprint("sweep", tree | {"tune": search, "space": config.space}, [])
+
+
+def _name_of(config: Config) -> str:
+    return f"tune-{run_name(config.method, config.data.source, config.data.paradigm, config.seed, _digest(config))}"
+
+
+def _result(config: Config, trials: Sequence[Trial]) -> dict[str, Any]:
+    """What ``tune.json`` holds."""
+    ranked, names = ranking(trials), available(trials)
+    study = study_of(ranked, names)
+    return {
+        "method": config.method,
+        "dataset": config.data.source,
+        "paradigm": config.data.paradigm,
+        "scores": names,
+        "chosen": ranked[0][0].number,
+        "ranking": [{"number": trial.number, "combined": combined} for trial, combined in ranked],
+        "trials": [asdict(trial) for trial in trials],
+        "study": None if study is None else asdict(study) | {"regret": study.regret, "gain": study.gain},
+    }
+
+
+def _in_words(record: Run) -> str:
+    result = record.read_json(RESULT)
+    chosen = next(trial for trial in result["trials"] if trial["number"] == result["chosen"])
+    told = ", ".join(f"{key}={value}" for key, value in chosen["settings"].items()) or "the job's own settings"
+    states = [trial["state"] for trial in result["trials"]]
+    lines = [
+        f"{record.name}: {states.count('finished')} of {len(states)} trials finished, "
+        f"{states.count('stopped')} stopped early, {states.count('failed')} failed",
+        f"Chosen without labels: trial {chosen['number']}: {told}",
+        f"Run it: raydapt run {record.file(CHOSEN)}",
+        f"Report: {record.file('report.html')}",
+    ]
+    return "\n".join(lines)
+
+
+def _absolute(place: str) -> str:
+    """A local folder under the name that it has for every process; addresses stay as they are."""
+    return place.rstrip("/") if "://" in place else str(Path(place).absolute())

@@ -1,0 +1,166 @@
+"""One trial: a job with some settings of its own, learned and scored without labels. Ray Tune stays outside.
+
+A trial's folder, ``trials/<number>`` of the sweep, holds its checkpoint while it runs and ``trial.json`` once it is
+over, so that whoever asks for the same trial again goes on, or finds it done.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from ray.train import UserCallback
+
+from raydapt import pipeline
+from raydapt.artefacts import FEATURES, artefacts_of, make_artefacts
+from raydapt.config import Config
+from raydapt.errors import UserError
+from raydapt.evaluation import evaluate
+from raydapt.methods.contract import Method
+from raydapt.plan import LEARNING_METHODS, Plan, make_plan, rows_of_splits
+from raydapt.stages.features import FeatureTable, load_features, load_labels
+from raydapt.train.checkpoint import TrainState
+from raydapt.train.job import FileCheckpoints, TrainingJob
+from raydapt.train.ray_train import local_place, train_on_workers
+from raydapt.tune.search_space import trial_config
+from raydapt.tune.selection import Trial
+from raydapt.workspace import Artefact, Run
+
+TRIAL = "trial.json"
+Report = Callable[[dict[str, float]], None]
+"""Tells Ray Tune the scores so far; a scheduler may end the trial there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What all trials of a sweep share, small enough to be sent to every actor."""
+
+    config: Config
+    folder: str
+    """Of the sweep."""
+    held_out: Mapping[str, Artefact]
+    """Synthetic images for the scores; empty without."""
+    first_held_out: int
+    """Number of the first of them in its class: no trial learns from that many images or more."""
+
+    def record(self, number: str) -> Run:
+        """The folder of a trial."""
+        return Run(f"{self.folder}/trials", number)
+
+
+def run_trial(
+    sweep: Sweep, number: str, settings: Mapping[str, Any], report: Report, callbacks: Sequence[UserCallback] = ()
+) -> None:
+    """Carries out one trial, or what is left of it, and leaves ``trial.json``.
+
+    Args:
+        sweep: The sweep.
+        number: Names the trial.
+        settings: What is its own.
+        report: Called with the label-free scores whenever there are some, at the end with the final ones.
+        callbacks: Of Ray Train, where trials have workers.
+
+    Raises:
+        UserError: For a trial that cannot work; it is recorded as failed, like any other error.
+    """
+    record = sweep.record(number)
+    if record.exists(TRIAL) and (there := read_trial(record)).state == "finished":
+        return report(_numbers(there.scores))
+    started = time.perf_counter()
+    told = {"number": number, "settings": dict(settings)}
+    try:
+        result = _carry_out(sweep, record, settings, report, callbacks)
+    except Exception as error:  # whatever it is, the other trials go on, and the report says what it was
+        failed = {"state": "failed", "error": _sentence(error), "scores": {}, "seconds": time.perf_counter() - started}
+        record.write_json(TRIAL, told | failed)
+        raise
+    record.write_json(TRIAL, told | {"state": "finished", **result, "seconds": time.perf_counter() - started})
+    return report(_numbers(result["scores"]))
+
+
+def read_trial(record: Run) -> Trial:
+    """A trial that is over, from its folder."""
+    entries = record.read_json(TRIAL)
+    return Trial(
+        number=entries["number"],
+        settings=entries["settings"],
+        state=entries["state"],
+        scores=entries["scores"],
+        seconds=entries["seconds"],
+        error=entries.get("error"),
+        accuracy=entries.get("accuracy"),
+        zero_shot=entries.get("zero_shot"),
+    )
+
+
+def _carry_out(
+    sweep: Sweep, record: Run, settings: Mapping[str, Any], report: Report, callbacks: Sequence[UserCallback]
+) -> dict[str, Any]:
+    config = trial_config(sweep.config, settings)
+    count = config.synthesis.held_out
+    # The sweep has made what is held out, behind the images of the trial that takes most: not here.
+    plan = make_plan(replace(config, synthesis=replace(config.synthesis, held_out=0)))
+    artefacts = artefacts_of(make_artefacts(plan))
+    table = load_features(artefacts[FEATURES])
+    row_N, row_T, _ = rows_of_splits(plan.config.data, table)
+    division = pipeline.divide_images(record, plan, artefacts[FEATURES], row_N)
+    job = TrainingJob(
+        config=replace(plan.config, synthesis=replace(plan.config.synthesis, held_out=count)),
+        classes=plan.classes,
+        run=record,
+        artefacts=artefacts | dict(sweep.held_out),
+        score_every_epoch=config.tune.scheduler != "none" and pipeline.rounds_of(config) == 1,
+        first_held_out=sweep.first_held_out,
+    )
+    state = _train(job, report, callbacks)
+    method = pipeline.final_method(job, state)
+    examiner = job.examiner(method, device=local_place(config.train).device)
+    if examiner is None:
+        raise UserError(f"Setting data.source={config.data.source!r} has too few images to score: give more.")
+    result: dict[str, Any] = {"scores": examiner(method), "log": [line for line in state.lines if "scores" in line]}
+    if config.tune.oracle:
+        result |= _look_at_labels(job, plan, method, table, row_T, (division.seen or None, division.unseen or None))
+    return result
+
+
+def _train(job: TrainingJob, report: Report, callbacks: Sequence[UserCallback]) -> TrainState:
+    settings = job.config.train
+    if job.config.method not in LEARNING_METHODS:
+        return TrainState(finished=True)
+
+    def log(line: Mapping[str, Any]) -> None:
+        if "scores" in line:
+            report(_numbers(line["scores"]))
+
+    if settings.workers == 0:
+        return job(local_place(settings), FileCheckpoints(job.run), log)
+    storage = job.run.file("ray_train")
+    return train_on_workers(job, settings, storage=storage, name="trial", log=lambda line: None, callbacks=callbacks)
+
+
+def _look_at_labels(
+    job: TrainingJob,
+    plan: Plan,
+    method: Method,
+    table: FeatureTable,
+    row_T: torch.Tensor,
+    parts: tuple[Sequence[int] | None, Sequence[int] | None],
+) -> dict[str, float | None]:
+    """Accuracies on the test images: of a study alone, and nothing but the study reads them."""
+    class_T = torch.from_numpy(plan.classes.indices_of(load_labels(job.artefacts[FEATURES])))[row_T]
+    figures = {}
+    for name, guesses in zip(("zero_shot", "accuracy"), pipeline.guess_tests(job, method, table, row_T), strict=True):
+        figure = evaluate(guesses.class_T, class_T, len(plan.classes.names), *parts)
+        figures[name] = figure.harmonic_mean if job.config.data.paradigm == "trzsl" else figure.top1
+    return figures
+
+
+def _numbers(scores: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: score for name, score in scores.items() if score is not None}
+
+
+def _sentence(error: Exception) -> str:
+    """What went wrong, on one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"[:500]

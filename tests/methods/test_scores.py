@@ -1,0 +1,91 @@
+"""Every score against a loop that follows its definition word by word."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from raydapt.methods import scores
+from tests.methods.cases import probabilities
+
+
+@pytest.fixture(params=[0, 1], name="probability_NC")
+def answers_of(request):
+    return torch.from_numpy(probabilities(30, 4, seed=request.param)).double()
+
+
+def entropy(p):
+    return -sum(float(x) * math.log(float(x)) for x in p if x > 0)
+
+
+def test_mutual_information(probability_NC):
+    mean = probability_NC.mean(dim=0)
+    expected = (entropy(mean) - np.mean([entropy(p) for p in probability_NC])) / math.log(4)
+    assert scores.mutual_information(probability_NC) == pytest.approx(expected)
+
+
+def test_mutual_information_is_one_for_sure_balanced_answers_and_nothing_for_a_collapse():
+    assert scores.mutual_information(torch.eye(4).repeat(3, 1)) == pytest.approx(1)
+    assert scores.mutual_information(torch.eye(4)[:1].repeat(9, 1)) == pytest.approx(0)
+    assert scores.mutual_information(torch.full((9, 4), 0.25)) == pytest.approx(0)
+
+
+def test_neighbourhood_density(probability_NC):
+    p, n, total = probability_NC.numpy(), len(probability_NC), 0.0
+    for i in range(n):
+        cosine = [p[i] @ p[j] / np.linalg.norm(p[i]) / np.linalg.norm(p[j]) for j in range(n) if j != i]
+        weight = np.exp((np.array(cosine) - max(cosine)) / 0.05)
+        total += entropy(weight / weight.sum())
+    assert scores.neighbourhood_density(probability_NC) == pytest.approx(total / n / math.log(n - 1))
+
+
+def test_neighbourhood_density_is_higher_where_answers_come_in_groups():
+    grouped, spread = torch.eye(4).repeat(6, 1), torch.eye(24)[:, :24]
+    assert scores.neighbourhood_density(grouped) < scores.neighbourhood_density(torch.ones(24, 4) / 4) + 1e-9
+    pairs = torch.eye(12).repeat(2, 1)
+    assert scores.neighbourhood_density(grouped) > scores.neighbourhood_density(pairs)
+    assert scores.neighbourhood_density(spread[:2]) == 0
+
+
+def test_agreement_is_cohens_kappa():
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randint(0, 3, (50,), generator=generator), torch.randint(0, 3, (50,), generator=generator)
+    second[:25] = first[:25]
+    same = sum(int(a == b) for a, b in zip(first, second, strict=True)) / 50
+    chance = sum(float((first == c).double().mean() * (second == c).double().mean()) for c in range(3))
+    assert scores.agreement(first, second, 3) == pytest.approx((same - chance) / (1 - chance))
+    assert scores.agreement(first, first, 3) == pytest.approx(1)
+
+
+def test_a_collapsed_classifier_agrees_with_nothing():
+    zeros = torch.zeros(9, dtype=torch.int64)
+    assert scores.agreement(zeros, zeros, 3) == 0
+    assert scores.agreement(zeros, torch.arange(9) % 3, 3) == pytest.approx(0)
+
+
+def test_neighbours_vote_without_the_image_itself(probability_NC):
+    feature_ND = torch.nn.functional.normalize(torch.randn(30, 5, generator=torch.Generator().manual_seed(0)), dim=1)
+    vote_N = scores.neighbours_vote(probability_NC, scores.nearest_images(feature_ND, 3))
+    for i in range(30):
+        others = sorted((j for j in range(30) if j != i), key=lambda j: -float(feature_ND[i] @ feature_ND[j]))[:3]
+        assert int(vote_N[i]) == int(sum(probability_NC[j] for j in others).argmax())
+
+
+def test_calibrated_accuracy():
+    generator = torch.Generator().manual_seed(0)
+    confidence_H, confidence_N = torch.rand(40, generator=generator), torch.rand(60, generator=generator)
+    right_H = torch.rand(40, generator=generator) < 0.7
+    # The threshold under which as large a share of the held-out images lies as is wrong.
+    threshold = sorted(confidence_H.tolist())[40 - int(right_H.sum())]
+    expected = sum(c >= threshold for c in confidence_N.tolist()) / 60
+    assert scores.calibrated_accuracy(confidence_H, right_H, confidence_N) == pytest.approx(expected)
+    share = scores.calibrated_accuracy(confidence_H, right_H, confidence_H)
+    assert share == pytest.approx(float(right_H.double().mean()))
+    assert scores.calibrated_accuracy(confidence_H, torch.zeros(40, dtype=torch.bool), confidence_N) == 0
+
+
+def test_accuracy_and_mean():
+    assert scores.accuracy(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 2])) == pytest.approx(2 / 3)
+    assert scores.mean_of([0.5, None, 1.0]) == pytest.approx(0.75)
+    assert scores.mean_of([None]) == 0

@@ -1,0 +1,88 @@
+"""What the scores are computed from: which images, which other heads, which views."""
+
+import pytest
+import torch
+
+from raydapt.config import config_from_tree
+from raydapt.methods.contract import Batch
+from raydapt.methods.zero_shot import ZeroShot
+from raydapt.train.scoring import MEAN, SCORES, examiner_of
+from tests.methods.cases import CLASSES, NAMES, synthetic_images, tiny_clip, training_images
+
+DESCRIPTIONS = {name: [f"a {name} in the wild", f"{name}, seen close"] for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return tiny_clip()
+
+
+def examiner(clip, method="cpl", *, held_out=None, described=True, with_pixels=False, reads="features"):
+    images = training_images(clip=clip, with_pixels=with_pixels)
+    given = {"descriptions": DESCRIPTIONS} if described else {}
+    config = config_from_tree({"method": method, "data": {"source": "nowhere"}, "fair": given})
+    return examiner_of(config, CLASSES, clip, images, reads=reads, held_out=held_out)
+
+
+def zero_shot(clip):
+    return ZeroShot(clip, clip.class_embeddings(NAMES, CLASSES.templates[:1]))
+
+
+def test_without_synthetic_images_two_scores_are_missing_and_the_mean_is_of_the_others(clip):
+    found = examiner(clip)(zero_shot(clip))
+    assert [name for name in SCORES if found[name] is None] == ["synthetic_accuracy", "calibrated_accuracy"]
+    there = [found[name] for name in SCORES if found[name] is not None]
+    assert found[MEAN] == pytest.approx(sum(there) / 4)
+
+
+def test_held_out_images_are_judged_by_what_they_were_made_of(clip):
+    held_out = synthetic_images(clip)
+    found = examiner(clip, held_out=held_out)(zero_shot(clip))
+    said_H = zero_shot(clip).logits(held_out.feature_MD).argmax(dim=1)
+    assert found["synthetic_accuracy"] == pytest.approx(float((said_H == held_out.class_M).double().mean()))
+    assert found["calibrated_accuracy"] is not None
+
+
+@pytest.mark.parametrize(("method", "left"), [("cpl", "descriptions"), ("fair", "text"), ("coreg", "descriptions")])
+def test_the_head_that_a_method_started_from_is_no_witness(clip, method, left):
+    assert set(examiner(clip, method).heads) == {left}
+    assert set(examiner(clip, method, held_out=synthetic_images(clip)).heads) == {left, "synthetic"}
+
+
+def test_without_descriptions_the_neighbours_alone_are_asked(clip):
+    examined = examiner(clip, described=False)
+    assert not examined.heads
+    assert examined(zero_shot(clip))["agreement"] is not None
+
+
+@pytest.mark.parametrize("reads", ["features", "pixels"])
+def test_the_same_images_and_views_every_time(clip, reads):
+    examined, method = examiner(clip, with_pixels=True, reads=reads), zero_shot(clip)
+    method.reads = reads
+    state = torch.get_rng_state()
+    first, second = examined(method), examined(method)
+    assert first == second
+    assert torch.equal(torch.get_rng_state(), state)  # training draws what it would have drawn
+    assert -1 <= first["stability"] < 1
+
+
+def test_crops_give_the_other_view_and_whole_images_stand_for_crops_that_were_not_made(clip):
+    class Composite(ZeroShot):
+        reads = "crops"
+
+        def logits(self, image_B: Batch) -> torch.Tensor:
+            assert image_B.shape[1] == 4
+            return super().logits(image_B[:, 0])
+
+    images = training_images(clip=clip)
+    crop_NKD = torch.nn.functional.normalize(images.feature_ND[:, None] + 0.3 * torch.randn(60, 4, 24), dim=-1)
+    object.__setattr__(images, "crop_NKD", crop_NKD)
+    config = config_from_tree({"method": "fair", "data": {"source": "nowhere"}, "fair": {"descriptions": DESCRIPTIONS}})
+    examined = examiner_of(config, CLASSES, clip, images, reads="crops", held_out=synthetic_images(clip))
+    found = examined(Composite(clip, zero_shot(clip).class_CD))
+    assert all(found[name] is not None for name in SCORES)
+
+
+def test_two_images_are_too_few(clip):
+    images = training_images(n=2, clip=clip)
+    assert examiner_of(config_from_tree({}), CLASSES, clip, images, reads="features", held_out=None) is None

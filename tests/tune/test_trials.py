@@ -1,0 +1,126 @@
+"""Trials in this process: no label is read, one failure is one failure, what is done is found again."""
+
+from pathlib import Path
+
+import pytest
+
+from raydapt import pipeline
+from raydapt.config import Config, load_config
+from raydapt.errors import UserError
+from raydapt.tune import sweep as sweep_
+from raydapt.tune import trials as trials_
+from raydapt.tune.search_space import draw_trials, parse_space
+from raydapt.tune.selection import ranking
+from raydapt.tune.trials import Sweep, read_trial, run_trial
+from tests.tune.cases import digits, job
+
+
+@pytest.fixture(autouse=True)
+def _without_ray(monkeypatch):
+    """Trials one after another in this process, where Ray Tune would have them in actors."""
+
+    def run_trials(sweep, drawn, space):
+        for number, settings in enumerate(drawn):
+            try:
+                run_trial(sweep, f"{number:03d}", settings, lambda scores: None)
+            except (UserError, RuntimeError):
+                continue
+        return [read_trial(sweep.record(f"{number:03d}")) for number in range(len(drawn))]
+
+    monkeypatch.setattr(sweep_, "run_trials", run_trials)
+    monkeypatch.setattr(sweep_, "ensure_ray", lambda settings: None)
+    monkeypatch.setattr(sweep_, "require_shared", lambda url, setting: None)
+
+
+def choice(config: Config) -> dict:
+    sweep_.tune(config)
+    (folder,) = Path(config.runs).glob("tune-*")
+    return sweep_.Run(config.runs, folder.name).read_json("tune.json")
+
+
+def scores_of(result: dict) -> list[dict]:
+    return [trial["scores"] for trial in result["trials"]]
+
+
+def test_no_label_is_read_and_other_labels_or_none_give_the_same_choice(tmp_path, monkeypatch):
+    def refuse(artefact):
+        raise AssertionError("a label was read")
+
+    monkeypatch.setattr(trials_, "load_labels", refuse)
+    monkeypatch.setattr(pipeline, "load_labels", refuse)
+    results = []
+    for labels in ("true", "turned", "absent"):
+        folder = tmp_path / labels
+        folder.mkdir()
+        results.append(choice(job(folder, digits(folder / "digits.parquet", labels))))
+    assert scores_of(results[0]) == scores_of(results[1]) == scores_of(results[2])
+    assert results[0]["chosen"] == results[1]["chosen"] == results[2]["chosen"]
+    assert results[0]["study"] is None
+    chosen = next((tmp_path / "true" / "runs").glob("tune-*/chosen.yaml"))
+    assert load_config(chosen).method == "cpl"
+    assert (chosen.parent / "report.html").exists()
+
+
+def test_only_the_study_reads_labels_and_it_makes_the_same_choice(tmp_path):
+    source = digits(tmp_path / "digits.parquet")
+    blind, study = (
+        choice(job(tmp_path, source)),
+        choice(job(tmp_path, source, runs=str(tmp_path / "o"), tune={"oracle": True})),
+    )
+    assert study["chosen"] == blind["chosen"]
+    assert scores_of(study) == scores_of(blind)
+    assert study["study"]["oracle"] == max(trial["accuracy"] for trial in study["trials"]) > 20
+    assert all(trial["accuracy"] is None for trial in blind["trials"])
+
+
+def test_a_failing_trial_is_one_sentence_and_the_others_go_on(tmp_path, monkeypatch):
+    config, build = job(tmp_path, digits(tmp_path / "digits.parquet")), pipeline.final_method
+
+    def out_of_memory(job_, state):
+        if job_.run.name == "001":
+            raise RuntimeError("CUDA out of memory.\nTried to allocate 2 GiB")
+        return build(job_, state)
+
+    monkeypatch.setattr(pipeline, "final_method", out_of_memory)
+    result = choice(config)
+    assert [trial["state"] for trial in result["trials"]] == ["finished", "failed", "finished", "finished"]
+    assert result["trials"][1]["error"] == "RuntimeError: CUDA out of memory. Tried to allocate 2 GiB"
+    report = next(Path(config.runs).glob("tune-*/report.html")).read_text()
+    assert "CUDA out of memory" in report
+
+
+def test_all_trials_failing_is_one_sentence(tmp_path, monkeypatch):
+    def broken(job_, state):
+        raise UserError("Setting x=1 is out of order: mend it.")
+
+    monkeypatch.setattr(pipeline, "final_method", broken)
+    with pytest.raises(UserError, match=r"Not one of the 4 trials .* Setting x=1 is out of order") as caught:
+        sweep_.tune(job(tmp_path, digits(tmp_path / "digits.parquet")))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_trial_that_is_done_is_found_and_one_that_was_cut_goes_on(tmp_path, monkeypatch):
+    config = job(tmp_path, digits(tmp_path / "digits.parquet"))
+    sweep = Sweep(config=config, folder=str(tmp_path / "sweep"), held_out={}, first_held_out=0)
+    settings = draw_trials(config, parse_space(config))[1]
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "final_method", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run_trial(sweep, "001", settings, lambda scores: None)
+    assert not sweep.record("001").exists("trial.json")
+    told: list[dict] = []
+    run_trial(sweep, "001", settings, told.append)
+    assert len(told) == 1  # the learning was in its checkpoint: no round was learned, or told, again
+    done = sweep.record("001").read_bytes("trial.json")
+    run_trial(sweep, "001", settings, told.append)
+    assert told[0] == told[1]
+    assert sweep.record("001").read_bytes("trial.json") == done
+    assert ranking([read_trial(sweep.record("001"))])[0][1] == 1.0
+
+
+def test_a_folder_of_another_sweep_is_refused(tmp_path):
+    source = digits(tmp_path / "digits.parquet")
+    config = job(tmp_path, source, name="mine", tune={"trials": 2})
+    sweep_.tune(config)
+    with pytest.raises(UserError, match="another name"):
+        sweep_.tune(job(tmp_path, source, name="mine", tune={"trials": 3}))

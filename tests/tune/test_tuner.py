@@ -1,0 +1,73 @@
+"""Sweeps on Ray Tune: a kill and a restore, a scheduler, nested training that must not begin."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from raydapt.config import load_config
+from raydapt.errors import UserError
+from raydapt.tune import sweep as sweep_
+from tests.tune.cases import digits, job
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+DRIVER = "import sys; from raydapt.cli import main; sys.argv = ['raydapt', *sys.argv[1:]]; main()"
+
+
+def drive(config_path: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", DRIVER, "tune", str(config_path)], start_new_session=True)
+
+
+@pytest.mark.chaos
+def test_killed_and_started_again_gives_every_trial_once(tmp_path: Path) -> None:
+    import yaml
+
+    from raydapt.config import as_tree
+
+    config = job(tmp_path, digits(tmp_path / "digits.parquet"), tune={"trials": 6}, name="sweep")
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(as_tree(config)))
+    trials = tmp_path / "runs" / "sweep" / "trials"
+    driver = drive(tmp_path / "job.yaml")
+    while len(list(trials.glob("*/trial.json"))) < 2 and driver.poll() is None:
+        time.sleep(0.2)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    done = {path: path.stat().st_mtime_ns for path in trials.glob("*/trial.json")}
+    assert 2 <= len(done) < 6
+    assert drive(tmp_path / "job.yaml").wait() == 0
+    result = sweep_.Run(str(tmp_path / "runs"), "sweep").read_json("tune.json")
+    assert sorted(trial["number"] for trial in result["trials"]) == [f"{i:03d}" for i in range(6)]
+    assert len({repr(trial["settings"]) for trial in result["trials"]}) == 6
+    assert all(trial["state"] == "finished" for trial in result["trials"])
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert load_config(tmp_path / "runs" / "sweep" / "chosen.yaml").method == "cpl"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_optuna_with_a_scheduler_scores_every_epoch_of_a_single_round(tmp_path: Path) -> None:
+    settings = {
+        "method": "fpl",
+        "fpl": {"shots": 4},
+        "train": {"epochs": 3, "max_steps_per_round": None},
+        "space": {"train.learning_rate": {"loguniform": [0.01, 1.0]}},
+        "tune": {"search": "optuna", "scheduler": "asha", "trials": 4, "grace": 1},
+    }
+    config = job(tmp_path, digits(tmp_path / "digits.parquet"), name="sweep", **settings)
+    assert "trials finished" in sweep_.tune(config)
+    result = sweep_.Run(str(tmp_path / "runs"), "sweep").read_json("tune.json")
+    assert len(result["trials"]) == 4
+    assert {trial["state"] for trial in result["trials"]} <= {"finished", "stopped"}
+    rates = {trial["settings"]["train.learning_rate"] for trial in result["trials"]}
+    assert len(rates) == 4
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_nested_training_is_refused_where_nothing_would_clean_up_behind_it(tmp_path: Path) -> None:
+    config = job(tmp_path, digits(tmp_path / "digits.parquet"), train={"workers": 1})
+    with pytest.raises(UserError, match="dashboard"):
+        sweep_.tune(config)
