@@ -1,6 +1,6 @@
 """All benchmarks: ``make bench``."""
 
-from tests.bench import bench_coreg, bench_crops, bench_features, bench_prompts, bench_synthesis
+from tests.bench import bench_coreg, bench_crops, bench_features, bench_prompts, bench_synthesis, bench_tune
 
 bench_prompts.main()
 print()
@@ -11,3 +11,5 @@ print()
 bench_coreg.main()
 print()
 bench_synthesis.main()
+print()
+bench_tune.main()
