@@ -47,7 +47,7 @@ def train_on_workers(
     storage: Folder,
     name: str,
     log: Log,
-    callbacks: Sequence[ray.train.UserCallback] = (),
+    callbacks: Sequence[Any] = (),
 ) -> TrainState:
     """Trains on `settings.workers` Ray Train workers.
 

@@ -16,7 +16,6 @@ from raydapt.errors import UserError
 Settings = dict[str, Any]
 """Dotted settings and their values."""
 
-_KINDS = ("uniform", "loguniform", "integer", "choice")
 _FIXED = ("name", "runs", "store", "space", "data", "ray", "tune", "features")
 """What makes trials incomparable, or no other result."""
 _DIGITS = 4
@@ -104,18 +103,20 @@ def rounded(settings: Mapping[str, Any]) -> Settings:
 
 
 def _domain(key: str, given: Any) -> Domain:
-    kind, values = next(iter(given.items())) if isinstance(given, dict) and len(given) == 1 else ("", None)
+    kind, values = next(iter(given.items())) if isinstance(given, dict) and len(given) == 1 else ("", [])
+    domain: Domain | None = None
     if kind == "choice" and isinstance(values, list) and values:
-        return tune.choice(values)
-    numbers = isinstance(values, list) and len(values) == 2 and all(_is_number(value) for value in values)
-    if kind in _KINDS and kind != "choice" and numbers and values[0] < values[1]:
+        domain = tune.choice(values)
+    elif isinstance(values, list) and len(values) == 2 and all(map(_is_number, values)) and values[0] < values[1]:
         low, high = values
         if kind == "integer" and int(low) == low and int(high) == high:
-            return tune.randint(int(low), int(high) + 1)
-        if kind == "uniform":
-            return tune.uniform(float(low), float(high))
-        if kind == "loguniform" and low > 0:
-            return tune.loguniform(float(low), float(high))
+            domain = tune.randint(int(low), int(high) + 1)
+        elif kind == "uniform":
+            domain = tune.uniform(float(low), float(high))
+        elif kind == "loguniform" and low > 0:
+            domain = tune.loguniform(float(low), float(high))
+    if domain is not None:
+        return domain
     raise UserError(
         f"Setting space.{key}={given!r} is no range: write {{uniform: [low, high]}}, {{loguniform: [low, high]}} above "
         "0, {integer: [low, high]} or {choice: [a, b, ...]}."
@@ -128,12 +129,12 @@ def _is_number(value: Any) -> bool:
 
 def _matters(key: str, config: Config) -> bool:
     """Whether a setting changes the result of the job's method, or of one of those that the space chooses from."""
-    methods = {config.method}
+    methods: set[str] = {config.method}
     if "method" in config.space:
         methods |= set(config.space["method"].get("choice", ()))
-    bases = {config.air.base} | set(config.space.get("air.base", {}).get("choice", ()))
+    bases: set[str] = {config.air.base} | set(config.space.get("air.base", {}).get("choice", ()))
     if "air" in methods:
-        methods |= bases | {"synthesis", "lora"}
+        methods |= {*bases, "synthesis", "lora"}
     group = key.split(".")[0]
     return group not in {*METHODS, "synthesis", "lora"} or group in methods
 

@@ -135,8 +135,15 @@ def _train(job: TrainingJob, report: Report, callbacks: Sequence[UserCallback]) 
 
     if settings.workers == 0:
         return job(local_place(settings), FileCheckpoints(job.run), log)
-    storage = job.run.file("ray_train")
-    return train_on_workers(job, settings, storage=storage, name="trial", log=lambda line: None, callbacks=callbacks)
+    return train_on_workers(
+        job,
+        settings,
+        ray_settings=job.config.ray,
+        storage=job.run.folder.child("ray_train"),
+        name="trial",
+        log=lambda line: None,
+        callbacks=callbacks,
+    )
 
 
 def _look_at_labels(

@@ -19,6 +19,7 @@ from ray.util.state import list_placement_groups
 from raydapt.config import Config
 from raydapt.errors import UserError
 from raydapt.progress import say
+from raydapt.storage import Folder
 from raydapt.train.scoring import MEAN, SCORES
 from raydapt.tune.search_space import Settings, rounded
 from raydapt.tune.selection import Trial
@@ -46,11 +47,11 @@ def run_trials(sweep: Sweep, drawn: Sequence[Settings] | None, space: Mapping[st
     resources, concurrent = _resources(config)
     function = tune.with_parameters(_trial, sweep=sweep, drawn=drawn)
     trainable = tune.with_resources(function, resources)
-    storage = sweep.folder
-    path = f"{storage}/{_NAME}"
+    storage = Folder(sweep.folder, setting="runs")
+    path, files = storage.file(_NAME), storage.arrow_filesystem()
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # so that relative paths mean the same in a trial
-    if tune.Tuner.can_restore(path):
-        tuner = tune.Tuner.restore(path, trainable=trainable, resume_unfinished=True)
+    if tune.Tuner.can_restore(path, storage_filesystem=files):
+        tuner = tune.Tuner.restore(path, trainable=trainable, resume_unfinished=True, storage_filesystem=files)
     else:
         tuner = tune.Tuner(
             trainable,
@@ -66,7 +67,8 @@ def run_trials(sweep: Sweep, drawn: Sequence[Settings] | None, space: Mapping[st
             ),
             run_config=tune.RunConfig(
                 name=_NAME,
-                storage_path=storage,
+                storage_path=storage.path,
+                storage_filesystem=files,
                 verbose=0,
                 callbacks=[_Tell(len(drawn) if drawn is not None else config.tune.trials)],
             ),
