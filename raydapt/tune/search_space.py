@@ -103,7 +103,9 @@ def rounded(settings: Mapping[str, Any]) -> Settings:
 
 
 def _domain(key: str, given: Any) -> Domain:
-    kind, values = next(iter(given.items())) if isinstance(given, dict) and len(given) == 1 else ("", [])
+    kind, values = "", given
+    if isinstance(given, dict) and len(given) == 1:
+        kind, values = next(iter(given.items()))
     domain: Domain | None = None
     if kind == "choice" and isinstance(values, list) and values:
         domain = tune.choice(values)

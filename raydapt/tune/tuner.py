@@ -73,7 +73,8 @@ def run_trials(sweep: Sweep, drawn: Sequence[Settings] | None, space: Mapping[st
                 callbacks=[_Tell(len(drawn) if drawn is not None else config.tune.trials)],
             ),
         )
-    return [_collect(sweep, drawn, result) for result in tuner.fit()]  # type: ignore[no-untyped-call]
+    results = tuner.fit()
+    return [_collect(sweep, drawn, results[at]) for at in range(len(results))]
 
 
 def _trial(config: dict[str, Any], *, sweep: Sweep, drawn: Sequence[Settings] | None) -> None:
@@ -124,7 +125,7 @@ class _Tell(tune.Callback):
 def _scheduler(config: Config) -> TrialScheduler | None:
     settings = config.tune
     if settings.scheduler == "asha":
-        return ASHAScheduler(max_t=_NO_LIMIT, grace_period=settings.grace, reduction_factor=_REDUCTION)  # type: ignore[no-untyped-call]
+        return ASHAScheduler(max_t=_NO_LIMIT, grace_period=settings.grace, reduction_factor=_REDUCTION)
     if settings.scheduler == "median":
         return MedianStoppingRule(time_attr="training_iteration", grace_period=settings.grace)
     return None
