@@ -36,7 +36,10 @@ def ray_cluster() -> Iterator[None]:
                 ray.shutdown()
         gc.collect()
     yield
-    ray.shutdown()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ray.shutdown()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ there is start-up, paid once, and stands apart; the overhead is what comes per p
 """
 
 import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,14 +21,17 @@ from ray.data import ActorPoolStrategy
 
 from raydapt.cluster import ensure_ray
 from raydapt.config import RaySettings
+from raydapt.nodes import selector
 from raydapt.stages.context import configure
 from raydapt.stages.run import MODEL_S, PART, PART_ROWS, Stage, run_stage
 from raydapt.workspace import Artefact, Recipe, Store
 from tests.bench.bench_features import markdown
 
-PARTS_PER_ACTOR, SLEEP_S, ROWS_PER_PART, WIDTH = 24, 1.0, 512, 512
+PARTS_PER_ACTOR, SLEEP_S, ROWS_PER_PART, WIDTH = 20, 1.0, 512, 512
 PLACES = ((1, 1), (1, 2), (1, 4), (2, 2), (2, 4))
 """Nodes and actors."""
+NODE_CPUS = 16
+"""Logical ones: whoever sleeps needs none."""
 
 
 class Sleeper:
@@ -75,11 +79,12 @@ def run_once(settings: RaySettings, *, parts: int, actors: int, cpus: float, sle
             batch_size=1,
             compute=ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),
             num_cpus=cpus,
+            label_selector=selector(settings.model_nodes),
         )
         return slept, actors
 
     stage = Stage(
-        recipe=Recipe(kind="slept", settings={"actors": actors}),
+        recipe=Recipe(kind="slept", settings={"actors": actors}, inputs=()),
         parts=range(parts),
         dataset_of=dataset_of,
         rows=parts * ROWS_PER_PART,
@@ -96,34 +101,27 @@ def run_once(settings: RaySettings, *, parts: int, actors: int, cpus: float, sle
     return {"first": ends[0] - started, "last": ends[-1] - started, "parts": len(ends)}
 
 
-def measure(nodes: int, actors: int, *, parts_per_actor: int, sleep_s: float) -> dict[str, Any]:
-    """One line of the table, on a cluster of its own: a head that runs no task, and so many worker nodes."""
-    # An actor asks for as many CPUs as make the actors of a node fill it, so that they are spread evenly.
-    cpus_each, per_node = 4.0, actors // nodes
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    for _ in range(nodes):
-        cluster.add_node(num_cpus=int(cpus_each * per_node), wait=False)
-    cluster.wait_for_nodes()
-    settings = RaySettings(address=cluster.address, progress=False)
-    ensure_ray(settings)
+def measure(address: str, nodes: int, actors: int, *, parts_per_actor: int, sleep_s: float) -> dict[str, Any]:
+    """One line of the table: so many actors on the first node, or spread evenly over both."""
+    settings = RaySettings(address=address, progress=False, model_nodes="bench=first" if nodes == 1 else None)
     parts = parts_per_actor * actors
-    found = run_once(settings, parts=parts, actors=actors, cpus=cpus_each, sleep_s=sleep_s)
-    ray.shutdown()  # type: ignore[no-untyped-call]
-    cluster.shutdown()
-    # The first part ends when one actor has slept once: what is left of the ideal is one sleep less.
-    ideal = parts * sleep_s / actors - sleep_s
+    # An actor asks for as much of a node as makes its share of the actors fill it.
+    found = run_once(settings, parts=parts, actors=actors, cpus=NODE_CPUS * nodes / actors, sleep_s=sleep_s)
+    # All actors begin together, so when the first part ends each of them has slept once.
+    ideal = (parts_per_actor - 1) * sleep_s
     took = found["last"] - found["first"]
-    return {
+    line = {
         "nodes": nodes,
         "actors": actors,
         "parts": parts,
-        "sleep s": sleep_s,
-        "start-up s": round(found["first"] - sleep_s, 1),
-        "ideal s": round(ideal, 2),
-        "took s": round(took, 2),
+        "sleep, s": sleep_s,
+        "start-up, s": round(found["first"] - sleep_s, 1),
+        "ideal, s": round(ideal, 2),
+        "took, s": round(took, 2),
         "overhead": f"{took / ideal - 1:.1%}",
-        "overhead per part, ms": round(1000 * (took - ideal) * actors / parts, 1),
     }
+    print(line, file=sys.stderr, flush=True)
+    return line
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -132,7 +130,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--parts", type=int, default=PARTS_PER_ACTOR, help="for each actor")
     parser.add_argument("--sleep", type=float, default=SLEEP_S, help="seconds a part")
     given = parser.parse_args(arguments)
-    table = [measure(nodes, actors, parts_per_actor=given.parts, sleep_s=given.sleep) for nodes, actors in PLACES]
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for name in ("first", "second"):
+        cluster.add_node(num_cpus=NODE_CPUS, labels={"bench": name}, wait=False)
+    cluster.wait_for_nodes(timeout=120)
+    ensure_ray(RaySettings(address=cluster.address))
+    words = {"parts_per_actor": given.parts, "sleep_s": given.sleep}
+    table = [measure(cluster.address, nodes, actors, **words) for nodes, actors in PLACES]
+    ray.shutdown()  # type: ignore[no-untyped-call]
+    cluster.shutdown()
     print(f"## Overhead of the stage, parts of {ROWS_PER_PART} rows\n\n" + markdown(table))
 
 
