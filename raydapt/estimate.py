@@ -109,14 +109,16 @@ def stage_seconds_per_row(stage: Mapping[str, Any]) -> float | None:
 
 
 def check(measured: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, float, float]]:
-    """The seconds that `measured` predicts for the run `other`, beside those that it took, by stage."""
+    """The seconds that `measured` predicts for the run `other` with its actors, beside those that it took, by stage."""
     rows = other["stages"]["features"]["rows"]
-    took = {name: stage["seconds"] for name, stage in other["stages"].items()}
-    took["train"] = other["train"]["seconds"]
+    took = {name: stage["seconds"] for name, stage in other["stages"].items()} | {"train": other["train"]["seconds"]}
+    actors = {name: stage.get("actors") for name, stage in other["stages"].items()}
+    actors["train"] = other["train"].get("workers")
     return [
-        (line.name, line.hours * 3600, float(took[line.name]))
-        for line in estimate(measured, rows)
-        if took.get(line.name)
+        (line.name, line.hours * 3600, float(took[name]))
+        for name, count in actors.items()
+        for line in estimate(measured, rows, actors=count or None)
+        if line.name == name and took[name]
     ]
 
 

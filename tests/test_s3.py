@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 
 from raydapt import pipeline
 from raydapt.config import load_config
@@ -59,12 +58,8 @@ def test_a_folder_on_s3_keeps_its_promises(bucket: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_run_on_s3_equals_a_local_one(bucket: str, tmp_path: Path) -> None:
-    import boto3
-
-    ray.shutdown()  # the workers of a cluster know the server only if it was there before them
-    small = ["data.limit=200", "train.max_steps_per_round=3", "cpl.rounds=2", "ray.progress=false", "ray.address=local"]
+def test_a_run_on_s3_equals_a_local_one(bucket: str, tmp_path: Path, ray_cluster: None) -> None:
+    small = ["data.limit=200", "train.max_steps_per_round=3", "cpl.rounds=2", "ray.progress=false"]
     results = []
     for place in (str(tmp_path), bucket):
         config = load_config(None, [*small, f"store={place}/store", f"runs={place}/runs"])
@@ -74,10 +69,6 @@ def test_a_run_on_s3_equals_a_local_one(bucket: str, tmp_path: Path) -> None:
     here, there = results
     assert here["adapted"] == there["adapted"]
     assert there["stages"]["features"]["reused"] is False
-    config = load_config(None, [*small, "train.workers=1", "name=w", f"store={bucket}/store", f"runs={bucket}/runs"])
+    config = load_config(None, [*small, "seed=1", f"store={bucket}/store", f"runs={bucket}/runs"])
     again = json.loads(pipeline.run(config).read_bytes("metrics.json"))
     assert again["stages"]["features"]["reused"] is True
-    assert again["adapted"] == there["adapted"]
-    kept = boto3.client("s3").list_objects_v2(Bucket=BUCKET, Prefix="runs/w/ray_train/")
-    assert any(item["Key"].endswith("state.safetensors") for item in kept["Contents"])  # Ray Train's own checkpoint
-    ray.shutdown()

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -232,6 +233,14 @@ def test_run_folder_refuses_a_second_driver(tmp_path: Path) -> None:
         pass
     with run.lock():
         pass
+
+
+def test_what_ray_train_is_given_leads_to_the_same_files(tmp_path: Path) -> None:
+    assert Folder(str(tmp_path), setting="runs").arrow_filesystem() is None  # a path is enough
+    folder = Folder(f"memory://{tmp_path.name}/runs", setting="runs").child("r", "ray_train")
+    folder.write("a", b"1")
+    filesystem = pickle.loads(pickle.dumps(folder.arrow_filesystem()))
+    assert filesystem.open_input_stream(folder.file("a")).read() == b"1"
 
 
 WRITER = """
