@@ -8,11 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from raydapt.errors import UserError
@@ -22,6 +21,7 @@ from raydapt.zoo.clip_settings import ClipPretraining
 from raydapt.zoo.clip_tokenizer import train_tokenizer
 from raydapt.zoo.clip_vocabulary import all_texts
 from raydapt.zoo.pretraining_data import corpus
+from raydapt.zoo.training_state import TrainingState
 
 
 def data_folder(given: str | None) -> Path:
@@ -43,13 +43,6 @@ def domain_counts(shares: Mapping[str, float], batch_size: int) -> dict[str, int
     counts = {domain: round(share * batch_size) for domain, share in shares.items()}
     counts["photos"] += batch_size - sum(counts.values())
     return counts
-
-
-def rate_factor(done_share: float, *, warmup_share: float, decay_share: float) -> float:
-    """The learning rate's factor after ``done_share`` of the run: up, level, and linearly down to zero."""
-    rising = done_share / warmup_share if warmup_share else 1.0
-    falling = (1 - done_share) / decay_share if decay_share else 1.0
-    return max(0.0, min(1.0, rising, falling))
 
 
 def build_optimizers(module: nn.Module, settings: ClipPretraining) -> list[torch.optim.Optimizer]:
@@ -77,20 +70,14 @@ def build_optimizers(module: nn.Module, settings: ClipPretraining) -> list[torch
     return optimizers
 
 
-class Pretrainer:
+class Pretrainer(TrainingState):
     """One worker's training state.
 
     Attributes:
         task: The model and its loss, wrapped for data parallelism when there are several workers.
-        average: Exponential moving average of the weights: what is exported.
-        step: Steps done.
-        seconds: Wall time spent training, over all resumptions.
     """
 
     task: nn.Module
-    average: dict[str, Tensor]
-    step: int
-    seconds: float
 
     def __init__(
         self,
@@ -115,61 +102,19 @@ class Pretrainer:
             seed=settings.seed,
             rank=rank,
         )
-        self.model = build_model(vocabulary_size=self.tokenizer.get_vocab_size())
-        task = PretrainingTask(self.model)
+        model = build_model(vocabulary_size=self.tokenizer.get_vocab_size())
+        task = PretrainingTask(model)
         self.task = wrap(task)
-        self.optimizers = build_optimizers(task, settings)
-        self._base_rates = [[group["lr"] for group in one.param_groups] for one in self.optimizers]
-        self.average = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
-        self.steps = settings.samples // settings.batch_size
-        self.step, self.seconds = 0, 0.0
+        super().__init__(settings, model, build_optimizers(task, settings))
 
     def train_step(self) -> dict[str, float]:
         """Draws a batch, learns from it, and moves the average."""
         settings = self.settings
-        factor = rate_factor(
-            (self.step + 1) / self.steps, warmup_share=settings.warmup_share, decay_share=settings.decay_share
-        )
-        for optimizer, rates in zip(self.optimizers, self._base_rates, strict=True):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
         batch = self.batches.make(self.step)
         # PyTorch's fused CPU attention is three times slower than plain matrix products on 17 tokens.
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"), sdpa_kernel(SDPBackend.MATH):
             loss, hits = self.task(
                 batch.images_NCHW, batch.concept_N, batch.class_tokens_KL, batch.wrong_KK, batch.caption_tokens_JL
             )
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.task.parameters(), settings.clip_grad_norm)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        self._move_average()
+        self.learn(loss)
         return {"loss": float(loss.detach()), "hits": float(hits)}
-
-    @torch.no_grad()
-    def _move_average(self) -> None:
-        # Early on the average follows closely, so that it never remembers the random start.
-        decay = min(self.settings.average_decay, self.step / (self.step + 10))
-        current = self.model.state_dict()
-        floats = [name for name, tensor in current.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_([self.average[name] for name in floats], [current[name] for name in floats], 1 - decay)
-
-    def state(self) -> dict[str, Any]:
-        """All that a resumed run needs."""
-        return {
-            "model": self.model.state_dict(),
-            "average": self.average,
-            "optimizers": [one.state_dict() for one in self.optimizers],
-            "step": self.step,
-            "seconds": self.seconds,
-        }
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Continues from ``state``."""
-        self.model.load_state_dict(state["model"])
-        self.average = dict(state["average"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.step, self.seconds = int(state["step"]), float(state["seconds"])

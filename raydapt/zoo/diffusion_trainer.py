@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from raydapt.zoo.clip_batches import PretrainingImages, step_seed
 from raydapt.zoo.clip_model import IMAGE_PX
-from raydapt.zoo.clip_trainer import data_folder, rate_factor
+from raydapt.zoo.clip_trainer import data_folder
 from raydapt.zoo.diffusion_batches import ImageDrawer, TextTable
 from raydapt.zoo.diffusion_losses import DenoisingTask, ReconstructionTask
 from raydapt.zoo.diffusion_model import (
@@ -35,6 +35,7 @@ from raydapt.zoo.diffusion_model import (
 )
 from raydapt.zoo.diffusion_settings import DiffusionPretraining
 from raydapt.zoo.pretraining_data import save_whole
+from raydapt.zoo.training_state import rate_factor
 
 BANK_CHUNK = 500
 STANDARDISING_IMAGES = 4000

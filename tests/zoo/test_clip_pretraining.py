@@ -15,8 +15,9 @@ from PIL import Image
 from raydapt.errors import UserError
 from raydapt.zoo import clip_pretraining
 from raydapt.zoo.clip_settings import ClipPretraining, read_settings
-from raydapt.zoo.clip_trainer import Pretrainer, data_folder, domain_counts, rate_factor
+from raydapt.zoo.clip_trainer import Pretrainer, data_folder, domain_counts
 from raydapt.zoo.pretraining_data import HELD_OUT_EVERY
+from raydapt.zoo.training_state import rate_factor
 
 
 def write_parquet(file: Path, rows: list[tuple[list[str], str | None, str]], size_px: int) -> None:
