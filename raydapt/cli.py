@@ -255,11 +255,11 @@ def doctor(config: str | None, overrides: tuple[str, ...]) -> None:
 @click.argument("config")
 @_OVERRIDES
 def pretrain(config: str, overrides: tuple[str, ...]) -> None:
-    """Trains an embedded miniature model again (jobs/zoo/clip.yaml, jobs/zoo/diffusion.yaml)."""
-    from raydapt.zoo import clip_pretraining, diffusion_pretraining
+    """Trains an embedded miniature model again: jobs/zoo/clip.yaml, diffusion.yaml or captioner.yaml there."""
+    from raydapt.zoo import captioner_pretraining, clip_pretraining, diffusion_pretraining
 
-    job = diffusion_pretraining if Path(config).stem == "diffusion" else clip_pretraining
-    sys.exit(job.main([config, *overrides]))
+    others = {"captioner": captioner_pretraining.main, "diffusion": diffusion_pretraining.main}
+    sys.exit(others.get(Path(config).stem, clip_pretraining.main)([config, *overrides]))
 
 
 def main() -> None:

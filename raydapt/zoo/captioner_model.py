@@ -65,9 +65,9 @@ class CaptionerShape:
     vision_width: int = 128
     vision_layers: int = 5
     vision_heads: int = 4
-    text_width: int = 128
-    text_layers: int = 3
-    text_heads: int = 4
+    text_width: int = 192
+    text_layers: int = 2
+    text_heads: int = 6
     text_hidden: int = 384
     context_length: int = 256
 
@@ -115,6 +115,8 @@ def build_processor(tokenizer: PreTrainedTokenizerFast, shape: CaptionerShape) -
 
 def build_captioner(tokenizer: PreTrainedTokenizerFast, shape: CaptionerShape) -> LlavaForConditionalGeneration:
     """The untrained model; initialised from torch's global seed."""
+    config_of: Any = LlamaConfig  # their keywords are not all typed
+    whole_of: Any = LlavaConfig
     vision = CLIPVisionConfig(
         hidden_size=shape.vision_width,
         intermediate_size=4 * shape.vision_width,
@@ -125,7 +127,7 @@ def build_captioner(tokenizer: PreTrainedTokenizerFast, shape: CaptionerShape) -
         hidden_act="gelu",
         projection_dim=shape.vision_width,
     )
-    text = LlamaConfig(
+    text = config_of(
         vocab_size=len(tokenizer),
         hidden_size=shape.text_width,
         intermediate_size=shape.text_hidden,
@@ -140,7 +142,7 @@ def build_captioner(tokenizer: PreTrainedTokenizerFast, shape: CaptionerShape) -
         tie_word_embeddings=False,
         attn_implementation="sdpa",
     )
-    config = LlavaConfig(
+    config = whole_of(
         vision_config=vision,
         text_config=text,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),

@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -153,8 +152,12 @@ def pretrain(job: Job, settings: Any) -> ray.train.Result:
     data = str(data_folder(settings.data).resolve())
     storage = str(Path(settings.storage).resolve())
     config = {**asdict(settings), "data": data, "storage": storage, "export_to": str(export_path(settings).resolve())}
+
+    def loop(config: dict[str, Any]) -> None:
+        worker_loop(job, config)
+
     trainer = TorchTrainer(
-        partial(worker_loop, job),
+        loop,
         train_loop_config=config,
         scaling_config=ScalingConfig(num_workers=settings.workers, resources_per_worker={"CPU": settings.threads}),
         run_config=RunConfig(
