@@ -1,10 +1,20 @@
 """All benchmarks: ``make bench``."""
 
-from tests.bench import bench_coreg, bench_crops, bench_features, bench_prompts, bench_synthesis, bench_tune
+from tests.bench import (
+    bench_coreg,
+    bench_crops,
+    bench_features,
+    bench_overhead,
+    bench_prompts,
+    bench_synthesis,
+    bench_tune,
+)
 
 bench_prompts.main()
 print()
 bench_features.main()
+print()
+bench_overhead.main()
 print()
 bench_crops.main()
 print()
