@@ -172,6 +172,8 @@ class AirSettings:
     """The method that gets the images' help; its own settings hold."""
     fusion_weight: NonNegative = 1.0
     """Lambda in p* = norm(p + lambda p^); 0 leaves the pseudo-labels to the text classifier."""
+    fusion_decay: Share = 0.5
+    """Lambda is multiplied by this after each round: the text classifier has then learned from what images said."""
     synthetic_weight: NonNegative = 1.0
     """Beta of the synthetic images' cross-entropy; 0 leaves them out of learning."""
     synthetic_only: bool = False

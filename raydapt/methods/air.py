@@ -66,11 +66,12 @@ class AirPart(nn.Module):
         return self.settings.fusion_weight > 0
 
     def judge(
-        self, text_UK: Probabilities, images: TrainingImages, encoder: PromptedClip | None
+        self, round_: int, text_UK: Probabilities, images: TrainingImages, encoder: PromptedClip | None
     ) -> tuple[Probabilities, dict[str, Tensor]]:
         """The fused pseudo-label probabilities p* [U, K], and which class each judge would choose.
 
         Args:
+            round_: 1-based; lambda decays with it.
             text_UK: What the text classifier says of the candidate classes.
             images: The training images; of candidate classes other than all (TRZSL), p^ is over these alone.
             encoder: Encodes both kinds of images anew; None takes the frozen features.
@@ -87,7 +88,7 @@ class AirPart(nn.Module):
             confidence = float(text_UK[row_R.numpy()].max(axis=1).mean())
             self.scale.fill_(matching_scale(score_UK[row_R], confidence))
         image_UK = (float(self.scale) * score_UK).softmax(dim=1).numpy()
-        both_UK = fuse(text_UK, image_UK, self.settings.fusion_weight)
+        both_UK = fuse(text_UK, image_UK, self.settings.fusion_weight * self.settings.fusion_decay ** (round_ - 1))
         judges = {TEXT: text_UK, IMAGES: image_UK, BOTH: both_UK}
         return both_UK, {name: candidates_K[torch.from_numpy(p.argmax(axis=1))] for name, p in judges.items()}
 

@@ -133,7 +133,7 @@ class PromptMethod(Method):
             return text_UK
         # The frozen features are right until something visual is learned; then both kinds of images are encoded anew.
         encoder = self.prompted if self.prompted.uses_pixels and round_ > 1 else None
-        both_UK, self._guesses = self.air.judge(text_UK, images, encoder)
+        both_UK, self._guesses = self.air.judge(round_, text_UK, images, encoder)
         return both_UK
 
     def pseudo_labels_of(

@@ -143,6 +143,20 @@ def test_the_fused_probabilities_select_the_images_trzsl_among_unseen_classes_al
     assert pseudo.guesses["text"].tolist() == unseen[text_UC[:, unseen].argmax(dim=1)].tolist()
 
 
+@pytest.mark.parametrize(("decay", "weight"), [(1.0, 2.0), (0.5, 0.5), (0.0, 0.0)])
+def test_the_weight_of_the_images_decays_from_round_to_round(decay, weight):
+    clip = tiny_clip()
+    images = with_synthetic(clip=clip)
+    method = build_method(config(fusion_weight=2.0, fusion_decay=decay, image_scale=30.0), clip, CLASSES, images)
+    text_UC = torch.randn(len(images.unlabelled_U), 4, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
+    synthetic = images.synthetic
+    weight_CD = class_weights(synthetic.feature_MD, synthetic.class_M, 4, prototypes="nearest", nearest=4)
+    image_UC = (30 * images.feature_ND[images.unlabelled_U] @ weight_CD.T).softmax(dim=1)
+    both_UC, guesses = method.air.judge(3, text_UC.numpy(), images, None)
+    torch.testing.assert_close(torch.from_numpy(both_UC), (text_UC + weight * image_UC) / (1 + weight))
+    assert guesses["both"].tolist() == both_UC.argmax(axis=1).tolist()
+
+
 def test_visual_prompts_encode_both_kinds_of_images_anew():
     clip = tiny_clip()
     images = with_synthetic(clip=clip, prompt="visual")
