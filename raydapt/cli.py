@@ -92,6 +92,24 @@ def synthesize(config: str | None, overrides: tuple[str, ...]) -> None:
 
 
 @cli.command()
+@click.argument("config", required=False, metavar="[JOB.yaml|SOURCE]")
+@_OVERRIDES
+@click.option("--groups", is_flag=True, help="Also describe groups of four images of the same zero-shot class.")
+@click.option("--output", help="Folder for image_captions.parquet; the default leaves them in the store.")
+def caption(config: str | None, overrides: tuple[str, ...], groups: bool, output: str | None) -> None:
+    """Describes every image with a vision-language model and prints where the captions are.
+
+    Works on any source: raydapt caption photos/ caption.model=llava-hf/llava-v1.6-mistral-7b-hf
+    """
+    from raydapt import captioning
+
+    if config is not None and "=" not in config and Path(config).suffix not in (".yaml", ".yml"):
+        config, overrides = None, (f"data.source={json.dumps(config)}", *overrides)
+    for place in captioning.caption(_load(config, overrides), groups=groups, output=output):
+        click.echo(place)
+
+
+@cli.command()
 @_CONFIG
 @_OVERRIDES
 @click.option("--counts", default="0,5,10,20,50,100,150,300,500", show_default=True, help="Images per class.")

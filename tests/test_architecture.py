@@ -29,12 +29,13 @@ LEVELS = (
         "plan_latteclip",
         "outcome_latteclip",
         "artefacts",
+        "captioning",
     },
     {"stages", "train"},
     {"methods"},
     {"models"},
     {"data"},
-    {"config", "setting_trees", "errors", "zoo"},
+    {"config", "config_caption", "setting_trees", "errors", "zoo"},
 )
 
 

@@ -83,6 +83,12 @@ def decode_image(data: bytes, spec: ImageSpec, *, max_pixels: int, max_bytes: in
     Raises:
         BadImage: With one of `BAD_IMAGE_REASONS`.
     """
+    image_HW3 = np.asarray(_fit(decode_rgb(data, max_pixels=max_pixels, max_bytes=max_bytes), spec, max_pixels))
+    return np.ascontiguousarray(image_HW3.transpose(2, 0, 1))
+
+
+def decode_rgb(data: bytes, *, max_pixels: int, max_bytes: int) -> Image.Image:
+    """Decodes, turns upright and converts to RGB, in the image's own size; see `decode_image`."""
     if not data:
         raise BadImage("empty")
     if len(data) > max_bytes:
@@ -93,11 +99,9 @@ def decode_image(data: bytes, spec: ImageSpec, *, max_pixels: int, max_bytes: in
             if image.width * image.height > max_pixels:
                 raise BadImage("too_many_pixels")
             try:
-                rgb = to_rgb(_upright(image))
+                return to_rgb(_upright(image))
             except Exception as error:  # parsers raise nearly anything on broken or hostile bytes
                 raise BadImage("corrupt") from error
-        image_HW3 = np.asarray(_fit(rgb, spec, max_pixels))
-    return np.ascontiguousarray(image_HW3.transpose(2, 0, 1))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -1,0 +1,119 @@
+"""Answers of a server that speaks OpenAI's protocol, such as ``vllm serve``: the other engine of language models."""
+
+import base64
+import importlib
+import importlib.util
+import io
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+from PIL import Image
+from ray.data import ActorPoolStrategy
+
+from raydapt.config_caption import EngineSettings
+from raydapt.errors import UserError
+from raydapt.stages.llm import ANSWER, ASKED, ERROR, SECONDS, Asker, NoQuestion, Question, as_result, engine_reason
+
+_TRIES = 6
+"""Times that a request is repeated by the client, with growing pauses, when the server is busy or away."""
+_TIMEOUT_S = 600.0
+
+
+def ask_endpoint(
+    dataset: ray.data.Dataset, asker: Asker, settings: EngineSettings, *, schema: pa.Schema, setting: str
+) -> tuple[ray.data.Dataset, int]:
+    """Puts every row's question to a server; see `raydapt.stages.llm.ask_vllm` for what goes in and comes out.
+
+    Raises:
+        UserError: When no server is named, or its client is not installed.
+    """
+    if not settings.base_url:
+        raise UserError(
+            f"Setting {setting}.engine=openai needs {setting}.base_url: give the server's address, such as "
+            "http://127.0.0.1:8000/v1."
+        )
+    if importlib.util.find_spec("openai") is None:
+        raise UserError(f"Setting {setting}.engine=openai: the client is not installed: pip install 'raydapt[openai]'.")
+    clients = 1 if settings.replicas == "auto" else settings.replicas
+    answered = dataset.map_batches(
+        EndpointClient,
+        fn_constructor_args=(asker, settings, schema, setting),
+        batch_size=settings.max_num_seqs,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=clients, max_tasks_in_flight_per_actor=2),
+        num_cpus=1,
+    )
+    return answered, clients
+
+
+class EndpointClient:
+    """The actor: asks the questions of a batch at the same time.
+
+    The key is read here, from the environment of the node: it is in no setting, no file and no message between nodes.
+    """
+
+    def __init__(self, asker: Asker, settings: EngineSettings, schema: pa.Schema, setting: str) -> None:
+        self._openai: Any = importlib.import_module("openai")
+        self._client = self._openai.OpenAI(
+            base_url=settings.base_url,
+            api_key=os.environ.get(settings.api_key_variable, "none"),
+            max_retries=_TRIES,
+            timeout=_TIMEOUT_S,
+        )
+        self._asker, self._settings, self._schema, self._setting = asker, settings, schema, setting
+        self._threads = ThreadPoolExecutor(max_workers=settings.max_num_seqs)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Answers a batch of rows."""
+        rows = list(self._threads.map(self._answer, batch.to_pylist()))
+        return as_result(pa.table({name: [row.get(name) for row in rows] for name in self._schema.names}), self._schema)
+
+    def _answer(self, row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            question = self._asker(row)
+        except NoQuestion as verdict:
+            return {**row, ERROR: str(verdict)}
+        started = time.perf_counter()
+        asked = {**row, ASKED: question.text}
+        try:
+            text = self._ask(question)
+        except self._openai.BadRequestError as error:
+            return {**asked, ERROR: engine_reason(str(error))}
+        except self._openai.OpenAIError as error:
+            raise UserError(self._sentence(error)) from None
+        return {**asked, ANSWER: text, SECONDS: time.perf_counter() - started}
+
+    def _ask(self, question: Question) -> str:
+        content: Any = question.text
+        if question.image is not None:
+            image = {"type": "image_url", "image_url": {"url": data_url(question.image)}}
+            content = [image, {"type": "text", "text": question.text}]
+        sampling: dict[str, Any] = {"temperature": 0.0}
+        if not self._settings.greedy:
+            sampling = {"temperature": 1.0, "seed": question.seed}
+        answer = self._client.chat.completions.create(
+            model=self._settings.model,
+            messages=[{"role": "user", "content": content}],
+            max_tokens=self._settings.max_tokens,
+            **sampling,
+        )
+        return answer.choices[0].message.content or ""
+
+    def _sentence(self, error: Exception) -> str:
+        settings, reason = self._settings, (str(error).splitlines() or [""])[0]
+        return (
+            f"Setting {self._setting}.base_url={settings.base_url!r} answered {type(error).__name__} ({reason}): check "
+            f"the address, {self._setting}.model={settings.model!r} and the key in {settings.api_key_variable}, then "
+            "run the command again."
+        )
+
+
+def data_url(image: Image.Image) -> str:
+    """The image itself as a URL, so that the server fetches nothing."""
+    sink = io.BytesIO()
+    image.save(sink, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(sink.getvalue()).decode()

