@@ -42,7 +42,7 @@ def caption(config: Config, *, groups: bool = False, output: str | None = None) 
     Returns:
         The folders of the artefacts, or the files in `output`.
     """
-    if groups or "{}" in _prompts(config)[0]:
+    if groups or "{}" in _checked_prompts(config)[0]:
         plan = make_plan(config)
         made = make_captions(plan, make_features(plan).artefact, all_splits=True, groups=groups)
     else:
@@ -100,13 +100,7 @@ def caption_jobs(
     Raises:
         UserError: For a model or a prompt that cannot work.
     """
-    settings, (image_prompt, group_prompt) = config.caption, _prompts(config)
-    for name, prompt in (("image_prompt", image_prompt), ("group_prompt", group_prompt)):
-        if not prompt.strip() or len(prompt) > _MOST_CHARACTERS or prompt.count("{}") > 1:
-            raise UserError(
-                f"Setting caption.{name}={prompt[:60]!r} must be a text of at most {_MOST_CHARACTERS} characters with "
-                "at most one {}, the place of the class."
-            )
+    settings, (image_prompt, group_prompt) = config.caption, _checked_prompts(config)
     if settings.engine == "openai":
         address, identity = "", f"{settings.base_url} {settings.model}"
     else:
@@ -137,13 +131,19 @@ def caption_jobs(
     return jobs
 
 
-def _prompts(config: Config) -> tuple[str, str]:
+def _checked_prompts(config: Config) -> tuple[str, str]:
+    """The prompts for images and groups, those of the set where the settings leave them open."""
     own_image, own_group = caption_prompts(config.data.source)
     settings = config.caption
-    return (
-        own_image if settings.image_prompt == "auto" else settings.image_prompt,
-        own_group if settings.group_prompt == "auto" else settings.group_prompt,
-    )
+    image = own_image if settings.image_prompt == "auto" else settings.image_prompt
+    group = own_group if settings.group_prompt == "auto" else settings.group_prompt
+    for name, prompt in (("image_prompt", image), ("group_prompt", group)):
+        if not prompt.strip() or len(prompt) > _MOST_CHARACTERS or prompt.count("{}") > 1:
+            raise UserError(
+                f"Setting caption.{name}={prompt[:60]!r} must be a text of at most {_MOST_CHARACTERS} characters with "
+                "at most one {}, the place of the class."
+            )
+    return image, group
 
 
 def _known_rows(plan: Plan, features: Artefact, *, all_splits: bool) -> KnownRows:
