@@ -112,6 +112,17 @@ def caption(config: str | None, overrides: tuple[str, ...], groups: bool, output
 @cli.command()
 @_CONFIG
 @_OVERRIDES
+@click.option("--output", help="The YAML file; the default lies in the store.")
+def describe(config: str | None, overrides: tuple[str, ...], output: str | None) -> None:
+    """Lets an instruct language model write what the classes look like, as fair.descriptions reads it."""
+    from raydapt import describing
+
+    click.echo(describing.describe(_load(config, overrides), output=output))
+
+
+@cli.command()
+@_CONFIG
+@_OVERRIDES
 @click.option("--counts", default="0,5,10,20,50,100,150,300,500", show_default=True, help="Images per class.")
 def samples(config: str | None, overrides: tuple[str, ...], counts: str) -> None:
     """Plots what AiR reaches with more and more synthetic images per class."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Gt, Le
 
-from raydapt.config_caption import CaptionSettings
+from raydapt.config_caption import CaptionSettings, DescribeSettings
 from raydapt.config_coreg import CoregSettings
 from raydapt.config_latteclip import LatteclipSettings
 from raydapt.config_tune import TuneSettings
@@ -336,6 +336,7 @@ class Config:
     coreg: CoregSettings = field(default_factory=CoregSettings)
     latteclip: LatteclipSettings = field(default_factory=LatteclipSettings)
     caption: CaptionSettings = field(default_factory=CaptionSettings)
+    describe: DescribeSettings = field(default_factory=DescribeSettings)
     ray: RaySettings = field(default_factory=RaySettings)
     tune: TuneSettings = field(default_factory=TuneSettings)
     space: dict[str, Any] = field(default_factory=dict)

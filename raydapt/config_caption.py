@@ -1,4 +1,4 @@
-"""Settings of the language models that vLLM serves: what describes images."""
+"""Settings of the language models that vLLM serves: what describes images, and what describes classes."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -53,3 +53,25 @@ class CaptionSettings(EngineSettings):
     """Between the images of a group; ``auto``: 20 to 672."""
     seed: Count = 0
     """Of the groups; the run's own seed does not change them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescribeSettings(EngineSettings):
+    """Descriptions of classes; the questions and their sampling are LaFTer's."""
+
+    __pydantic_config__ = STRICT
+
+    model: str = "Qwen/Qwen2.5-7B-Instruct"
+    """A folder in transformers' layout, or a name of the model hub: any model that follows instructions."""
+    greedy: bool = False
+    max_tokens: PositiveInt = 50
+    form: Literal["questions", "list"] = "questions"
+    """Five questions about a class, or a single one for a list (which needs more ``max_tokens``)."""
+    answers: PositiveInt = 5
+    """To each question; 1 where sampling is greedy."""
+    sentences: PositiveInt = 10
+    """Asked for by the ``list`` question."""
+    most: PositiveInt = 50
+    """Descriptions of a class that are kept."""
+    seed: Count = 0
+    """Of the answers; the run's own seed does not change them."""

@@ -30,6 +30,7 @@ LEVELS = (
         "outcome_latteclip",
         "artefacts",
         "captioning",
+        "describing",
     },
     {"stages", "train"},
     {"methods"},

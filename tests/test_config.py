@@ -109,4 +109,4 @@ def test_the_settings_are_these() -> None:
     groups = sorted({name.split(".")[0] for name in setting_names(Config) if "." in name})
     expected = "air coreg cpl data fair features fpl grip latteclip lora model ray synthesis train tune"
     assert " ".join(groups) == expected
-    assert len(list(setting_names(Config))) == 188
+    assert len(list(setting_names(Config))) == 209

@@ -32,10 +32,11 @@ def draw_groups(class_N: npt.NDArray[np.int64], id_N: Sequence[str], seed: int) 
     for i, c in enumerate(class_N.tolist()):
         if c >= 0:
             members = members_of[c]
-            draw = np.random.default_rng(_seed(seed, id_N[i]))
+            draw = np.random.default_rng(seed_of_text(seed, id_N[i]))
             group_N4[i] = members[draw.choice(len(members), PER_GROUP, replace=len(members) < PER_GROUP)]
     return group_N4
 
 
-def _seed(seed: int, image: str) -> int:
-    return int.from_bytes(hashlib.blake2b(json.dumps([seed, image]).encode(), digest_size=8).digest(), "big")
+def seed_of_text(seed: int, text: str) -> int:
+    """A 64-bit seed of its own for every text."""
+    return int.from_bytes(hashlib.blake2b(json.dumps([seed, text]).encode(), digest_size=8).digest(), "big")

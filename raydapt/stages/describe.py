@@ -1,0 +1,136 @@
+"""Descriptions of classes by an instruct language model: one row per class, question and answer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+
+from raydapt.config import RaySettings
+from raydapt.config_caption import DescribeSettings
+from raydapt.data.description_texts import descriptions_of, questions_of
+from raydapt.data.groups import seed_of_text
+from raydapt.models.language import chat_texts
+from raydapt.stages.endpoint import ask_endpoint
+from raydapt.stages.llm import ANSWER, ASKED, ERROR, SECONDS, Question, ask_vllm
+from raydapt.stages.run import PART, PART_ROWS, Stage, StageResult, run_stage
+from raydapt.workspace import Artefact, Recipe, Store
+
+KIND = "descriptions"
+_CLASSES_PER_PART = 16
+_SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("path", pa.string()),
+        (ASKED, pa.string()),
+        (ANSWER, pa.string()),
+        (SECONDS, pa.float64()),
+        (ERROR, pa.string()),
+        (PART, pa.int64()),
+        (PART_ROWS, pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescribeJob:
+    """What is asked about which classes, by which model.
+
+    Attributes:
+        class_names: All classes.
+        settings: The questions, the model and its engine.
+        address: The model, see `raydapt.models.language.model_address`.
+        identity: Identity of its weights.
+    """
+
+    class_names: tuple[str, ...]
+    settings: DescribeSettings
+    address: str
+    identity: str
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the answers depend on."""
+        used = ("form", "answers", "sentences", "max_tokens", "greedy", "seed", "max_model_len")
+        settings: dict[str, Any] = {name: getattr(self.settings, name) for name in used}
+        return Recipe(
+            kind=KIND, settings=settings | {"class_names": list(self.class_names)}, inputs=(), weights=self.identity
+        )
+
+    def questions(self, class_: int) -> list[str]:
+        """All questions about a class, each as often as it is to be answered."""
+        settings = self.settings
+        asked = questions_of(self.class_names[class_], form=settings.form, sentences=settings.sentences)
+        return [question for question in asked for _ in range(1 if settings.greedy else settings.answers)]
+
+    def rows(self, part: int) -> list[dict[str, Any]]:
+        """The rows of a part."""
+        classes = range(len(self.class_names))[part * _CLASSES_PER_PART : (part + 1) * _CLASSES_PER_PART]
+        asked = [(self.class_names[c], question) for c in classes for question in self.questions(c)]
+        first = part * _CLASSES_PER_PART * len(self.questions(0))
+        return [
+            {"row": first + place, "path": name, ASKED: question, PART: part, PART_ROWS: len(asked)}
+            for place, (name, question) in enumerate(asked)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextAsker:
+    """Makes the question of a row; the seed of its answer depends on the setting and the row."""
+
+    seed: int
+
+    def __call__(self, row: dict[str, Any]) -> Question:
+        """The question as it stands in the row."""
+        return Question(text=row[ASKED], seed=seed_of_text(self.seed, f"{row['row']} {row[ASKED]}") >> 1)
+
+
+def describe_stage(job: DescribeJob, *, ray_settings: RaySettings, store: Store) -> StageResult:
+    """Asks a language model about every class, or finds its answers in the store.
+
+    Raises:
+        UserError: For a model that is none, and see `raydapt.stages.run.run_stage`.
+    """
+    settings = job.settings
+
+    def dataset_of(pending: Sequence[int]) -> tuple[ray.data.Dataset, int]:
+        rows = ray.data.from_items([row for part in pending for row in job.rows(part)])
+        asker = TextAsker(seed=settings.seed)
+        if settings.engine == "openai":
+            return ask_endpoint(rows, asker, settings, schema=_SCHEMA, setting="describe")
+        asked = [question for class_ in range(len(job.class_names)) for question in job.questions(class_)]
+        return ask_vllm(
+            rows,
+            asker,
+            settings,
+            address=job.address,
+            chat=chat_texts(job.address, asked, image=False, setting="describe.model"),
+            images=False,
+            schema=_SCHEMA,
+            setting="describe",
+        )
+
+    n_parts = -(-len(job.class_names) // _CLASSES_PER_PART)
+    stage = Stage(
+        recipe=job.recipe,
+        parts=range(n_parts),
+        dataset_of=dataset_of,
+        rows=len(job.class_names) * len(job.questions(0)),
+        max_error_share=0.0,
+        ray=ray_settings,
+        unit="answers",
+    )
+    return run_stage(store, stage)
+
+
+def load_descriptions(artefact: Artefact, settings: DescribeSettings) -> dict[str, list[str]]:
+    """The cleaned descriptions by class name; a class of which no answer can be used has none."""
+    answers: dict[str, list[str]] = {name: [] for name in artefact.manifest.settings["class_names"]}
+    for table in artefact.iter_tables(["path", ANSWER]):
+        for name, answer in zip(table["path"].to_pylist(), table[ANSWER].to_pylist(), strict=True):
+            answers[name].append(answer or "")
+    return {
+        name: descriptions_of(texts, form=settings.form, cut=[True] * len(texts), most=settings.most)
+        for name, texts in answers.items()
+    }
