@@ -6,7 +6,9 @@ from dataclasses import replace
 from raydapt.data.sources import Source, resolve_source
 from raydapt.models.clip import load_clip
 from raydapt.plan import Plan
+from raydapt.plan_latteclip import caption_kinds
 from raydapt.stages.annotate import partial_labels_stage
+from raydapt.stages.caption import GROUP_CAPTIONS
 from raydapt.stages.crops import crop_spec, crops_stage
 from raydapt.stages.features import features_stage
 from raydapt.stages.pixels import pixels_stage
@@ -45,6 +47,11 @@ def make_artefacts(plan: Plan, *, to_learn: bool = True) -> dict[str, StageResul
             settings=plan.config.coreg,
             store=plan.store,
         )
+    if to_learn and (kinds := caption_kinds(plan.config)):
+        from raydapt.captioning import make_captions  # which makes features with the help of this file
+
+        described = make_captions(plan, made[FEATURES].artefact, groups=GROUP_CAPTIONS in kinds)
+        made |= {kind: described[kind] for kind in kinds}
     if plan.reads_synthetic and (to_learn or plan.config.air.fusion_at_test):
         from raydapt.synthesis import make_synthetic  # diffusers takes seconds to import
 

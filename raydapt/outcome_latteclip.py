@@ -13,8 +13,13 @@ from torch import Tensor
 
 from raydapt.gallery import thumbnails
 from raydapt.methods.latteclip import SOURCES
+from raydapt.models.clip import load_clip
+from raydapt.outcome import parquet_bytes
 from raydapt.plan import Plan
+from raydapt.stages.caption import GROUP_CAPTIONS, IMAGE_CAPTIONS, load_captions
 from raydapt.stages.features import FeatureTable
+from raydapt.train.checkpoint import TrainState
+from raydapt.train.job import TrainingJob
 
 _EXAMPLES = 12
 _MOST_CHARACTERS = 400
@@ -24,6 +29,26 @@ _SCHEMA = pa.schema(
     [("id", pa.string()), ("path", pa.string()), ("image", pa.binary()), ("zero_shot", pa.string()),
      ("image_caption", pa.string()), ("group_caption", pa.string())]
 )  # fmt: skip
+
+
+def write_latteclip(
+    job: TrainingJob, plan: Plan, state: TrainState, table: FeatureTable, row_N: Tensor
+) -> dict[str, Any]:
+    """Writes ``captions.parquet`` where there are captions and returns the group ``latteclip`` of metrics.json."""
+    names = plan.classes.names
+    told = latteclip_metrics(state.method, names)
+    kinds = {"images": IMAGE_CAPTIONS, "groups": GROUP_CAPTIONS}
+    of_all = {name: load_captions(job.artefacts[kind]) for name, kind in kinds.items() if kind in job.artefacts}
+    if of_all:
+        class_CD = load_clip(plan.config.model.clip).class_embeddings(names, plan.classes.templates[:1])
+        class_N = (table.feature_ND[row_N] @ class_CD.T).argmax(1)
+        told["captions"] = {
+            name: caption_metrics([captions[row] for row in row_N.tolist()], class_N, names)
+            for name, captions in of_all.items()
+        }
+        shown = captions_table(plan, table, row_N, class_N, of_all.get("images", ()), of_all.get("groups", ()))
+        job.run.write_bytes("captions.parquet", parquet_bytes(shown))
+    return told
 
 
 def latteclip_metrics(state: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Any]:

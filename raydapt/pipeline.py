@@ -30,7 +30,7 @@ from raydapt.methods.fair import Fair
 from raydapt.models.clip import load_clip
 from raydapt.outcome_coreg import coreg_metrics
 from raydapt.outcome_fair import write_alignment
-from raydapt.outcome_latteclip import latteclip_metrics
+from raydapt.outcome_latteclip import write_latteclip
 from raydapt.plan import LEARNING_METHODS, Plan, describe_plan, make_plan, prompt_of, rows_of_splits
 from raydapt.progress import TrainingProgress, say
 from raydapt.report import write_report
@@ -115,7 +115,7 @@ def _run(record: Run, plan: Plan) -> None:
     if plan.config.method == "fair":
         metrics["alignment"] = _alignment(job, plan, state, table, row_N)
     if plan.config.method == "latteclip":
-        metrics["latteclip"] = latteclip_metrics(state.method, plan.classes.names)
+        metrics["latteclip"] = write_latteclip(job, plan, state, table, row_N)
     record.write_json("metrics.json", metrics)
 
 

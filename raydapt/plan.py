@@ -21,7 +21,7 @@ from raydapt.methods.latteclip import reads_of as latteclip_reads_of
 from raydapt.models.clip import load_clip
 from raydapt.plan_coreg import resolve_coreg
 from raydapt.plan_fair import resolve_fair
-from raydapt.plan_latteclip import check_latteclip, latteclip_learns
+from raydapt.plan_latteclip import caption_kinds, check_latteclip, latteclip_learns
 from raydapt.stages.annotate import partial_labels_recipe
 from raydapt.stages.crops import crop_spec, crops_recipe
 from raydapt.stages.features import FeatureTable, features_recipe
@@ -54,6 +54,8 @@ class Plan:
     """How images are stored where a method reads them, or cuts them."""
     partial_labels: Recipe | None
     """None when the method does not learn from partial labels."""
+    captions: tuple[Recipe, ...]
+    """Of the images and of groups, as far as the method reads them."""
     fingerprint: str
     run_name: str
 
@@ -89,6 +91,8 @@ def make_plan(config: Config) -> Plan:
         from raydapt.models.diffusion import pipeline_identity  # diffusers takes seconds to import
 
         inputs.append(pipeline_identity(config.synthesis.pipeline))
+    captions = _captions(config, source, classes, features)
+    inputs += [recipe.fingerprint for recipe in captions]
     digest = fingerprint("run", _what_matters(config), inputs)
     named = run_name(config.method, config.data.source, config.data.paradigm, config.seed, digest)
     return Plan(
@@ -102,6 +106,7 @@ def make_plan(config: Config) -> Plan:
         crops=crops,
         stored_spec=stored_spec,
         partial_labels=partial_labels_recipe(features, classes.names, config.coreg) if coreg else None,
+        captions=captions,
         fingerprint=digest,
         run_name=named if config.name == "auto" else config.name,
     )
@@ -126,7 +131,7 @@ def describe_plan(plan: Plan, further_stages: Sequence[str] = ()) -> str:
         f"method    {config.method}, {config.data.paradigm}, seed {config.seed}",
         f"stage     features {plan.features.fingerprint}: {_presence(plan.store.artefact_of(plan.features), source)}",
     ]
-    for recipe in (plan.pixels, plan.crops, plan.partial_labels):
+    for recipe in (plan.pixels, plan.crops, plan.partial_labels, *plan.captions):
         if recipe is not None:
             presence = _presence(plan.store.artefact_of(recipe), source)
             lines.append(f"stage     {recipe.kind} {recipe.fingerprint}: {presence}")
@@ -221,6 +226,16 @@ def prompt_of(config: Config) -> str | None:
     if config.method == "latteclip":
         return config.latteclip.tune.removesuffix("_prompt") if config.latteclip.tune.endswith("_prompt") else None
     return config.model.prompt if _learns(config) and config.method != "coreg" else None
+
+
+def _captions(config: Config, source: Source, classes: ClassSpace, features: Recipe) -> tuple[Recipe, ...]:
+    kinds = caption_kinds(config)
+    if not kinds:
+        return ()
+    from raydapt.captioning import caption_jobs  # which needs plans
+
+    jobs = caption_jobs(config, source, classes, features)
+    return tuple(jobs[kind].recipe for kind in kinds)
 
 
 def _learns(config: Config) -> bool:

@@ -3,6 +3,7 @@
 from raydapt.config import Config
 from raydapt.config_latteclip import LatteclipSettings
 from raydapt.errors import UserError
+from raydapt.stages.caption import GROUP_CAPTIONS, IMAGE_CAPTIONS
 
 _WORDS = {
     "full": "both towers of CLIP",
@@ -24,11 +25,6 @@ def check_latteclip(config: Config) -> None:
         raise UserError(
             f"Setting data.paradigm={config.data.paradigm!r}: latteclip learns without any label; set it to ul."
         )
-    if settings.use_image_caption or settings.use_batch_caption:
-        raise UserError(
-            "Settings latteclip.use_image_caption and use_batch_caption need captions, which cannot be made yet: set "
-            "both to false."
-        )
     if not (settings.use_finetune_pseudolabel or settings.use_zeroshot_pseudolabel):
         raise UserError(
             "Settings latteclip.use_finetune_pseudolabel=false and use_zeroshot_pseudolabel=false leave nothing to "
@@ -39,6 +35,14 @@ def check_latteclip(config: Config) -> None:
             "Settings latteclip.use_template_caption, use_image_caption and use_batch_caption are all false, which "
             "leaves no text: keep one of them."
         )
+
+
+def caption_kinds(config: Config) -> tuple[str, ...]:
+    """The kinds of captions that a run reads."""
+    if config.method != "latteclip":
+        return ()
+    wanted = {IMAGE_CAPTIONS: config.latteclip.use_image_caption, GROUP_CAPTIONS: config.latteclip.use_batch_caption}
+    return tuple(kind for kind, used in wanted.items() if used)
 
 
 def latteclip_learns(settings: LatteclipSettings) -> str:

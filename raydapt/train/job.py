@@ -14,9 +14,11 @@ from raydapt.config import Config
 from raydapt.data.classes import ClassSpace
 from raydapt.data.splits import Division
 from raydapt.methods.build import build_method
+from raydapt.methods.captions import Captions, captions_of
 from raydapt.methods.contract import Method, PixelRows, Reads, SyntheticImages, TrainingImages
 from raydapt.models.clip import load_clip
 from raydapt.stages.annotate import load_partial_labels
+from raydapt.stages.caption import GROUP_CAPTIONS, IMAGE_CAPTIONS, load_captions
 from raydapt.stages.crops import load_crops
 from raydapt.stages.features import FeatureTable, load_features
 from raydapt.stages.pixels import load_pixels
@@ -131,6 +133,8 @@ class TrainingJob:
             crop_NKD=None if crops is None else load_crops(crops)[row_N],
             partial=None if partial is None else load_partial_labels(partial).rows(row_N),
             synthetic=synthetic_of(self.config, self.classes, self.artefacts),
+            image_captions=captions_in(self.artefacts, IMAGE_CAPTIONS, row_N),
+            group_captions=captions_in(self.artefacts, GROUP_CAPTIONS, row_N),
         )
 
 
@@ -139,6 +143,14 @@ def images_of(reads: Reads, table: FeatureTable, artefacts: Mapping[str, Artefac
     if reads == "crops":
         return load_crops(artefacts["crops"])
     return table.feature_ND if reads == "features" else load_pixels(artefacts["pixels"], SCRATCH)
+
+
+def captions_in(artefacts: Mapping[str, Artefact], kind: str, row_N: Tensor) -> Captions | None:
+    """The captions of the training images among the artefacts; None without them."""
+    if kind not in artefacts:
+        return None
+    captions = load_captions(artefacts[kind])
+    return captions_of([captions[row] for row in row_N.tolist()])
 
 
 def synthetic_of(config: Config, classes: ClassSpace, artefacts: Mapping[str, Artefact]) -> SyntheticImages | None:
