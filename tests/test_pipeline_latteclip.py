@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
@@ -12,14 +13,30 @@ from raydapt import pipeline, prediction
 from raydapt.config import load_config
 from raydapt.errors import UserError
 from raydapt.export import export
+from raydapt.plan import make_plan
 from raydapt.plan_latteclip import check_latteclip, latteclip_learns
 from tests.test_pipeline_coreg import digits_without_truth
 
 JOB = Path(__file__).parents[1] / "jobs" / "latteclip.yaml"
 
 
+HOSTILE = ["<script>alert(1)</script> seven", "word " * 2000, None, "", "一个手写的三", "three thick strokes\nand more"]
+
+
 def job(*overrides):
-    return load_config(JOB, ["data.class_names=digits", "ray.progress=false", *overrides])
+    server = ["caption.engine=openai", "caption.base_url=http://127.0.0.1:9/v1", "caption.model=none"]
+    return load_config(JOB, ["data.class_names=digits", "ray.progress=false", *server, *overrides])
+
+
+def write_captions(config):
+    """Captions where a captioner would have left them, so that none is asked."""
+    plan = make_plan(config)
+    assert [recipe.kind for recipe in plan.captions] == ["image_captions", "group_captions"]
+    for recipe in plan.captions:
+        artefact = plan.store.artefact_of(recipe)
+        texts = [HOSTILE[i % len(HOSTILE)] for i in range(240)]
+        artefact.commit_part(0, pa.table({"caption": pa.array(texts, pa.string())}))
+        artefact.finish(recipe, [0], {}, {})
 
 
 @pytest.mark.ray
@@ -28,10 +45,12 @@ def job(*overrides):
 def test_a_run_is_reported_predicted_exported_and_blind_to_labels(tmp_path):
     weights = []
     places = [f"store={tmp_path / 'store'}", f"runs={tmp_path / 'runs'}"]
+    captions = ["latteclip.use_image_caption=true", "latteclip.use_batch_caption=true"]
     lengths = ["train.batch_size=50", "train.learning_rate=1e-3", "train.epochs=2", "latteclip.tune=ln"]
     for shuffled in (False, True):
-        source = digits_without_truth(tmp_path, shuffled)
-        run = pipeline.run(job(f"data.source={source}", *places, *lengths))
+        config = job(f"data.source={digits_without_truth(tmp_path, shuffled)}", *places, *captions, *lengths)
+        write_captions(config)
+        run = pipeline.run(config)
         weights.append(load_file(Path(run.path) / "checkpoint" / "state.safetensors"))
     assert weights[0].keys() == weights[1].keys()
     for key in weights[0]:
@@ -39,25 +58,27 @@ def test_a_run_is_reported_predicted_exported_and_blind_to_labels(tmp_path):
     metrics = json.loads(run.read_bytes("metrics.json"))
     assert metrics["prompt"] is None
     assert [row["epoch"] for row in metrics["latteclip"]["epochs"]] == [1, 2]
-    assert metrics["latteclip"]["epochs"][0]["template"] == pytest.approx(1.0)
-    assert "Texts and prototypes" in (Path(run.path) / "report.html").read_text()
+    assert all(metrics["latteclip"]["epochs"][0][source] > 0 for source in ("template", "image", "group"))
+    assert metrics["latteclip"]["captions"]["images"]["missing"] == 66  # of 200 to learn from, a third
+    report = (Path(run.path) / "report.html").read_text()
+    assert "Texts and prototypes" in report
+    assert "<script" not in report
     predictions = pq.read_table(prediction.predict(run.path, []))
     assert predictions.num_rows == 240
     assert (Path(export(run.path, str(tmp_path / "model"))) / "model.onnx").exists()
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("overrides", "words"),
     [
-        ("data.paradigm=ssl", "without any label; set it to ul"),
-        ("latteclip.use_template_caption=false", "leaves no text"),
-        ("latteclip.use_zeroshot_pseudolabel=false", "nothing to learn"),
+        (["data.paradigm=ssl"], "without any label; set it to ul"),
+        ([f"latteclip.use_{kind}_caption=false" for kind in ("template", "image", "batch")], "leaves no text"),
+        ([f"latteclip.use_{kind}_pseudolabel=false" for kind in ("finetune", "zeroshot")], "nothing to learn"),
     ],
 )
-def test_what_cannot_work_is_one_sentence(override, words):
-    off = "latteclip.use_finetune_pseudolabel=false" if "zeroshot" in override else "seed=0"
+def test_what_cannot_work_is_one_sentence(overrides, words):
     with pytest.raises(UserError, match=words):
-        check_latteclip(job(override, off))
+        check_latteclip(job(*overrides))
 
 
 def test_the_plan_says_what_is_learned():
