@@ -99,7 +99,8 @@ def context_length(address: str) -> int | None:
     if not file.is_file():
         return None
     config = json.loads(file.read_text(encoding="utf-8"))
-    return config.get("text_config", config).get("max_position_embeddings")
+    length: int | None = config.get("text_config", config).get("max_position_embeddings")
+    return length
 
 
 def _processor(address: str, setting: str) -> Any:
