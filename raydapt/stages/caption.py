@@ -246,7 +246,7 @@ def _group_rows(job: CaptionJob, known: KnownRows, pending: Sequence[int]) -> ra
     Every part is read once, and its images wait in Ray's object store, no larger than their cells.
     """
     shelve = ray.remote(_shelve)
-    shelves: list[ray.ObjectRef] = []
+    shelves: list[ray.ObjectRef[Any]] = []
     for group in group_parts(job.source.parts):
         returned = shelve.options(num_returns=len(group)).remote(group, job.data, _cell_px(job.settings))
         shelves.extend(returned if isinstance(returned, list) else [returned])

@@ -107,7 +107,7 @@ def ask_vllm(
     before = partial(_to_engine, asker=asker, chat=dict(chat), sampling=sampling)
     after = partial(_from_engine, kept=frozenset(schema.names))
     answered = build_processor(config, preprocess=before, postprocess=after)(dataset)
-    return answered.map_batches(as_result, fn_args=(schema,), batch_format="pyarrow", batch_size=None), engines
+    return answered.map_batches(partial(as_result, schema=schema), batch_format="pyarrow", batch_size=None), engines
 
 
 def as_result(table: pa.Table, schema: pa.Schema) -> pa.Table:
