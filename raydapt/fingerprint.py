@@ -3,8 +3,9 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
 from typing import Any
 
 SCHEMA_VERSION = 1
@@ -32,6 +33,21 @@ def fingerprint(kind: str, settings: Mapping[str, Any], inputs: Sequence[str], w
     """
     text = canonical_json([SCHEMA_VERSION, kind, settings, list(inputs), weights])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def files_digest(paths: Iterable[Path], folder: Path) -> str:
+    """A SHA-256 over files: their names within `folder`, sizes and contents, wherever the folder lies.
+
+    Args:
+        paths: The files, in an order of their own.
+        folder: What all of them lie in.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.relative_to(folder).as_posix()}:{path.stat().st_size}:".encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ Legend: N images, B batch, C classes, T texts, D width of the shared space, S im
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch.nn import functional as F
 from raydapt.data.classes import fill_template
 from raydapt.data.decode import ImageSpec
 from raydapt.errors import UserError
+from raydapt.fingerprint import files_digest
 from raydapt.models.text_tower import TextTower
 
 MINI = Path(__file__).parents[1] / "zoo" / "clip"
@@ -158,11 +158,11 @@ def clip_identity(name: str) -> str:
     """
     folder = _folder(name)
     if folder is not None:
-        return _digest([path for path in sorted(folder.iterdir()) if path.is_file() and _matters(path)])
+        return files_digest((path for path in sorted(folder.iterdir()) if path.is_file() and _matters(path)), folder)
     arguments = _open_clip_arguments(name)
     weights = Path(arguments["pretrained"] or "")
     if arguments["pretrained"] and weights.is_file():
-        return f"{arguments['model_name']}:{_digest([weights])}"
+        return f"{arguments['model_name']}:{files_digest([weights], weights.parent)}"
     return f"{name}@open_clip-{open_clip.__version__}"
 
 
@@ -205,15 +205,6 @@ def _folder(name: str) -> Path | None:
 def _matters(path: Path) -> bool:
     """Whether a file of a model folder changes what the model computes (its card does not)."""
     return path.name == CONFIG_FILE or path.suffix in _WEIGHT_SUFFIXES or path.name.startswith(_TOKENIZER_FILES)
-
-
-def _digest(paths: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(f"{path.name}:{path.stat().st_size}:".encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _image_spec(name: str, settings: dict[str, Any]) -> ImageSpec:

@@ -33,6 +33,7 @@ from diffusers import (
 from torch import Tensor
 
 from raydapt.errors import UserError
+from raydapt.fingerprint import files_digest
 
 MINI = Path(__file__).parents[1] / "zoo" / "diffusion"
 INDEX_FILE = "model_index.json"
@@ -98,12 +99,8 @@ def pipeline_identity(name: str) -> str:
     folder = _folder(name)
     if folder is None:
         return f"{name}@diffusers-{diffusers.__version__}"
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in _UNUSED_FILES):
-        digest.update(f"{path.relative_to(folder).as_posix()}:{path.stat().st_size}:".encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    used = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in _UNUSED_FILES)
+    return files_digest(used, folder)
 
 
 def native_size_px(name: str) -> int:

@@ -1,6 +1,5 @@
 """Language models, with or without eyes, by name: where they lie, what they are, how a question is put to them."""
 
-import hashlib
 import importlib
 import json
 from collections.abc import Iterable
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from raydapt.errors import UserError
+from raydapt.fingerprint import files_digest
 
 MINI_CAPTIONER = Path(__file__).parents[1] / "zoo" / "captioner"
 _UNUSED_FILES = {".md", ".txt", ".gitattributes", ".bin", ".pt", ".pth", ".lock"}
@@ -43,12 +43,8 @@ def model_identity(address: str) -> str:
     folder = Path(address)
     if not folder.is_dir():
         return address
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in _UNUSED_FILES):
-        digest.update(f"{path.relative_to(folder).as_posix()}:{path.stat().st_size}:".encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    used = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in _UNUSED_FILES)
+    return files_digest(used, folder)
 
 
 def chat_texts(address: str, prompts: Iterable[str], *, image: bool, setting: str) -> dict[str, str]:
