@@ -20,7 +20,7 @@ from raydapt.data.groups import draw_groups
 from raydapt.data.sources import Source, resolve_source
 from raydapt.errors import UserError
 from raydapt.models.clip import load_clip
-from raydapt.models.language import model_address, model_identity
+from raydapt.models.language import who_answers
 from raydapt.plan import Plan, make_plan, rows_of_splits
 from raydapt.stages.caption import GROUP_CAPTIONS, IMAGE_CAPTIONS, CaptionJob, KnownRows, caption_stage
 from raydapt.stages.features import load_features
@@ -101,11 +101,7 @@ def caption_jobs(
         UserError: For a model or a prompt that cannot work.
     """
     settings, (image_prompt, group_prompt) = config.caption, _checked_prompts(config)
-    if settings.engine == "openai":
-        address, identity = "", f"{settings.base_url} {settings.model}"
-    else:
-        address = model_address(settings.model, setting="caption.model")
-        identity = model_identity(address)
+    address, identity = who_answers(settings, setting="caption")
     limits = {"max_image_bytes": config.data.max_image_bytes, "max_image_pixels": config.data.max_image_pixels}
     shared: dict[str, Any] = limits | {"max_tokens": settings.max_tokens, "greedy": settings.greedy}
     shared |= {"image_px": settings.image_px, "max_model_len": settings.max_model_len}

@@ -8,7 +8,7 @@ from raydapt.config import Config
 from raydapt.data.classes import resolve_classes
 from raydapt.data.sources import resolve_source
 from raydapt.errors import UserError
-from raydapt.models.language import model_address, model_identity
+from raydapt.models.language import who_answers
 from raydapt.stages.describe import DescribeJob, describe_stage, load_descriptions
 from raydapt.workspace import Store
 
@@ -20,11 +20,7 @@ def describe_job(config: Config, class_names: tuple[str, ...]) -> DescribeJob:
         UserError: For a model that is none.
     """
     settings = config.describe
-    if settings.engine == "openai":
-        address, identity = "", f"{settings.base_url} {settings.model}"
-    else:
-        address = model_address(settings.model, setting="describe.model")
-        identity = model_identity(address)
+    address, identity = who_answers(settings, setting="describe")
     return DescribeJob(class_names=class_names, settings=settings, address=address, identity=identity)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from raydapt.config_caption import EngineSettings
 from raydapt.errors import UserError
 from raydapt.fingerprint import files_digest
 
@@ -45,6 +46,18 @@ def model_identity(address: str) -> str:
         return address
     used = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in _UNUSED_FILES)
     return files_digest(used, folder)
+
+
+def who_answers(settings: EngineSettings, *, setting: str) -> tuple[str, str]:
+    """The address of the model that settings name, and the identity of what answers; with a server, no address.
+
+    Raises:
+        UserError: See `model_address`.
+    """
+    if settings.engine == "openai":
+        return "", f"{settings.base_url} {settings.model}"
+    address = model_address(settings.model, setting=f"{setting}.model")
+    return address, model_identity(address)
 
 
 def chat_texts(address: str, prompts: Iterable[str], *, image: bool, setting: str) -> dict[str, str]:

@@ -24,9 +24,8 @@ from raydapt.data.canvas import CANVAS_PX, PER_GROUP, canvas_sides, shrink, tile
 from raydapt.data.classes import fill_template
 from raydapt.data.decode import BadImage, decode_rgb
 from raydapt.data.sources import Part, Source, group_parts, read_parts
-from raydapt.models.language import chat_texts
-from raydapt.stages.endpoint import ask_endpoint
-from raydapt.stages.llm import ANSWER, ASKED, ERROR, SKIPPED, NoQuestion, Question, ask_vllm
+from raydapt.stages.asking import ask
+from raydapt.stages.llm import ANSWER, ASKED, ERROR, SKIPPED, NoQuestion, Question
 from raydapt.stages.run import PART, PART_ROWS, Stage, StageResult, run_stage
 from raydapt.workspace import Artefact, Recipe, Store
 
@@ -143,20 +142,16 @@ def caption_stage(job: CaptionJob, *, known: KnownRows | None, ray_settings: Ray
         rows = (
             _group_rows(job, known, pending) if known and kind == GROUP_CAPTIONS else _image_rows(job, known, pending)
         )
-        if settings.engine == "openai":
-            answered, engines = ask_endpoint(rows, asker_of(job), settings, schema=_SCHEMAS[kind], setting="caption")
-        else:
-            prompts = _filled(job.prompt, known)
-            answered, engines = ask_vllm(
-                rows,
-                asker_of(job),
-                settings,
-                address=job.address,
-                chat=chat_texts(job.address, prompts, image=True, setting="caption.model"),
-                images=True,
-                schema=_SCHEMAS[kind],
-                setting="caption",
-            )
+        answered, engines = ask(
+            rows,
+            asker_of(job),
+            settings,
+            address=job.address,
+            questions=lambda: _filled(job.prompt, known),
+            images=True,
+            schema=_SCHEMAS[kind],
+            setting="caption",
+        )
         named = partial(as_captions, model=settings.model)
         return answered.map_batches(named, batch_format="pyarrow", batch_size=None), engines
 

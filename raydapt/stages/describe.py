@@ -11,9 +11,8 @@ from raydapt.config import RaySettings
 from raydapt.config_caption import DescribeSettings
 from raydapt.data.description_texts import descriptions_of, questions_of
 from raydapt.data.groups import seed_of_text
-from raydapt.models.language import chat_texts
-from raydapt.stages.endpoint import ask_endpoint
-from raydapt.stages.llm import ANSWER, ASKED, ERROR, SECONDS, Question, ask_vllm
+from raydapt.stages.asking import ask
+from raydapt.stages.llm import ANSWER, ASKED, ERROR, SECONDS, Question
 from raydapt.stages.run import PART, PART_ROWS, Stage, StageResult, run_stage
 from raydapt.workspace import Artefact, Recipe, Store
 
@@ -96,16 +95,12 @@ def describe_stage(job: DescribeJob, *, ray_settings: RaySettings, store: Store)
 
     def dataset_of(pending: Sequence[int]) -> tuple[ray.data.Dataset, int]:
         rows = ray.data.from_items([row for part in pending for row in job.rows(part)])
-        asker = TextAsker(seed=settings.seed)
-        if settings.engine == "openai":
-            return ask_endpoint(rows, asker, settings, schema=_SCHEMA, setting="describe")
-        asked = [question for class_ in range(len(job.class_names)) for question in job.questions(class_)]
-        return ask_vllm(
+        return ask(
             rows,
-            asker,
+            TextAsker(seed=settings.seed),
             settings,
             address=job.address,
-            chat=chat_texts(job.address, asked, image=False, setting="describe.model"),
+            questions=lambda: [asked for class_ in range(len(job.class_names)) for asked in job.questions(class_)],
             images=False,
             schema=_SCHEMA,
             setting="describe",
