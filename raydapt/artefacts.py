@@ -52,20 +52,16 @@ def make_artefacts(plan: Plan, *, to_learn: bool = True) -> dict[str, StageResul
 
         described = make_captions(plan, made[FEATURES].artefact, groups=GROUP_CAPTIONS in kinds)
         made |= {kind: described[kind] for kind in kinds}
+    if plan.config.synthesis.held_out and to_learn:  # before the method's own, which are the first of the same images
+        made |= make_held_out(plan, made[FEATURES].artefact)
     if plan.reads_synthetic and (to_learn or plan.config.air.fusion_at_test):
         from raydapt.synthesis import make_synthetic  # diffusers takes seconds to import
 
-        if (
-            plan.config.synthesis.held_out and to_learn
-        ):  # before the method's own, which are the first of the same images
-            made |= make_held_out(plan, made[FEATURES].artefact)
         made[SYNTHETIC] = make_synthetic(plan, made[FEATURES].artefact)
         source = as_source(plan, made[SYNTHETIC].artefact)
         made[SYNTHETIC_FEATURES] = make_features(plan, source)
         if plan.pixels is not None:
             made[SYNTHETIC_PIXELS] = make_pixels(plan, source)
-    elif plan.config.synthesis.held_out and to_learn:
-        made |= make_held_out(plan, made[FEATURES].artefact)
     return made
 
 

@@ -106,14 +106,15 @@ def _run(record: Run, plan: Plan) -> None:
     division = divide_images(record, plan, artefacts[FEATURES], row_N)
     job = TrainingJob(config=plan.config, classes=plan.classes, run=record, artefacts=artefacts)
     state = _train(job)
-    metrics = _evaluate(job, plan, state, table, division, row_N=row_N, row_T=row_T, transductive=transductive)
+    method = final_method(job, state)
+    metrics = _evaluate(job, plan, state, method, table, division, row_N=row_N, row_T=row_T, transductive=transductive)
     if SYNTHETIC in artefacts:
         metrics["synthetic"] = _show_synthetic(job, plan)
     metrics["stages"] = {name: _stage_metrics(result) for name, result in stages.items()}
     metrics["errors"] = dict(artefacts[FEATURES].manifest.errors)
     metrics["seconds"] = time.monotonic() - started
     if plan.config.method == "fair":
-        metrics["alignment"] = _alignment(job, plan, state, table, row_N)
+        metrics["alignment"] = _alignment(job, plan, method, table, row_N)
     if plan.config.method == "latteclip":
         metrics["latteclip"] = write_latteclip(job, plan, state, table, row_N)
     record.write_json("metrics.json", metrics)
@@ -184,6 +185,7 @@ def _evaluate(
     job: TrainingJob,
     plan: Plan,
     state: TrainState,
+    method: Method,
     table: FeatureTable,
     division: Division,
     *,
@@ -193,7 +195,6 @@ def _evaluate(
 ) -> dict[str, Any]:
     """Predicts the test images and writes everything about the outcome but metrics.json, which it returns."""
     config, names, record = plan.config, plan.classes.names, job.run
-    method = final_method(job, state)
     before, after = guess_tests(job, method, table, row_T)
     labels = load_labels(job.artefacts[FEATURES])
     class_all = torch.from_numpy(plan.classes.indices_of(labels))
@@ -292,14 +293,11 @@ def guess_tests(
 
 
 def _alignment(
-    job: TrainingJob, plan: Plan, state: TrainState, table: FeatureTable, row_N: torch.Tensor
+    job: TrainingJob, plan: Plan, method: Method, table: FeatureTable, row_N: torch.Tensor
 ) -> dict[str, Any]:
     """What FAIR's report tells of crops, weights and anchors."""
-    method = build_for_prediction(job.config, job.classes, local_place(job.config.train).device)
     if not isinstance(method, Fair):
         raise TypeError("only fair has anchors")
-    if state.method:
-        method.load_state_dict(state.method)
     class_N = torch.from_numpy(plan.classes.indices_of(load_labels(job.artefacts[FEATURES])))
     return write_alignment(job, plan, method.eval(), table, row_N, class_N)
 

@@ -257,9 +257,9 @@ def _what_matters(config: Config) -> dict[str, Any]:
         matters["fair"] = tree["fair"]
     if config.method == "air":
         matters[config.air.base] = tree[config.air.base]
-        if _reads_synthetic(config):
-            matters |= _what_matters_of_synthesis(tree)
-    return matters | (_what_matters_of_synthesis(tree) if config.synthesis.held_out else {})
+    if _reads_synthetic(config) or config.synthesis.held_out:
+        matters |= _what_matters_of_synthesis(tree)
+    return matters
 
 
 def _what_matters_of_synthesis(tree: dict[str, Any]) -> dict[str, Any]:

@@ -222,10 +222,7 @@ class LatteClip(Method):
         return torch.cat([class_CD[class_U], text_UD[len(class_U) :]])
 
     def _encode_tokens(self, token_TL: Tensor) -> Tensor:
-        token_TL = token_TL.to(torch.int64)
-        if self.towers is not None:
-            return self.towers.encode_tokens(token_TL)
-        return F.normalize(self.clip.text_tower.encode_tokens(token_TL).to(torch.float32), dim=-1)
+        return F.normalize(self.clip.text_tower.encode_tokens(token_TL.to(torch.int64)).to(torch.float32), dim=-1)
 
     def _targets(self, label_2B: Tensor, branch: int, text_4BD: Tensor, has_4B: Tensor, *, used: bool) -> Tensor:
         """The targets tau of one branch [B, D] (rules 4 to 6); of a branch in use, it is kept for the prototypes."""

@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 import torch
 from open_clip.timm_model import TimmModel
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from raydapt.errors import UserError
 from raydapt.models.clip import Clip, OnClip
@@ -53,14 +52,6 @@ class TunedClip(OnClip):
         self.text_learned, self._tune = text, tune
         start = torch.tensor(math.log(clip.logit_scale), device=clip.device)
         self.log_scale = nn.Parameter(start, requires_grad=tune == "full")
-
-    def encode_image(self, view_B3SS: Tensor) -> Tensor:
-        """L2-normalised float32 features [B, D] of pixels in 0..255."""
-        return self.clip.encode_image(view_B3SS)
-
-    def encode_tokens(self, token_TL: Tensor) -> Tensor:
-        """L2-normalised float32 features [T, D]."""
-        return F.normalize(self.clip.text_tower.encode_tokens(token_TL).to(torch.float32), dim=-1)
 
     def plain(self) -> Clip:
         """The model as it is learned, with adapters worked into its weights."""

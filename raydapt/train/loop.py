@@ -347,10 +347,9 @@ def apply(
 def _optimizer(method: Method, settings: TrainSettings) -> torch.optim.Optimizer:
     parameters = [p for p in method.parameters() if p.requires_grad]
     if settings.optimizer == "adamw_clip":
-        decay = {True: settings.weight_decay, False: 0.0}
         groups = [
-            {"params": [p for p in parameters if (p.ndim >= 2) == matrix], "weight_decay": decay[matrix]}
-            for matrix in (True, False)
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
         return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), eps=1e-6)
     if settings.optimizer == "adamw":
