@@ -4,7 +4,7 @@ Each is a pure function and the higher the better, a share of what is possible: 
 worse than chance is below). None of them is accuracy, and each can be fooled; they fail in different ways, which is why
 a choice goes by their ranks together.
 
-Legend: N images, H held-out images, C classes, K neighbours.
+Legend: N images, H held-out images, C classes, K neighbours, T trials of a sweep.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 DENSITY_TEMPERATURE = 0.05
 """Published value (Saito et al. 2021, section 3.2)."""
@@ -26,6 +27,15 @@ def mutual_information(probability_NC: Tensor) -> float:
     return float(entropy_of_mean - mean_of_entropies) / math.log(probability_NC.shape[1])
 
 
+def class_balance(probability_NC: Tensor) -> float:
+    """H(mean p) as a share of log C: the first term of the mutual information, which sureness has no part in.
+
+    1 where the answers spread evenly over the classes. It falls when classes die out, which is how self-training
+    fails; where classes are truly rare, it asks for too much of them.
+    """
+    return float(torch.special.entr(probability_NC.mean(dim=0)).sum()) / math.log(probability_NC.shape[1])
+
+
 def neighbourhood_density(probability_NC: Tensor, temperature: float = DENSITY_TEMPERATURE) -> float:
     """Soft neighbourhood density as a share of log (N - 1) (Saito et al., ICCV 2021, equations 1 to 3).
 
@@ -35,7 +45,7 @@ def neighbourhood_density(probability_NC: Tensor, temperature: float = DENSITY_T
     n_images = len(probability_NC)
     if n_images < 3:
         return 0.0
-    unit_NC = torch.nn.functional.normalize(probability_NC, dim=1)
+    unit_NC = F.normalize(probability_NC, dim=1)
     similarity_NN = (unit_NC @ unit_NC.T / temperature).fill_diagonal_(-torch.inf)
     entropy_N = torch.special.entr(similarity_NN.softmax(dim=1)).sum(dim=1)
     return float(entropy_N.mean()) / math.log(n_images - 1)
@@ -51,6 +61,16 @@ def agreement(first_N: Tensor, second_N: Tensor, n_classes: int) -> float:
     joint_CC /= max(1, len(first_N))
     observed, expected = float(joint_CC.trace()), float(joint_CC.sum(dim=0) @ joint_CC.sum(dim=1))
     return (observed - expected) / (1 - expected) if expected < 1 else 0.0
+
+
+def consensus(class_TN: Tensor, n_classes: int) -> list[float]:
+    """Cohen's kappa of every trial's classes with the classes that most trials give, T values.
+
+    After the ensemble-based validation of Hu et al. (NeurIPS 2024, datasets and benchmarks), who average the
+    candidates' probabilities; votes are ours: a trial that is sure and wrong then weighs no more than another.
+    """
+    voted_N = F.one_hot(class_TN, n_classes).sum(dim=0).argmax(dim=1)
+    return [agreement(class_N, voted_N, n_classes) for class_N in class_TN]
 
 
 def neighbours_vote(probability_NC: Tensor, neighbour_NK: Tensor) -> Tensor:

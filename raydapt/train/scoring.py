@@ -6,6 +6,7 @@ crops, P stored side in px.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -27,16 +28,19 @@ from raydapt.models.views import crop_view, square_boxes
 SCORES = (
     "synthetic_accuracy",
     "agreement",
+    "class_balance",
     "mutual_information",
     "neighbourhood_density",
     "calibrated_accuracy",
     "stability",
 )
-"""The six scores, each None where there is nothing to compute it from."""
+"""The scores, each None where there is nothing to compute it from."""
+DECISIVE = ("agreement", "class_balance")
+"""Those that a choice goes by; the others are told. Chosen on the development sets, see the README."""
 MEAN = "mean"
-"""Their plain mean, which guides a search while it runs."""
+"""The plain mean of the decisive ones, which guides a search while it runs."""
 
-_MOST_IMAGES: Mapping[Reads, int] = {"features": 2048, "crops": 2048, "pixels": 512}
+_MOST_IMAGES, _MOST_PIXELS = 2048, 512
 _NEIGHBOURS = 10
 _NOISE_SHARE = 0.5
 _CROP_SIDES = (0.75, 0.95)
@@ -59,9 +63,13 @@ class Examiner:
     batch_size: int
     device: torch.device
 
-    @torch.no_grad()
     def __call__(self, method: Method) -> dict[str, float | None]:
-        """All scores and their mean."""
+        """All scores, and the mean of those that a choice goes by."""
+        return self.examine(method)[0]
+
+    @torch.no_grad()
+    def examine(self, method: Method) -> tuple[dict[str, float | None], Tensor]:
+        """The scores, and the class int64 [E] that the method gives every examined image."""
         was_training = method.training
         method.eval()
         generator = torch.Generator().manual_seed(0)
@@ -76,7 +84,7 @@ class Examiner:
         if self.held_out is not None:
             found |= self._of_held_out(method, self.held_out, probability_EC)
         method.train(was_training)
-        return found | {MEAN: scores.mean_of(found.values())}
+        return found | {MEAN: scores.mean_of(found[name] for name in DECISIVE)}, probability_EC.argmax(dim=1)
 
     def _answer(self, method: Method, image_B: Tensor) -> Tensor:
         return method.logits(image_B.to(self.device)).softmax(-1).float().cpu()
@@ -87,6 +95,7 @@ class Examiner:
         others = [*self.heads.values(), vote_E]
         return {
             "agreement": scores.mean_of(scores.agreement(class_E, other_E, n_classes) for other_E in others),
+            "class_balance": scores.class_balance(probability_EC),
             "mutual_information": scores.mutual_information(probability_EC),
             "neighbourhood_density": scores.neighbourhood_density(probability_EC),
             "stability": scores.agreement(class_E, view_EC.argmax(dim=1), n_classes),
@@ -148,8 +157,10 @@ def examiner_of(
     index_U = images.unlabelled_U.cpu() if len(images.unlabelled_U) else torch.arange(len(images.feature_ND))
     if len(index_U) < 3:
         return None
-    most = min(len(index_U), _MOST_IMAGES[reads])
-    index_E = index_U[torch.linspace(0, len(index_U) - 1, most).long()]
+    most = min(len(index_U), _MOST_IMAGES)
+    # Of those that features are examined on, so that trials of both kinds have images in common.
+    every = math.ceil(most / _MOST_PIXELS) if reads == "pixels" else 1
+    index_E = index_U[torch.linspace(0, len(index_U) - 1, most).long()][::every]
     feature_ED = images.feature_ND[index_E]
     return Examiner(
         images=images,

@@ -9,15 +9,17 @@ from raydapt.report import page_environment
 from raydapt.run_files import flat_settings, write_text
 from raydapt.storage import Folder
 from raydapt.tune.figures import cost_picture, count_picture, parallel_picture
-from raydapt.tune.selection import COMBINED, Trial, ranking
+from raydapt.tune.selection import COMBINED, COMBINED_OF, CONSENSUS, Trial, ranking
 
 _TITLES = {
     "synthetic_accuracy": "held-out synthetic images right",
     "agreement": "agreement with other heads",
+    "class_balance": "even classes",
     "mutual_information": "mutual information",
     "neighbourhood_density": "soft neighbourhood density",
     "calibrated_accuracy": "accuracy predicted by confidence",
     "stability": "stability under another view",
+    CONSENSUS: "consensus of the trials",
     COMBINED: "combined: mean rank",
 }
 
@@ -52,6 +54,7 @@ def content(result: Mapping[str, Any], config: Mapping[str, Any], chosen: str) -
         ],
         "others": [(trial, _in_words(trial)) for trial in trials if trial.state != "finished"],
         "titles": [_TITLES[name] for name in names],
+        "decisive": [_TITLES[name] for name in names if name in COMBINED_OF],
         "missing": [_TITLES[name] for name in _TITLES if name not in (*names, COMBINED)],
         "pictures": [parallel_picture(ranked, defaults), count_picture(ranked), cost_picture(ranked)],
         "seconds": sum(trial.seconds for trial in trials),

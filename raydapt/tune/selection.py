@@ -11,9 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata, spearmanr
 
-from raydapt.train.scoring import MEAN, SCORES
+from raydapt.train.scoring import DECISIVE, MEAN, SCORES
 
+CONSENSUS = "consensus"
+"""Agreement with what most trials of the sweep say, `raydapt.methods.scores.consensus`: only a sweep has it."""
 COMBINED = "combined"
+COMBINED_OF = (CONSENSUS, *DECISIVE)
+"""What the choice goes by, all weighing the same: chosen on the development sets, fixed for every other."""
 Floats = NDArray[np.float64]
 
 
@@ -36,13 +40,14 @@ class Trial:
 def available(trials: Sequence[Trial]) -> list[str]:
     """The scores that every finished trial has, in their fixed order; the others cannot be ranked."""
     finished = [trial for trial in trials if trial.state == "finished"]
-    return [name for name in SCORES if finished and all(trial.scores.get(name) is not None for trial in finished)]
+    names = (*SCORES, CONSENSUS)
+    return [name for name in names if finished and all(trial.scores.get(name) is not None for trial in finished)]
 
 
 def combined_scores(score_TS: Floats) -> Floats:
     """The mean over scores of a trial's rank within the sweep, as a share: 1 is best in all, 1/T is worst in all.
 
-    The weights are equal, fixed before any accuracy was looked at. Equal values share the mean of their ranks.
+    Equal values share the mean of their ranks.
     """
     n_trials, n_scores = score_TS.shape
     if not n_scores:
@@ -54,7 +59,8 @@ def combined_scores(score_TS: Floats) -> Floats:
 
 def ranking(trials: Sequence[Trial]) -> list[tuple[Trial, float]]:
     """The finished trials with their combined score, best first; equal ones by their plain mean, then by number."""
-    finished, names = [trial for trial in trials if trial.state == "finished"], available(trials)
+    finished = [trial for trial in trials if trial.state == "finished"]
+    names = [name for name in available(trials) if name in COMBINED_OF]
     score_TS = np.array([[trial.scores[name] for name in names] for trial in finished], dtype=np.float64)
     combined_T = combined_scores(score_TS.reshape(len(finished), len(names)))
     together = list(zip(finished, combined_T.tolist(), strict=True))

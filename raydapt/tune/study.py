@@ -6,15 +6,17 @@ from typing import Any
 from raydapt.errors import UserError
 from raydapt.storage import Folder
 from raydapt.train.scoring import SCORES
-from raydapt.tune.selection import COMBINED
+from raydapt.tune.selection import COMBINED, CONSENSUS
 
 _SHORT = {
     "synthetic_accuracy": "synth",
     "agreement": "agree",
+    "class_balance": "even",
     "mutual_information": "MI",
     "neighbourhood_density": "SND",
     "calibrated_accuracy": "calib",
     "stability": "stable",
+    CONSENSUS: "consensus",
     COMBINED: "combined",
 }
 
@@ -33,7 +35,11 @@ def summary(sweep_folders: Sequence[str]) -> str:
 
 def format_studies(results: Sequence[dict[str, Any]]) -> str:
     """The table of the contents of several ``tune.json``."""
-    names = [name for name in (*SCORES, COMBINED) if any(name in result["study"]["correlations"] for result in results)]
+    names = [
+        name
+        for name in (*SCORES, CONSENSUS, COMBINED)
+        if any(name in result["study"]["correlations"] for result in results)
+    ]
     heads = ["method", "set", "trials", *(_SHORT[name] for name in names)]
     heads += ["chosen", "best", "own settings", "mean", "regret", "gain"]
     rows = [[result["method"], result["dataset"], str(len(result["ranking"]))] for result in results]

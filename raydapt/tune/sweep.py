@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from ray.tune.search.sample import Domain
 
@@ -20,13 +21,14 @@ from raydapt.artefacts import FEATURES, artefacts_of, make_artefacts, make_held_
 from raydapt.cluster import ensure_ray, require_shared
 from raydapt.config import Config, as_tree
 from raydapt.errors import UserError
+from raydapt.methods import scores
 from raydapt.plan import make_plan
 from raydapt.progress import say
 from raydapt.setting_trees import changed_settings
 from raydapt.tune.report import write_sweep_report
 from raydapt.tune.search_space import Settings, check_ends, draw_trials, parse_space, trial_config
-from raydapt.tune.selection import Trial, available, ranking, study_of
-from raydapt.tune.trials import Sweep
+from raydapt.tune.selection import CONSENSUS, Trial, available, ranking, study_of
+from raydapt.tune.trials import Sweep, answers_of
 from raydapt.tune.tuner import run_trials
 from raydapt.workspace import Run, environment, fingerprint, run_name
 
@@ -46,13 +48,13 @@ def tune(config: Config) -> str:
     drawn = None if config.tune.search == "optuna" else draw_trials(config, space)
     if drawn is None:
         check_ends(config, space)
-    make_plan(config)  # what cannot work is told before anything is made
+    n_classes = len(make_plan(config).classes.names)  # what cannot work is told before anything is made
     record = Run(config.runs, _name_of(config) if config.name == "auto" else config.name)
     record.make()
     with record.lock():
         _claim(record, config)
         if not record.exists(RESULT):
-            trials = _run(record, config, drawn, space)
+            trials = _run(record, config, drawn, space, n_classes)
             record.write_json(RESULT, _result(config, trials))
             record.write_text(CHOSEN, chosen_yaml(config, ranking(trials)[0][0]))
         if not record.exists("report.html"):
@@ -67,7 +69,9 @@ def chosen_yaml(config: Config, trial: Trial) -> str:
     return lines + yaml.safe_dump(changed_settings(chosen), sort_keys=False, allow_unicode=True)
 
 
-def _run(record: Run, config: Config, drawn: Sequence[Settings] | None, space: Mapping[str, Domain]) -> list[Trial]:
+def _run(
+    record: Run, config: Config, drawn: Sequence[Settings] | None, space: Mapping[str, Domain], n_classes: int
+) -> list[Trial]:
     ensure_ray(config.ray)
     require_shared(config.store, setting="store")
     require_shared(config.runs, setting="runs")
@@ -79,12 +83,29 @@ def _run(record: Run, config: Config, drawn: Sequence[Settings] | None, space: M
     sweep = Sweep(
         config=config, folder=_absolute(config.runs) + f"/{record.name}", held_out=held_out, first_held_out=first
     )
-    trials = run_trials(sweep, drawn, space)
+    trials = _with_consensus(sweep, n_classes, run_trials(sweep, drawn, space))
     if not ranking(trials):
         errors = [trial.error for trial in trials if trial.error]
         why = f"the first one: {errors[0]}" if errors else "all were stopped early, raise tune.grace"
         raise UserError(f"Not one of the {len(trials)} trials of {record.path!r} finished ({why}).")
     return trials
+
+
+def _with_consensus(sweep: Sweep, n_classes: int, trials: Sequence[Trial]) -> list[Trial]:
+    """The trials, the finished ones with their agreement with what most of them say of the images that all answered."""
+    finished = [trial for trial in trials if trial.state == "finished"]
+    answers = [answers_of(sweep.record(trial.number)) for trial in finished]
+    shared = set.intersection(*(set(index_E.tolist()) for index_E, _ in answers)) if answers else set()
+    if not shared:
+        return list(trials)
+    index_S = torch.tensor(sorted(shared))
+    class_TS = torch.stack([class_E[torch.isin(index_E, index_S)] for index_E, class_E in answers])
+    kappa_T = scores.consensus(class_TS, n_classes)
+    found = {trial.number: kappa for trial, kappa in zip(finished, kappa_T, strict=True)}
+    return [
+        replace(trial, scores={**trial.scores, CONSENSUS: found[trial.number]}) if trial.number in found else trial
+        for trial in trials
+    ]
 
 
 def _warm(config: Config, points: Sequence[Settings], first: int) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """One trial: a job with some settings of its own, learned and scored without labels. Ray Tune stays outside.
 
 A trial's folder, ``trials/<number>`` of the sweep, holds its checkpoint while it runs and ``trial.json`` once it is
-over, so that whoever asks for the same trial again goes on, or finds it done.
+over, so that whoever asks for the same trial again goes on, or finds it done. ``answers.safetensors`` has the classes
+that it gives the examined images, for the consensus of all trials.
 """
 
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from ray.train import UserCallback
+from safetensors.torch import load, save
 
 from raydapt import pipeline
 from raydapt.artefacts import FEATURES, artefacts_of, make_artefacts
@@ -27,7 +29,7 @@ from raydapt.tune.search_space import trial_config
 from raydapt.tune.selection import Trial
 from raydapt.workspace import Artefact, Run
 
-TRIAL = "trial.json"
+TRIAL, ANSWERS = "trial.json", "answers.safetensors"
 Report = Callable[[dict[str, float]], None]
 """Tells Ray Tune the scores so far; a scheduler may end the trial there."""
 
@@ -94,6 +96,12 @@ def read_trial(record: Run) -> Trial:
     )
 
 
+def answers_of(record: Run) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of a finished trial: the examined images, int64 [E] ascending, and the classes int64 [E] that it gives them."""
+    answers = load(record.read_bytes(ANSWERS))
+    return answers["index_E"], answers["class_E"]
+
+
 def _carry_out(
     sweep: Sweep, record: Run, settings: Mapping[str, Any], report: Report, callbacks: Sequence[UserCallback]
 ) -> dict[str, Any]:
@@ -118,7 +126,9 @@ def _carry_out(
     examiner = job.examiner(method, device=local_place(config.train).device)
     if examiner is None:
         raise UserError(f"Setting data.source={config.data.source!r} has too few images to score: give more.")
-    result: dict[str, Any] = {"scores": examiner(method), "log": [line for line in state.lines if "scores" in line]}
+    scores, class_E = examiner.examine(method)
+    record.write_bytes(ANSWERS, save({"index_E": examiner.index_E, "class_E": class_E}))
+    result: dict[str, Any] = {"scores": scores, "log": [line for line in state.lines if "scores" in line]}
     if config.tune.oracle:
         result |= _look_at_labels(job, plan, method, table, row_T, (division.seen or None, division.unseen or None))
     return result

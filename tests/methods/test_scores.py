@@ -31,6 +31,12 @@ def test_mutual_information_is_one_for_sure_balanced_answers_and_nothing_for_a_c
     assert scores.mutual_information(torch.full((9, 4), 0.25)) == pytest.approx(0)
 
 
+def test_class_balance(probability_NC):
+    assert scores.class_balance(probability_NC) == pytest.approx(entropy(probability_NC.mean(dim=0)) / math.log(4))
+    assert scores.class_balance(torch.eye(4)[:1].repeat(9, 1)) == pytest.approx(0)
+    assert scores.class_balance(torch.full((9, 4), 0.25)) == pytest.approx(1)
+
+
 def test_neighbourhood_density(probability_NC):
     p, n, total = probability_NC.numpy(), len(probability_NC), 0.0
     for i in range(n):
@@ -62,6 +68,23 @@ def test_a_collapsed_classifier_agrees_with_nothing():
     zeros = torch.zeros(9, dtype=torch.int64)
     assert scores.agreement(zeros, zeros, 3) == 0
     assert scores.agreement(zeros, torch.arange(9) % 3, 3) == pytest.approx(0)
+
+
+def test_consensus_is_the_kappa_with_the_plurality_of_trials():
+    class_TN = torch.randint(3, (5, 40), generator=torch.Generator().manual_seed(0))
+    class_TN[:, 20:] = 1  # half of the images are agreed on
+    voted = []
+    for n in range(40):
+        votes = [int((class_TN[:, n] == c).sum()) for c in range(3)]
+        voted.append(votes.index(max(votes)))
+    expected = [scores.agreement(class_N, torch.tensor(voted), 3) for class_N in class_TN]
+    assert scores.consensus(class_TN, 3) == pytest.approx(expected)
+
+
+def test_a_trial_that_nobody_follows_has_the_least_consensus():
+    most_N = torch.arange(30) % 3
+    class_TN = torch.stack([most_N, most_N, most_N.roll(1), most_N])
+    assert scores.consensus(class_TN, 3) == pytest.approx([1, 1, -0.5, 1])
 
 
 def test_neighbours_vote_without_the_image_itself(probability_NC):

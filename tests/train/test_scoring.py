@@ -6,6 +6,7 @@ import torch
 from raydapt.config import config_from_tree
 from raydapt.methods.contract import Batch
 from raydapt.methods.zero_shot import ZeroShot
+from raydapt.train import scoring
 from raydapt.train.scoring import MEAN, SCORES, examiner_of
 from tests.methods.cases import CLASSES, NAMES, synthetic_images, tiny_clip, training_images
 
@@ -28,11 +29,25 @@ def zero_shot(clip):
     return ZeroShot(clip, clip.class_embeddings(NAMES, CLASSES.templates[:1]))
 
 
-def test_without_synthetic_images_two_scores_are_missing_and_the_mean_is_of_the_others(clip):
+def test_without_synthetic_images_two_scores_are_missing_and_the_mean_is_of_the_decisive_ones(clip):
     found = examiner(clip)(zero_shot(clip))
     assert [name for name in SCORES if found[name] is None] == ["synthetic_accuracy", "calibrated_accuracy"]
-    there = [found[name] for name in SCORES if found[name] is not None]
-    assert found[MEAN] == pytest.approx(sum(there) / 4)
+    assert found[MEAN] == pytest.approx((found["agreement"] + found["class_balance"]) / 2)
+
+
+def test_pixels_are_examined_on_some_of_the_images_that_features_are(clip, monkeypatch):
+    monkeypatch.setattr(scoring, "_MOST_IMAGES", 50)
+    monkeypatch.setattr(scoring, "_MOST_PIXELS", 20)
+    features, pixels = (examiner(clip, with_pixels=True, reads=reads).index_E for reads in ("features", "pixels"))
+    assert (len(features), len(pixels)) == (50, 17)
+    assert torch.isin(pixels, features).all()
+
+
+def test_the_classes_that_are_examined(clip):
+    examined = examiner(clip)
+    _, class_E = examined.examine(zero_shot(clip))
+    naive = [int(zero_shot(clip).logits(examined.images.feature_ND[i : i + 1]).argmax()) for i in examined.index_E]
+    assert class_E.tolist() == naive
 
 
 def test_held_out_images_are_judged_by_what_they_were_made_of(clip):

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,14 +14,15 @@ from raydapt.tune.report import content
 from raydapt.tune.selection import COMBINED, Trial, available, combined_scores, ranking, study_of
 from raydapt.tune.sweep import _result, chosen_yaml
 
-NAMES = ("agreement", "mutual_information", "stability")
+NAMES = ("agreement", "class_balance", "stability", "consensus")
+DECISIVE = ("agreement", "class_balance", "consensus")
 
 
 def trials(n=12, seed=0, *, oracle=True):
     generator = np.random.default_rng(seed)
     made = []
     for i in range(n):
-        scores = dict(zip(NAMES, generator.random(3).round(2).tolist(), strict=True))
+        scores = dict(zip(NAMES, generator.random(4).round(2).tolist(), strict=True))
         accuracy = float(generator.random() * 100)
         settings = {} if i == 0 else {"cpl.alpha": 0.5 + i / 100, "synthesis.samples_per_class": int(5 * (i % 3 + 1))}
         made.append(
@@ -28,7 +30,7 @@ def trials(n=12, seed=0, *, oracle=True):
                 number=f"{i:03d}",
                 settings=settings,
                 state="finished",
-                scores=scores | {MEAN: sum(scores.values()) / 3},
+                scores=scores | {MEAN: (scores["agreement"] + scores["class_balance"]) / 2},
                 seconds=1.0 + i,
                 accuracy=accuracy if oracle else None,
                 zero_shot=30.0 if oracle else None,
@@ -49,7 +51,16 @@ def test_combined_is_the_mean_of_ranks():
 def test_a_score_that_one_trial_lacks_ranks_nobody():
     some = trials(4)
     some[2] = Trial(number="002", settings={}, state="finished", scores=dict(some[2].scores) | {"stability": None})
-    assert available(some) == ["agreement", "mutual_information"]
+    assert available(some) == ["agreement", "class_balance", "consensus"]
+
+
+def test_scores_that_are_told_only_move_no_trial():
+    some = trials()
+    turned = [replace(trial, scores=dict(trial.scores) | {"stability": -trial.scores["stability"]}) for trial in some]
+    assert [trial.number for trial, _ in ranking(turned)] == [trial.number for trial, _ in ranking(some)]
+    score_TS = np.array([[trial.scores[name] for name in DECISIVE] for trial in some])
+    combined = {trial.number: score for trial, score in ranking(some)}
+    assert [combined[trial.number] for trial in some] == pytest.approx(combined_scores(score_TS).tolist())
 
 
 def test_only_finished_trials_are_ranked_and_failed_ones_do_not_hide_scores():

@@ -3,14 +3,17 @@
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save
 
 from raydapt import pipeline
 from raydapt.config import Config, load_config
 from raydapt.errors import UserError
+from raydapt.methods.scores import agreement
 from raydapt.tune import sweep as sweep_
 from raydapt.tune import trials as trials_
 from raydapt.tune.search_space import draw_trials, parse_space
-from raydapt.tune.selection import ranking
+from raydapt.tune.selection import Trial, ranking
 from raydapt.tune.trials import Sweep, read_trial, run_trial
 from tests.tune.cases import digits, job
 
@@ -87,6 +90,20 @@ def test_a_failing_trial_is_one_sentence_and_the_others_go_on(tmp_path, monkeypa
     assert result["trials"][1]["error"] == "RuntimeError: CUDA out of memory. Tried to allocate 2 GiB"
     report = next(Path(config.runs).glob("tune-*/report.html")).read_text()
     assert "CUDA out of memory" in report
+
+
+def test_consensus_is_told_of_the_images_that_all_trials_answered(tmp_path):
+    config = job(tmp_path, digits(tmp_path / "digits.parquet"))
+    sweep = Sweep(config=config, folder=str(tmp_path / "sweep"), held_out={}, first_held_out=0)
+    answers = {"000": ([0, 2, 4, 6], [0, 1, 2, 2]), "001": ([0, 2, 3, 4], [0, 1, 9, 2]), "002": ([0, 2, 4], [1, 1, 2])}
+    for number, (index, classes) in answers.items():
+        saved = save({"index_E": torch.tensor(index), "class_E": torch.tensor(classes)})
+        sweep.record(number).write_bytes(trials_.ANSWERS, saved)
+    trials = [Trial(number=number, settings={}, state="finished") for number in answers]
+    told = sweep_._with_consensus(sweep, 10, [*trials, Trial(number="003", settings={}, state="failed")])
+    voted = torch.tensor([0, 1, 2])  # of images 0, 2 and 4
+    third = agreement(torch.tensor([1, 1, 2]), voted, 10)
+    assert [trial.scores.get("consensus") for trial in told] == [1.0, 1.0, pytest.approx(third), None]
 
 
 def test_all_trials_failing_is_one_sentence(tmp_path, monkeypatch):
