@@ -114,7 +114,7 @@ class TwoNodes:
 
     def __init__(self, folder: Path) -> None:
         self.dashboard, address = f"http://127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
-        self.folder = folder
+        self.folder, self.address = folder, address
         token = folder / "token"
         token.write_text(secrets.token_hex(32))
         token.chmod(0o600)
@@ -164,9 +164,9 @@ class TwoNodes:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     child.kill()
 
-    def raydapt(self, *words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "raydapt.cli", *words]
-        return subprocess.run(command, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    def raydapt(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        command, env = [sys.executable, "-m", "raydapt.cli", *words], self.env | variables
+        return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
 
 
 def wait_for(url: str) -> None:
@@ -183,7 +183,7 @@ def wait_for(url: str) -> None:
     raise TimeoutError(url)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
     nodes = TwoNodes(tmp_path_factory.mktemp("c"))
     yield nodes
@@ -211,8 +211,24 @@ def test_a_cluster_gives_what_this_machine_gives(two_nodes: TwoNodes, tmp_path: 
     assert "succeeded" in two_nodes.raydapt("submit", *sending, "--status").stdout
     wrong = two_nodes.raydapt("submit", "jobs/cpl.yaml", "data.source=no/such/folder", "--address", two_nodes.dashboard)
     assert wrong.returncode == 2, wrong.stdout + wrong.stderr
-    two_nodes.env["RAY_AUTH_TOKEN_PATH"] = str(tmp_path / "other")
     (tmp_path / "other").write_text("0" * 64)
-    stranger = two_nodes.raydapt("submit", *sending)
+    stranger = two_nodes.raydapt("submit", *sending, RAY_AUTH_TOKEN_PATH=str(tmp_path / "other"))
     assert stranger.returncode == 2
     assert "token" in stranger.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_sweep_nests_training_in_its_trials(two_nodes: TwoNodes, tmp_path: Path) -> None:
+    settings = [
+        *("data.limit=200", "train.max_steps_per_round=3", "cpl.rounds=2", "train.workers=2", "tune.trials=2"),
+        *("train.cpus_per_worker=1", "tune.scheduler=median", "tune.grace=1", "tune.cpus_per_trial=0.5"),
+        "space={train.learning_rate:{choice:[0.01,0.1]}}",
+        *(f"store={tmp_path}/store", f"runs={tmp_path}/runs", f"ray.address={two_nodes.address}", "name=sweep"),
+    ]
+    told = two_nodes.raydapt("tune", "jobs/tune.yaml", *settings)
+    assert told.returncode == 0, told.stdout + told.stderr
+    result = json.loads((tmp_path / "runs" / "sweep" / "tune.json").read_text())
+    assert {trial["state"] for trial in result["trials"]} <= {"finished", "stopped"}
+    assert len({trial["settings"].get("train.learning_rate") for trial in result["trials"]}) == 2
+    assert (tmp_path / "runs" / "sweep" / "chosen.yaml").exists()
