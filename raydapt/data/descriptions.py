@@ -58,8 +58,11 @@ def check_descriptions(given: Any, names: Sequence[str], where: str) -> dict[str
         name = name_of.get(_loose(str(key)))
         if name is None:
             near = difflib.get_close_matches(str(key), names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the classes are {_listing(names)}."
-            raise UserError(f"Setting {SETTING}: {where} describes {str(key)!r}, which is no class: {hint}")
+            hint = f"did you mean {near[0]!r}?" if near else f"the classes are {_listing(names)}"
+            raise UserError(
+                f"Setting {SETTING}: {where} describes {str(key)!r}, which is no class ({hint}): rename it, or take it "
+                "out."
+            )
         found[name] = _sentences([texts] if isinstance(texts, str) else texts, name, where)
     missing = [name for name in names if name not in found]
     if missing:
