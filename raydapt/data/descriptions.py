@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from raydapt.data.named_sets import named_set
 from raydapt.errors import UserError
 
 MAX_CHARACTERS = 1000
@@ -17,9 +18,13 @@ SETTING = "fair.descriptions"
 
 
 def packaged_descriptions(set_name: str) -> Mapping[str, list[str]] | None:
-    """The descriptions that come with the package for a named set, by class name; None where there are none."""
-    path = files("raydapt.data").joinpath("descriptions", f"{set_name}.yaml")
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """The descriptions that come with the package for a named set, by class name; None for any other name."""
+    known = named_set(set_name)
+    if known is None:
+        return None
+    return yaml.safe_load(
+        files("raydapt.data").joinpath("descriptions", f"{known.name}.yaml").read_text(encoding="utf-8")
+    )
 
 
 def read_descriptions(path: str) -> Any:
