@@ -53,10 +53,9 @@ def descriptions_of(fair: FairSettings, data: DataSettings, classes: ClassSpace)
         return check_descriptions(read_descriptions(fair.descriptions), classes.names, repr(fair.descriptions))
     names = [data.class_names] if isinstance(data.class_names, str) and data.class_names != "auto" else []
     known = next((found for name in [*names, data.source] if (found := named_set(name))), None)
-    packaged = packaged_descriptions(known.name) if known else None
-    if known is None or packaged is None:
+    if known is None:
         raise UserError(
             f"Setting fair.descriptions=auto: none come with raydapt for data.source={data.source!r}; give a file of "
             "them, or set fair.anchor_text=names."
         )
-    return check_descriptions(packaged, classes.names, f"the package, for {known.name!r},")
+    return check_descriptions(packaged_descriptions(known.name), classes.names, f"the package, for {known.name!r},")

@@ -6,11 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
 from raydapt import cli as cli_module
 from raydapt.errors import UserError
 from tests.images import write_png
+
+JOBS = Path(__file__).parents[1] / "jobs"
 
 
 def call(*arguments: str) -> Result:
@@ -60,6 +63,57 @@ def test_a_mistake_is_one_sentence(places: list[str], overrides: list[str], word
     said = sentence("run", *places, *overrides, "--dry-run")
     for word in words:
         assert word in said
+
+
+DESCRIBED = {"birch": ["white bark"], "oak": ["lobed leaves"]}
+
+
+@pytest.mark.parametrize(
+    ("described", "overrides", "words"),
+    [
+        ({"birch": ["white bark"]}, [], ["no description of 'oak'", "add some, or set fair.anchor_text=names"]),
+        (DESCRIBED | {"elm": ["x"]}, [], ["describes 'elm', which is no class", "'birch', 'oak'", "take it out"]),
+        (DESCRIBED | {"oaks": ["x"]}, [], ["describes 'oaks', which is no class", "did you mean 'oak'?"]),
+        (DESCRIBED | {"oak": ["fine", " "]}, [], ["gives 'oak' the description ' '", "a text of 1 to 1000 characters"]),
+        (DESCRIBED | {"oak": []}, [], ["gives 'oak' no list of descriptions", "write at least one"]),
+        (None, [], ["holds no mapping", "write 'class: [description, …]'"]),
+        (DESCRIBED, ["fair.top_k=9"], ["fair.top_k=9 is more than fair.crops=8", "lower it, or take more crops"]),
+        (DESCRIBED, ["fair.top_k=0"], ["fair.top_k", "0", "1"]),
+        (
+            DESCRIBED,
+            ["fair.descriptions=auto"],
+            ["fair.descriptions=auto", "none come with raydapt for", "give a file"],
+        ),
+        (DESCRIBED, ["fair.descriptions=no.yaml"], ["fair.descriptions='no.yaml'", "no readable YAML", "give a file"]),
+    ],
+)
+@pytest.mark.parametrize("job", ["fair", "wca"])
+def test_wrong_descriptions_are_one_sentence_and_exit_code_2(
+    places: list[str],
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    job: str,
+    described: dict[str, list[str]] | None,
+    overrides: list[str],
+    words: list[str],
+) -> None:
+    file = tmp_path / "trees.yaml"
+    file.write_text("" if described is None else yaml.safe_dump(described))
+    given = [*places, f"data.source={photos}", f"fair.descriptions={file}", "fair.crops=8", *overrides]
+    monkeypatch.setattr(sys, "argv", ["raydapt", "run", str(JOBS / f"{job}.yaml"), *given])
+    with pytest.raises(SystemExit) as caught:
+        cli_module.main()
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("raydapt: Setting fair.")
+    assert said.count("\n") == 1
+    for word in words:
+        assert word in said
+    if overrides == []:
+        assert str(file) in said
+    assert not (tmp_path / "runs").exists()
 
 
 def test_an_empty_folder_is_one_sentence(places: list[str], tmp_path: Path) -> None:

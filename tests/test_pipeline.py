@@ -140,11 +140,10 @@ def test_shuffled_labels_give_the_same_weights_bit_for_bit(places: list[str], tm
 
 
 @pytest.mark.slow
-def test_two_workers_agree_with_one(places: list[str]) -> None:
-    top1 = [
-        metrics_of(pipeline.run(job(places, "method=cpl", f"train.workers={n}", "name=workers-" + str(n))))["adapted"][
-            "top1"
-        ]
-        for n in (0, 2)
-    ]
-    assert top1[1] == pytest.approx(top1[0], abs=1.0)
+@pytest.mark.parametrize(("method", "given"), [("cpl", []), ("fair", ["fair.layer_norms=false"])])
+def test_two_workers_agree_with_one(places: list[str], method: str, given: list[str]) -> None:
+    def top1(workers: int) -> float:
+        config = job(places, f"method={method}", *given, f"train.workers={workers}", f"name=workers-{method}-{workers}")
+        return metrics_of(pipeline.run(config))["adapted"]["top1"]
+
+    assert top1(2) == pytest.approx(top1(0), abs=1.0)

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from raydapt.data.named_sets import named_set
 from raydapt.errors import UserError
 
 MAX_CHARACTERS = 1000
@@ -17,9 +18,13 @@ SETTING = "fair.descriptions"
 
 
 def packaged_descriptions(set_name: str) -> Mapping[str, list[str]] | None:
-    """The descriptions that come with the package for a named set, by class name; None where there are none."""
-    path = files("raydapt.data").joinpath("descriptions", f"{set_name}.yaml")
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """The descriptions that come with the package for a named set, by class name; None for any other name."""
+    known = named_set(set_name)
+    if known is None:
+        return None
+    return yaml.safe_load(
+        files("raydapt.data").joinpath("descriptions", f"{known.name}.yaml").read_text(encoding="utf-8")
+    )
 
 
 def read_descriptions(path: str) -> Any:
@@ -58,8 +63,11 @@ def check_descriptions(given: Any, names: Sequence[str], where: str) -> dict[str
         name = name_of.get(_loose(str(key)))
         if name is None:
             near = difflib.get_close_matches(str(key), names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the classes are {_listing(names)}."
-            raise UserError(f"Setting {SETTING}: {where} describes {str(key)!r}, which is no class: {hint}")
+            hint = f"did you mean {near[0]!r}?" if near else f"the classes are {_listing(names)}"
+            raise UserError(
+                f"Setting {SETTING}: {where} describes {str(key)!r}, which is no class ({hint}): rename it, or take it "
+                "out."
+            )
         found[name] = _sentences([texts] if isinstance(texts, str) else texts, name, where)
     missing = [name for name in names if name not in found]
     if missing:

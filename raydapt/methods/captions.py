@@ -22,12 +22,18 @@ class Captions:
     """int64 text of every training image, -1 where it has none."""
 
 
+def first_line(text: str | None) -> str | None:
+    """What of a captioner's answer is the caption, as the authors read it; None for no answer, or one of spaces."""
+    lines = (text or "").strip().splitlines()
+    return lines[0].strip() if lines else None
+
+
 def captions_of(captions: Sequence[str | None]) -> Captions:
     """Captions in the order of the images; of each the first line, and an empty one is none (spec 1.2)."""
     number: dict[str, int] = {}
     text_N = []
     for caption in captions:
-        line = next((line.strip() for line in (caption or "").splitlines() if line.strip()), None)
+        line = first_line(caption)
         text_N.append(-1 if line is None else number.setdefault(line, len(number)))
     return Captions(texts=tuple(number), text_N=torch.tensor(text_N, dtype=torch.int64))
 

@@ -18,6 +18,7 @@ from raydapt.config import FairSettings
 from raydapt.data.classes import ClassSpace, fill_template
 from raydapt.methods.alignment import class_sums, composite, description_weights, fairness_loss, sample_weights
 from raydapt.methods.contract import Batch, Method, OverImages, Reads, Stream, TrainingImages
+from raydapt.methods.workers import gather_rows, gather_rows_with_gradients
 from raydapt.models.clip import Clip
 from raydapt.models.tuned_norms import TunedNorms
 from raydapt.models.views import crop_view, square_boxes, strong_view, whole_view
@@ -124,9 +125,11 @@ class Fair(Method):
             logits_BC = self.scale * feature_BD @ anchor_CD.T
             loss = (weight_B * F.cross_entropy(logits_BC, label_B, reduction="none")).mean()
             if settings.fairness:
-                loss = loss + settings.fairness * fairness_loss(logits_BC)
+                # Of the whole batch: a mean over the workers' own parts would ask every part to hold all classes.
+                loss = loss + settings.fairness * fairness_loss(gather_rows_with_gradients(logits_BC))
             if settings.alignment:
-                self.sum_CD.index_add_(0, label_B, whole_BD)
+                # Of all workers in every step, so that the one checkpoint holds what each of them goes on with.
+                self.sum_CD.index_add_(0, gather_rows(label_B), gather_rows(whole_BD))
                 target_C = torch.arange(len(anchor_CD), device=anchor_CD.device)
                 loss = loss + settings.alignment * F.cross_entropy(self.prototype_CD @ anchor_CD.T, target_C)
         return loss

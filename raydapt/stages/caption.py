@@ -24,6 +24,7 @@ from raydapt.data.canvas import CANVAS_PX, PER_GROUP, canvas_sides, shrink, tile
 from raydapt.data.classes import fill_template
 from raydapt.data.decode import BadImage, decode_rgb
 from raydapt.data.sources import Part, Source, group_parts, read_parts
+from raydapt.methods.captions import first_line
 from raydapt.stages.asking import ask
 from raydapt.stages.llm import ANSWER, ASKED, ERROR, SKIPPED, NoQuestion, Question
 from raydapt.stages.run import PART, PART_ROWS, Stage, StageResult, run_stage
@@ -167,10 +168,9 @@ def caption_stage(job: CaptionJob, *, known: KnownRows | None, ray_settings: Ray
 
 
 def load_captions(artefact: Artefact) -> list[str | None]:
-    """The first line of every caption, as the authors read them, in the order of the features; None for no caption."""
-    texts = [text for table in artefact.iter_tables(["caption"]) for text in table["caption"].to_pylist()]
-    lines = [(text or "").strip().splitlines() for text in texts]
-    return [line[0].strip() if line else None for line in lines]
+    """The first line of every caption, in the order of the features; None for no caption."""
+    tables = artefact.iter_tables(["caption"])
+    return [first_line(text) for table in tables for text in table["caption"].to_pylist()]
 
 
 def asker_of(job: CaptionJob) -> CaptionAsker:

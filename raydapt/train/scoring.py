@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from raydapt.config import Config
 from raydapt.data.classes import ClassSpace
 from raydapt.data.descriptions import check_descriptions, packaged_descriptions
-from raydapt.data.named_sets import named_set
 from raydapt.errors import UserError
 from raydapt.methods import scores
 from raydapt.methods.contract import Method, Reads, SyntheticImages, TrainingImages
@@ -197,8 +196,8 @@ def _heads(
 
 def _descriptions(config: Config, classes: ClassSpace) -> list[list[str]] | None:
     """Descriptions of the classes: those that the job gives, or that come with a named set; None without any."""
-    given, known = config.fair.descriptions, named_set(config.data.source)
-    found = given if isinstance(given, dict) else packaged_descriptions(known.name) if known else None
+    given = config.fair.descriptions  # a file is not read: it need not be where a worker runs
+    found = given if isinstance(given, dict) else packaged_descriptions(config.data.source)
     if found is None:
         return None
     try:

@@ -1,4 +1,5 @@
 import json
+import re
 from importlib.resources import files
 
 import pytest
@@ -59,10 +60,24 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path, text):
 def test_the_packaged_descriptions_fit_their_set(name):
     known = named_set(name)
     assert known is not None
-    found = check_descriptions(packaged_descriptions(name), known.class_names, name)
-    assert all(len(set(texts)) == len(texts) for texts in found.values())
+    packaged = packaged_descriptions(name)
+    assert list(packaged) == list(known.class_names)  # spelled and ordered as the set is
+    found = check_descriptions(packaged, known.class_names, name)
+    assert len({len(texts) for texts in found.values()}) == 1
+    said = [text for texts in found.values() for text in texts]
+    assert len(set(said)) == len(said)  # what two classes share tells neither from the other
 
 
-def test_the_sets_of_the_tests_have_descriptions():
-    assert {"eurosat", "pacs_cartoon", "digits"} <= set(SETS) <= set(set_names())
+@pytest.mark.parametrize("name", ["flowers102", "food101", "ucf101", "fgvc_aircraft", "gtsrb", "dtd"])
+def test_descriptions_of_fine_classes_are_no_template(name):
+    said = [
+        re.sub(re.escape(class_), "{}", text, flags=re.IGNORECASE)
+        for class_, texts in packaged_descriptions(name).items()
+        for text in texts
+    ]
+    assert len(set(said)) == len(said)
+
+
+def test_every_named_set_has_descriptions():
+    assert set(SETS) == set(set_names())
     assert packaged_descriptions("no such set") is None

@@ -45,11 +45,11 @@ def images_with(clip, settings):
     )
 
 
-def trained(clip, settings, *, die_after=None, latest=None, train=TRAIN_SETTINGS):
+def trained(clip, settings, *, latest=None, train=TRAIN_SETTINGS, place=PLACE, checkpoints=None):
     images = images_with(clip, settings)
     method = Fair(clip, CLASSES, images, settings=settings, batch_size=train.batch_size)
-    checkpoints = MemoryCheckpoints(latest=latest, die_after=die_after)
-    fit(method, images, train, seed=1, place=PLACE, checkpoints=checkpoints, log=lambda line: None)
+    checkpoints = checkpoints or MemoryCheckpoints(latest=latest)
+    fit(method, images, train, seed=1, place=place, checkpoints=checkpoints, log=lambda line: None)
     return method, checkpoints
 
 
