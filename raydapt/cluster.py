@@ -11,6 +11,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raydapt.config import RaySettings
 from raydapt.errors import UserError
+from raydapt.nodes import address_of
 from raydapt.storage import Folder
 
 # Actors and Train workers wait for each other for ever when a laptop's two cores are all taken: logical CPUs are free.
@@ -27,9 +28,7 @@ def ensure_ray(settings: RaySettings) -> None:
     """
     if ray.is_initialized():
         return
-    address = settings.address
-    if address == "auto":
-        address = os.environ.get("RAY_ADDRESS") or "local"
+    address = address_of(settings)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A local cluster opens no dashboard: nobody has to secure what does not run.
     start: dict[str, Any] = {}
