@@ -24,7 +24,7 @@ from raydapt.stages.synthetic_images import (
 )
 from raydapt.workspace import Artefact
 
-FEATURES, PIXELS, CROPS, PARTIAL_LABELS = "features", "pixels", "crops", "partial_labels"
+FEATURES, PIXELS, CROPS, PARTIAL_LABELS, LORA = "features", "pixels", "crops", "partial_labels", "lora"
 
 
 def make_artefacts(plan: Plan, *, to_learn: bool = True) -> dict[str, StageResult]:
@@ -53,13 +53,18 @@ def make_artefacts(plan: Plan, *, to_learn: bool = True) -> dict[str, StageResul
         described = make_captions(plan, made[FEATURES].artefact, groups=GROUP_CAPTIONS in kinds)
         made |= {kind: described[kind] for kind in kinds}
     if plan.reads_synthetic and (to_learn or plan.config.air.fusion_at_test):
-        from raydapt.synthesis import make_synthetic  # diffusers takes seconds to import
+        from raydapt.synthesis import make_synthetic, plan_synthesis  # diffusers takes seconds to import
 
-        if (
-            plan.config.synthesis.held_out and to_learn
-        ):  # before the method's own, which are the first of the same images
+        recipe = plan_synthesis(plan.config, plan.classes, plan.features).lora
+        lora = None if recipe is None else plan.store.artefact_of(recipe)
+        reused = lora is not None and lora.complete()
+        # Held-out images before the method's own, which are the first of the same ones.
+        if plan.config.synthesis.held_out and to_learn:
             made |= make_held_out(plan, made[FEATURES].artefact)
-        made[SYNTHETIC] = make_synthetic(plan, made[FEATURES].artefact)
+        synthetic = make_synthetic(plan, made[FEATURES].artefact)
+        if lora is not None and lora.complete():  # it is not, where the images of another day are all there
+            made[LORA] = StageResult(artefact=lora, reused=reused)
+        made[SYNTHETIC] = synthetic
         source = as_source(plan, made[SYNTHETIC].artefact)
         made[SYNTHETIC_FEATURES] = make_features(plan, source)
         if plan.pixels is not None:
