@@ -24,7 +24,7 @@ from raydapt.stages.synthetic_images import (
 )
 from raydapt.workspace import Artefact
 
-FEATURES, PIXELS, CROPS, PARTIAL_LABELS = "features", "pixels", "crops", "partial_labels"
+FEATURES, PIXELS, CROPS, PARTIAL_LABELS, LORA = "features", "pixels", "crops", "partial_labels", "lora"
 
 
 def make_artefacts(plan: Plan, *, to_learn: bool = True) -> dict[str, StageResult]:
@@ -52,17 +52,33 @@ def make_artefacts(plan: Plan, *, to_learn: bool = True) -> dict[str, StageResul
 
         described = make_captions(plan, made[FEATURES].artefact, groups=GROUP_CAPTIONS in kinds)
         made |= {kind: described[kind] for kind in kinds}
+    uses_synthetic = plan.reads_synthetic and (to_learn or plan.config.air.fusion_at_test)
+    lora = _lora(plan) if uses_synthetic else None  # found or not, before anything trains it
     if plan.config.synthesis.held_out and to_learn:  # before the method's own, which are the first of the same images
         made |= make_held_out(plan, made[FEATURES].artefact)
-    if plan.reads_synthetic and (to_learn or plan.config.air.fusion_at_test):
+    if uses_synthetic:
         from raydapt.synthesis import make_synthetic  # diffusers takes seconds to import
 
-        made[SYNTHETIC] = make_synthetic(plan, made[FEATURES].artefact)
+        synthetic = make_synthetic(plan, made[FEATURES].artefact)
+        if lora is not None and lora.artefact.complete():  # it is not, where the images of another day are all there
+            made[LORA] = lora
+        made[SYNTHETIC] = synthetic
         source = as_source(plan, made[SYNTHETIC].artefact)
         made[SYNTHETIC_FEATURES] = make_features(plan, source)
         if plan.pixels is not None:
             made[SYNTHETIC_PIXELS] = make_pixels(plan, source)
     return made
+
+
+def _lora(plan: Plan) -> StageResult | None:
+    """The adapter of the plan's pipeline, trained or still to be; None without one of our own."""
+    from raydapt.synthesis import plan_synthesis
+
+    recipe = plan_synthesis(plan.config, plan.classes, plan.features).lora
+    if recipe is None:
+        return None
+    artefact = plan.store.artefact_of(recipe)
+    return StageResult(artefact=artefact, reused=artefact.complete())
 
 
 def make_held_out(plan: Plan, features: Artefact) -> dict[str, StageResult]:

@@ -7,9 +7,12 @@ from typing import Any
 
 import psutil
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raydapt.config import RaySettings
 from raydapt.errors import UserError
+from raydapt.nodes import address_of
+from raydapt.storage import Folder
 
 # Actors and Train workers wait for each other for ever when a laptop's two cores are all taken: logical CPUs are free.
 _LEAST_LOGICAL_CPUS = 4
@@ -25,9 +28,7 @@ def ensure_ray(settings: RaySettings) -> None:
     """
     if ray.is_initialized():
         return
-    address = settings.address
-    if address == "auto":
-        address = os.environ.get("RAY_ADDRESS") or "local"
+    address = address_of(settings)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A local cluster opens no dashboard: nobody has to secure what does not run.
     start: dict[str, Any] = {}
@@ -63,6 +64,40 @@ def require_shared(url: str, *, setting: str) -> None:
             f"Setting {setting}={url!r} is a folder of this machine ({kind}), but the cluster has {len(machines)} "
             f"machines: give a shared file system or an s3:// or gs:// address."
         )
+
+
+def require_reachable(folder: Folder) -> None:
+    """Asks every node whether it reaches a folder of an object store.
+
+    Ray Train's controller and workers use the storage from wherever they are, each with its own node's credentials;
+    a controller that lacks them dies without a word about the reason.
+
+    Raises:
+        UserError: When a node does not reach it.
+    """
+    if folder.local:
+        return
+    look = ray.remote(num_cpus=0, max_retries=0)(_reason_not_to_reach)
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    asked = []  # of all nodes before any answer is awaited
+    for node in nodes:
+        if node["Alive"]:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            asked.append((node["NodeManagerHostname"], look.options(scheduling_strategy=there).remote(folder)))
+    for name, answer in asked:
+        if reason := ray.get(answer):
+            raise UserError(
+                f"Node {name!r} of the cluster does not reach the storage: {reason} Every node needs them, by "
+                "a role of the machine or by variables that are set before 'ray start'."
+            )
+
+
+def _reason_not_to_reach(folder: Folder) -> str | None:
+    try:
+        folder.sizes()
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _file_system(path: Path) -> str:

@@ -97,15 +97,16 @@ def stage_seconds_per_row(stage: Mapping[str, Any]) -> float | None:
     """Actor-seconds that one row took once the stage had started; None when the stage computed nothing to tell from.
 
     The parts that the actors made while the stage started belong to the start: counted among the rest, they would make
-    a small run look faster than it was.
+    a small run look faster than it was. Parts that wait for the driver arrive together, which does the same, but no
+    row takes less than its model took for it.
     """
     actors = max(1, int(stage.get("actors", 1)))
     rest = stage.get("rows_computed", 0) - actors * stage.get("startup_rows", 0)
     seconds = stage.get("seconds", 0.0) - stage.get("startup_seconds", 0.0)
+    in_model = stage.get("model_seconds", 0.0) / max(1, stage.get("rows_computed", 0))
     if rest >= max(2, stage.get("startup_rows", 0)) and seconds > 0:
-        return float(seconds * actors / rest)
-    in_model = stage.get("model_seconds", 0.0)
-    return float(in_model / stage["rows_computed"]) if in_model else None
+        return float(max(seconds * actors / rest, in_model))
+    return float(in_model) or None
 
 
 def check(measured: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, float, float]]:

@@ -4,6 +4,7 @@ Ray places nothing on a node without the label, and waits for one for ever. So b
 its needs are held against the nodes there are; on a cluster that can grow they are asked for and awaited.
 """
 
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +25,13 @@ def selector(label: str | None) -> dict[str, str] | None:
         return None
     key, _, value = label.partition("=")
     return {key: value}
+
+
+def address_of(settings: RaySettings) -> str:
+    """Where the cluster is; ``local`` is one of this process, which never grows."""
+    if settings.address != "auto":
+        return settings.address
+    return os.environ.get("RAY_ADDRESS") or "local"
 
 
 def capacity(label: str | None = None) -> dict[str, float]:
@@ -53,7 +61,7 @@ def require_nodes(
     need = {name: amount for name, amount in need.items() if amount}
     if _room(label, need) >= count:
         return
-    patience = 0.0 if settings.address == "local" else settings.wait_for_nodes_s
+    patience = 0.0 if address_of(settings) == "local" else settings.wait_for_nodes_s
     if patience:
         say(f"waiting up to {patience:g} s for {_words(label, need, count)} (ray.wait_for_nodes_s)")
         request_resources(bundles=[dict(need)] * count, bundle_label_selectors=[selector(label) or {}] * count)
@@ -92,8 +100,9 @@ def _words(label: str | None, need: Mapping[str, float], count: int) -> str:
 
 def _sentence(settings: RaySettings, label: str | None, need: Mapping[str, float], count: int, setting: str) -> str:
     have, nodes = capacity(label), len(_nodes(label))
-    waited = f" after {settings.wait_for_nodes_s:g} s" if settings.address != "local" else ""
-    if settings.address == "local":
+    local = address_of(settings) == "local"
+    waited = "" if local else f" after {settings.wait_for_nodes_s:g} s"
+    if local:
         way_out = "raise ray.cpus, or set ray.address to a cluster that has it"
     else:
         way_out = f"start nodes with 'ray start --labels={label}'" if label else "start nodes that have it"

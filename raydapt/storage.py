@@ -24,6 +24,8 @@ from raydapt.errors import UserError
 _TEMPORARY = ".tmp-"
 _LOCK = ".lock"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_CLIENTS = ("botocore", "aiobotocore", "gcsfs", "google")
+"""Packages whose errors, such as missing credentials, are no `OSError`."""
 
 
 class Folder:
@@ -198,6 +200,7 @@ class Folder:
     @contextmanager
     def _told(self, *, reading: bool = False) -> Iterator[None]:
         """Turns a refusal of the file system into a sentence; a missing file stays what it is when reading."""
+        verb = "read" if reading else "written"
         try:
             yield
         except FileNotFoundError:
@@ -211,9 +214,15 @@ class Folder:
                     f"The storage of {self.setting}={self.url!r} is full ({reason}): free space or give another place, "
                     "then run the same command again; what was committed is kept."
                 ) from error
-            verb = "read" if reading else "written"
             raise UserError(
                 f"Setting {self.setting}={self.url!r} cannot be {verb} ({reason}): give another place."
+            ) from error
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] not in _CLIENTS:
+                raise
+            raise UserError(
+                f"Setting {self.setting}={self.url!r} cannot be {verb} ({error}): give this machine the storage's "
+                "credentials and address, or give another place."
             ) from error
 
 

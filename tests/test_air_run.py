@@ -44,7 +44,7 @@ def test_one_command_makes_everything_and_shows_it(job: Config, finished: Run) -
     metrics = json.loads(finished.read_bytes("metrics.json"))
     assert metrics["synthetic"]["images"] == 40
     assert [entry["images"] for entry in metrics["synthetic"]["per_class"]] == [4] * 10
-    assert {"features", "synthetic", "synthetic_features"} <= metrics["stages"].keys()
+    assert {"features", "lora", "synthetic", "synthetic_features"} <= metrics["stages"].keys()
     assert all(set(entry["judges"]) == {"text", "images", "both"} for entry in metrics["rounds"])
     assert metrics["rounds"][0]["judges"]["text"] > 70  # zero-shot
     report = Path(finished.file("report.html")).read_text()

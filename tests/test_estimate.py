@@ -66,6 +66,13 @@ def test_too_few_parts_are_taken_at_the_rate_of_the_model() -> None:
     assert estimate(run, 100_250)[0].hours * 3600 == pytest.approx(20 + 100_000 * 5 / 250 / 2)
 
 
+def test_parts_that_arrived_together_are_taken_at_the_rate_of_the_model() -> None:
+    """Four parts of 100 rows: the first was seen when all were as good as there, though the model took 4 s for them."""
+    run = metrics(400, seconds=20.2)
+    run["stages"]["features"] |= {"startup_rows": 100, "model_seconds": 4.0}
+    assert estimate(run, 1600)[0].hours * 3600 == pytest.approx(20 + 1400 * 4 / 400 / 2)
+
+
 def test_what_does_not_grow_with_the_images() -> None:
     run = metrics(1000, seconds=30.0)
     stage = run["stages"]["features"]

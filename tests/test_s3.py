@@ -4,14 +4,22 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load
 
 from raydapt import pipeline
-from raydapt.config import load_config
+from raydapt.cluster import ensure_ray
+from raydapt.config import RaySettings, load_config
+from raydapt.errors import UserError
 from raydapt.storage import Folder
+from raydapt.train.job import CHECKPOINT
+from raydapt.workspace import Run
 
 pytest.importorskip("s3fs")
 BUCKET = "raydapt-test"
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+SMALL = ["data.limit=200", "train.max_steps_per_round=3", "cpl.rounds=2", "ray.progress=false"]
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +34,7 @@ def bucket() -> Iterator[str]:
     server.start()
     host, port = server.get_host_and_port()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    for name, value in (
-        ("AWS_ACCESS_KEY_ID", "test"),
-        ("AWS_SECRET_ACCESS_KEY", "test"),
-        ("AWS_DEFAULT_REGION", "us-east-1"),
-    ):
+    for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     boto3.client("s3").create_bucket(Bucket=BUCKET)
     yield f"s3://{BUCKET}"
@@ -59,16 +63,53 @@ def test_a_folder_on_s3_keeps_its_promises(bucket: str) -> None:
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_run_on_s3_equals_a_local_one(bucket: str, tmp_path: Path, ray_cluster: None) -> None:
-    small = ["data.limit=200", "train.max_steps_per_round=3", "cpl.rounds=2", "ray.progress=false"]
     results = []
     for place in (str(tmp_path), bucket):
-        config = load_config(None, [*small, f"store={place}/store", f"runs={place}/runs"])
+        config = load_config(None, [*SMALL, f"store={place}/store", f"runs={place}/runs"])
         record = pipeline.run(config)
         assert record.exists("report.html")
         results.append(json.loads(record.read_bytes("metrics.json")))
     here, there = results
     assert here["adapted"] == there["adapted"]
     assert there["stages"]["features"]["reused"] is False
-    config = load_config(None, [*small, "seed=1", f"store={bucket}/store", f"runs={bucket}/runs"])
+    config = load_config(None, [*SMALL, "seed=1", f"store={bucket}/store", f"runs={bucket}/runs"])
     again = json.loads(pipeline.run(config).read_bytes("metrics.json"))
     assert again["stages"]["features"]["reused"] is True
+
+
+def learned(record: Run) -> dict[str, np.ndarray]:
+    tensors = load(record.read_bytes(CHECKPOINT))
+    return {name: tensor for name, tensor in tensors.items() if name.startswith("method.")}
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_training_workers_keep_their_checkpoints_on_s3(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    settings = RaySettings(address="local", cpus=4, progress=False)
+    small = [*SMALL, "train.epochs=2", f"store={bucket}/workers"]
+    remote = load_config(None, [*small, f"runs={bucket}/runs", "train.workers=2", "name=workers"])
+    ray.shutdown()
+    with monkeypatch.context() as before:  # a cluster that was started before the credentials were set
+        for name in (*CREDENTIALS, "AWS_ENDPOINT_URL"):
+            before.delenv(name)
+        before.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        ensure_ray(settings)
+    # The driver has them, and it alone commits.
+    alone = pipeline.run(load_config(None, [*small, f"runs={tmp_path}"]))
+    with pytest.raises(UserError, match=r"Node .* does not reach the storage: Setting runs='s3://.*credentials"):
+        pipeline.run(remote)
+    ray.shutdown()
+    ensure_ray(settings)
+    together = pipeline.run(remote)
+    ray.shutdown()  # whoever needs one next starts it again
+    assert json.loads(together.read_bytes("metrics.json"))["train"]["workers"] == 2
+    assert together.folder.child("ray_train").exists("")
+    expected = learned(alone)
+    assert expected
+    for name, tensor in learned(together).items():
+        np.testing.assert_allclose(tensor, expected[name], rtol=1e-3, atol=1e-4)

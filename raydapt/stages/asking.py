@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 import pyarrow as pa
 import ray.data
 
+from raydapt.config import RaySettings
 from raydapt.config_caption import EngineSettings
 from raydapt.models.language import chat_texts
 from raydapt.stages.endpoint import ask_endpoint
@@ -21,6 +22,7 @@ def ask(
     images: bool,
     schema: pa.Schema,
     setting: str,
+    ray_settings: RaySettings,
 ) -> tuple[ray.data.Dataset, int]:
     """Puts every row's question to a server or to vLLM; what goes in and comes out: `raydapt.stages.llm.ask_vllm`.
 
@@ -33,11 +35,22 @@ def ask(
         images: Whether questions have an image.
         schema: Columns of the result.
         setting: The group of settings, for messages.
+        ray_settings: Which nodes ask and which hold engines.
 
     Raises:
         UserError: When the engine is not there or the model cannot answer.
     """
     if settings.engine == "openai":
-        return ask_endpoint(rows, asker, settings, schema=schema, setting=setting)
+        return ask_endpoint(rows, asker, settings, schema=schema, setting=setting, ray_settings=ray_settings)
     chat = chat_texts(address, questions(), image=images, setting=f"{setting}.model")
-    return ask_vllm(rows, asker, settings, address=address, chat=chat, images=images, schema=schema, setting=setting)
+    return ask_vllm(
+        rows,
+        asker,
+        settings,
+        address=address,
+        chat=chat,
+        images=images,
+        schema=schema,
+        setting=setting,
+        ray_settings=ray_settings,
+    )

@@ -25,6 +25,7 @@ from raydapt.data.classes import fill_template
 from raydapt.data.decode import BadImage, decode_rgb
 from raydapt.data.sources import Part, Source, group_parts, read_parts
 from raydapt.methods.captions import first_line
+from raydapt.nodes import require_nodes, selector
 from raydapt.stages.asking import ask
 from raydapt.stages.llm import ANSWER, ASKED, ERROR, SKIPPED, NoQuestion, Question
 from raydapt.stages.run import PART, PART_ROWS, Stage, StageResult, run_stage
@@ -140,9 +141,12 @@ def caption_stage(job: CaptionJob, *, known: KnownRows | None, ray_settings: Ray
     kind, settings = job.recipe.kind, job.settings
 
     def dataset_of(pending: Sequence[int]) -> tuple[ray.data.Dataset, int]:
-        rows = (
-            _group_rows(job, known, pending) if known and kind == GROUP_CAPTIONS else _image_rows(job, known, pending)
-        )
+        label = ray_settings.decode_nodes
+        require_nodes(ray_settings, label, {"CPU": 1.0}, setting="ray.decode_nodes" if label else "ray.cpus")
+        if known and kind == GROUP_CAPTIONS:
+            rows = _group_rows(job, known, pending, label)
+        else:
+            rows = _image_rows(job, known, pending, label)
         answered, engines = ask(
             rows,
             asker_of(job),
@@ -152,6 +156,7 @@ def caption_stage(job: CaptionJob, *, known: KnownRows | None, ray_settings: Ray
             images=True,
             schema=_SCHEMAS[kind],
             setting="caption",
+            ray_settings=ray_settings,
         )
         named = partial(as_captions, model=settings.model)
         return answered.map_batches(named, batch_format="pyarrow", batch_size=None), engines
@@ -197,8 +202,10 @@ def _filled(prompt: str, known: KnownRows | None) -> list[str]:
     return [fill_template(prompt, name) for name in known.class_names] if known and "{}" in prompt else [prompt]
 
 
-def _image_rows(job: CaptionJob, known: KnownRows | None, pending: Sequence[int]) -> ray.data.Dataset:
-    """Rows to be asked about one image each."""
+def _image_rows(
+    job: CaptionJob, known: KnownRows | None, pending: Sequence[int], label: str | None
+) -> ray.data.Dataset:
+    """Rows to be asked about one image each, read on nodes with the label."""
     part_of = {part.index: part for part in job.source.parts}
     items = []
     for group in group_parts([part_of[index] for index in pending]):
@@ -206,7 +213,7 @@ def _image_rows(job: CaptionJob, known: KnownRows | None, pending: Sequence[int]
         items.append({"work": pickle.dumps((group, asked))})
     read = partial(read_images, data=job.data, prompt=job.prompt)
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
-    return dataset.map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=1)
+    return dataset.map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=1, label_selector=selector(label))
 
 
 def _asked(prompt: str, known: KnownRows, part: int) -> list[str | None]:
@@ -235,15 +242,17 @@ def read_images(batch: pa.Table, *, data: DataSettings, prompt: str) -> Iterator
         yield from _blocks(_of_part(rows, part.index, table.num_rows))
 
 
-def _group_rows(job: CaptionJob, known: KnownRows, pending: Sequence[int]) -> ray.data.Dataset:
-    """Rows to be asked about four images each, which lie anywhere in the source.
+def _group_rows(job: CaptionJob, known: KnownRows, pending: Sequence[int], label: str | None) -> ray.data.Dataset:
+    """Rows to be asked about four images each, which lie anywhere in the source; read on nodes with the label.
 
     Every part is read once, and its images wait in Ray's object store, no larger than their cells.
     """
     shelve = ray.remote(_shelve)
     shelves: list[ray.ObjectRef[Any]] = []
     for group in group_parts(job.source.parts):
-        returned = shelve.options(num_returns=len(group)).remote(group, job.data, _cell_px(job.settings))
+        returned = shelve.options(num_returns=len(group), label_selector=selector(label)).remote(
+            group, job.data, _cell_px(job.settings)
+        )
         shelves.extend(returned if isinstance(returned, list) else [returned])
     rows_of = [known.part(part) for part in pending]
     items = [
@@ -253,7 +262,7 @@ def _group_rows(job: CaptionJob, known: KnownRows, pending: Sequence[int]) -> ra
     ]
     gather = partial(gather_groups, prompt=job.prompt, known=ray.put(known), shelves=shelves)
     dataset = ray.data.from_items(items, override_num_blocks=max(1, len(items)))
-    return dataset.map_batches(gather, batch_size=1, batch_format="pyarrow", num_cpus=1)
+    return dataset.map_batches(gather, batch_size=1, batch_format="pyarrow", num_cpus=1, label_selector=selector(label))
 
 
 def _cell_px(settings: CaptionSettings) -> int:

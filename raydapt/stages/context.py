@@ -8,7 +8,7 @@ from ray.data import DataContext
 
 from raydapt.config import RaySettings, StageSettings
 from raydapt.errors import UserError
-from raydapt.nodes import capacity, require_nodes, selector
+from raydapt.nodes import address_of, capacity, require_nodes, selector
 
 _MEBIBYTE = 1024 * 1024
 _LEAST_IN_FLIGHT = 256 * _MEBIBYTE
@@ -38,7 +38,8 @@ def plan_actors(settings: StageSettings, *, parts: int, ray_settings: RaySetting
             can hold a single actor; Ray would wait for ever.
     """
     gpus_wanted = 0.0 if settings.gpus_per_actor == "auto" else settings.gpus_per_actor
-    if ray_settings.address != "local":
+    local = address_of(ray_settings) == "local"
+    if not local:
         need = {"CPU": settings.cpus_per_actor, "GPU": gpus_wanted}
         blamed = "ray.model_nodes" if ray_settings.model_nodes else f"{key}.gpus_per_actor"
         require_nodes(ray_settings, ray_settings.model_nodes, need, setting=blamed)
@@ -54,7 +55,7 @@ def plan_actors(settings: StageSettings, *, parts: int, ray_settings: RaySetting
     actors = max(1, min(actors, parts))
     # One more CPU, since the readers that feed the actors need one, unless they have nodes of their own.
     needed = actors * settings.cpus_per_actor + (ray_settings.decode_nodes == ray_settings.model_nodes)
-    if ray_settings.address == "local" and (needed > cpus or actors * gpus_each > gpus):
+    if local and (needed > cpus or actors * gpus_each > gpus):
         raise UserError(
             f"Setting {key}.actors={settings.actors} needs {needed:g} CPUs and {actors * gpus_each:g} GPUs, the "
             f"cluster has {cpus:g} and {gpus:g}: lower {key}.actors, {key}.cpus_per_actor or {key}.gpus_per_actor, "

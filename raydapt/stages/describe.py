@@ -104,6 +104,7 @@ def describe_stage(job: DescribeJob, *, ray_settings: RaySettings, store: Store)
             images=False,
             schema=_SCHEMA,
             setting="describe",
+            ray_settings=ray_settings,
         )
 
     n_parts = -(-len(job.class_names) // _CLASSES_PER_PART)

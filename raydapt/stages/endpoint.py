@@ -14,8 +14,10 @@ import ray.data
 from PIL import Image
 from ray.data import ActorPoolStrategy
 
+from raydapt.config import RaySettings
 from raydapt.config_caption import EngineSettings
 from raydapt.errors import UserError
+from raydapt.nodes import require_nodes, selector
 from raydapt.stages.llm import ANSWER, ASKED, ERROR, SECONDS, Asker, NoQuestion, Question, as_result, engine_reason
 
 _TRIES = 6
@@ -24,7 +26,13 @@ _TIMEOUT_S = 600.0
 
 
 def ask_endpoint(
-    dataset: ray.data.Dataset, asker: Asker, settings: EngineSettings, *, schema: pa.Schema, setting: str
+    dataset: ray.data.Dataset,
+    asker: Asker,
+    settings: EngineSettings,
+    *,
+    schema: pa.Schema,
+    setting: str,
+    ray_settings: RaySettings,
 ) -> tuple[ray.data.Dataset, int]:
     """Puts every row's question to a server; see `raydapt.stages.llm.ask_vllm` for what goes in and comes out.
 
@@ -38,6 +46,8 @@ def ask_endpoint(
         )
     if importlib.util.find_spec("openai") is None:
         raise UserError(f"Setting {setting}.engine=openai: the client is not installed: pip install 'raydapt[openai]'.")
+    label = ray_settings.decode_nodes  # the model is elsewhere: what is done here is decoding
+    require_nodes(ray_settings, label, {"CPU": 1.0}, setting="ray.decode_nodes" if label else "ray.cpus")
     clients = 1 if settings.replicas == "auto" else settings.replicas
     answered = dataset.map_batches(
         EndpointClient,
@@ -46,6 +56,7 @@ def ask_endpoint(
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=clients, max_tasks_in_flight_per_actor=2),
         num_cpus=1,
+        label_selector=selector(label),
     )
     return answered, clients
 

@@ -7,18 +7,21 @@ engine kills its actor, which Ray starts again with the rows that were on their 
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import ray
 import ray.data
 from PIL import Image
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from raydapt.config import RaySettings
 from raydapt.config_caption import EngineSettings
 from raydapt.errors import UserError
+from raydapt.nodes import capacity, require_nodes, selector
 
 ANSWER, SECONDS, ERROR, ASKED = "answer", "seconds", "error", "asked"
 """Columns of a result: the text, how long the engine took for it, why there is none, and what was asked."""
@@ -60,18 +63,20 @@ def ask_vllm(
     images: bool,
     schema: pa.Schema,
     setting: str,
+    ray_settings: RaySettings,
 ) -> tuple[ray.data.Dataset, int]:
     """Puts every row's question to vLLM engines in a pool of actors.
 
     Args:
         dataset: Rows; all their columns but those that the asker takes out go on to the result.
-        asker: Makes the questions; it runs in tasks of its own, beside the engines.
+        asker: Makes the questions; it runs in tasks of its own, on nodes that decode.
         settings: The engines.
         address: The model, see `raydapt.models.language.model_address`.
         chat: Every question's text within the model's chat template.
         images: Whether questions have an image.
         schema: Columns of the result, see `as_result`.
         setting: The group of settings, for messages.
+        ray_settings: Which nodes make the questions and which hold engines.
 
     Returns:
         The dataset of results and the number of engines.
@@ -86,7 +91,7 @@ def ask_vllm(
         )
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-    engines, on_gpu = _engines(settings, setting)
+    engines, on_gpu = plan_engines(settings, setting, ray_settings)
     config = vLLMEngineProcessorConfig(
         model_source=address,
         engine_kwargs=_engine_arguments(settings, on_gpu=on_gpu, images=images),
@@ -106,8 +111,15 @@ def ask_vllm(
     sampling = {"max_tokens": settings.max_tokens, "temperature": 0.0 if settings.greedy else 1.0}
     before = partial(_to_engine, asker=asker, chat=dict(chat), sampling=sampling)
     after = partial(_from_engine, kept=frozenset(schema.names))
-    answered = build_processor(config, preprocess=before, postprocess=after)(dataset)
-    return answered.map_batches(partial(as_result, schema=schema), batch_format="pyarrow", batch_size=None), engines
+    decode_on = {"label_selector": selector(ray_settings.decode_nodes)}
+    processor = build_processor(
+        config, preprocess=before, postprocess=after, preprocess_map_kwargs=decode_on, postprocess_map_kwargs=decode_on
+    )
+    # The configuration has no word for nodes' labels; what a stage hands to Ray Data has.
+    placed = _placement(ray_settings.model_nodes, settings.tensor_parallel)
+    processor.get_stage_by_name("vLLMEngineStage").map_batches_kwargs.update(placed)
+    named = partial(as_result, schema=schema)
+    return processor(dataset).map_batches(named, batch_format="pyarrow", batch_size=None, **decode_on), engines
 
 
 def as_result(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -154,17 +166,36 @@ def _from_engine(row: dict[str, Any], *, kept: frozenset[str]) -> dict[str, Any]
     return {**result, ANSWER: row["generated_text"], SECONDS: float(row["time_taken_llm"]), ERROR: None}
 
 
-def _engines(settings: EngineSettings, setting: str) -> tuple[int, bool]:
-    """How many engines there are to be, and whether they run on GPUs."""
-    gpus = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
-    if settings.tensor_parallel > max(1, gpus):
-        raise UserError(
-            f"Setting {setting}.tensor_parallel={settings.tensor_parallel} needs as many GPUs, the cluster has {gpus}: "
-            "lower it."
-        )
+def plan_engines(settings: EngineSettings, setting: str, ray_settings: RaySettings) -> tuple[int, bool]:
+    """How many engines there are to be, and whether they run on GPUs.
+
+    Raises:
+        UserError: When no node that may hold models comes in time, or they have too few GPUs for one engine.
+    """
+    label, together = ray_settings.model_nodes, settings.tensor_parallel
+    require_nodes(ray_settings, label, {"CPU": 1.0}, setting="ray.model_nodes" if label else "ray.cpus")
+    if together > 1:
+        require_nodes(ray_settings, label, {"GPU": 1.0}, count=together, setting=f"{setting}.tensor_parallel")
+    gpus = int(capacity(label)["GPU"])
     if settings.replicas == "auto":
-        return max(1, gpus // settings.tensor_parallel), gpus > 0
+        return max(1, gpus // together), gpus > 0
     return settings.replicas, gpus > 0
+
+
+def _placement(label: str | None, together: int) -> dict[str, Any]:
+    """What keeps the engines on nodes with a label, as arguments of Ray Data's ``map_batches``."""
+    if label is None:
+        return {}
+    if together == 1:
+        return {"label_selector": selector(label)}
+    bundles = [{"GPU": 1.0, "CPU": 1.0}] * together
+    return {"ray_remote_args_fn": partial(side_by_side, bundles, selector(label) or {})}
+
+
+def side_by_side(bundles: Sequence[dict[str, float]], labels: Mapping[str, str]) -> dict[str, Any]:
+    """Scheduling of one engine that is spread over several GPUs of nodes with these labels."""
+    group = placement_group(list(bundles), strategy="PACK", bundle_label_selector=[dict(labels)] * len(bundles))
+    return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)}
 
 
 def _engine_arguments(settings: EngineSettings, *, on_gpu: bool, images: bool) -> dict[str, Any]:

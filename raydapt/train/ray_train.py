@@ -9,6 +9,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+from raydapt.cluster import require_reachable
 from raydapt.config import RaySettings, TrainSettings
 from raydapt.nodes import capacity, require_nodes, selector
 from raydapt.storage import Folder
@@ -61,10 +62,11 @@ def train_on_workers(
         callbacks: Of Ray Train, such as the one that passes reports on to Ray Tune.
 
     Raises:
-        UserError: When the cluster cannot place the workers.
+        UserError: When the cluster cannot place the workers, or they cannot reach the storage.
     """
     resources = _resources_per_worker(settings, ray_settings)
     require_nodes(ray_settings, ray_settings.model_nodes, resources, count=settings.workers, setting="train.workers")
+    require_reachable(storage)
     trainer = ray.train.torch.TorchTrainer(
         _worker,
         train_loop_config={"train": train},

@@ -18,6 +18,7 @@ from ray.util.state import list_placement_groups
 
 from raydapt.config import Config
 from raydapt.errors import UserError
+from raydapt.nodes import capacity, selector
 from raydapt.progress import say
 from raydapt.storage import Folder
 from raydapt.train.scoring import MEAN, SCORES
@@ -44,7 +45,7 @@ def run_trials(sweep: Sweep, drawn: Sequence[Settings] | None, space: Mapping[st
         UserError: When the cluster cannot hold a trial.
     """
     config = sweep.config
-    resources, concurrent = _resources(config)
+    resources, concurrent = trial_resources(config)
     function = tune.with_parameters(_trial, sweep=sweep, drawn=drawn)
     trainable = tune.with_resources(function, resources)
     storage = Folder(sweep.folder, setting="runs")
@@ -135,12 +136,15 @@ def _searcher(config: Config) -> Searcher | None:
     return OptunaSearch(seed=config.tune.seed) if config.tune.search == "optuna" else None
 
 
-def _resources(config: Config) -> tuple[dict[str, float], int]:
-    """What a trial takes, and how many fit at a time."""
-    settings, train = config.tune, config.train
-    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+def trial_resources(config: Config) -> tuple[tune.PlacementGroupFactory, int]:
+    """What a trial takes and on which nodes, and how many fit at a time.
+
+    A trial that nests Ray Train only drives it, and may do so on any node; any other one holds a model.
+    """
+    settings, train, label = config.tune, config.train, config.ray.model_nodes
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    cpus, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
+    models, everywhere = capacity(label), capacity()
+    cpus, gpus = models["CPU"], models["GPU"]
     if len(nodes) == 1:  # a local cluster counts more CPUs than there are, for actors that wait
         cpus = min(cpus, float(os.cpu_count() or 1))
     per_trial = settings.gpus_per_trial
@@ -148,16 +152,20 @@ def _resources(config: Config) -> tuple[dict[str, float], int]:
         per_trial = _GPUS_PER_TRIAL if gpus and not train.workers else 0.0
     if train.workers:
         _require_dashboard(train.workers)
-        fit = there.get("CPU", 0.0) // (settings.cpus_per_trial + train.workers * train.cpus_per_worker)
+        of_workers = train.workers * train.cpus_per_worker
+        fit = min(models["CPU"] // of_workers, everywhere["CPU"] // (settings.cpus_per_trial + of_workers))
     else:
         fit = min(cpus // settings.cpus_per_trial, gpus // per_trial if per_trial else cpus)
     if not fit:
         raise UserError(
             f"Settings tune.cpus_per_trial={settings.cpus_per_trial:g}, tune.gpus_per_trial={per_trial:g} and "
-            f"train.workers={train.workers} want more than the cluster's {cpus:g} CPUs and {gpus:g} GPUs: lower them."
+            f"train.workers={train.workers} want more than the {cpus:g} CPUs and {gpus:g} GPUs of the cluster"
+            f"{f' on nodes labelled {label}' if label else ''}: lower them."
         )
     concurrent = int(fit) if settings.concurrent == "auto" else min(settings.concurrent, int(fit))
-    return {"CPU": settings.cpus_per_trial, "GPU": per_trial}, concurrent
+    labels = {"bundle_label_selector": [selector(label)]} if label and not train.workers else {}
+    bundle = {"CPU": settings.cpus_per_trial, "GPU": float(per_trial)}
+    return tune.PlacementGroupFactory([bundle], **labels), concurrent
 
 
 def _require_dashboard(workers: int) -> None:

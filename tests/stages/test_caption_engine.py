@@ -1,6 +1,6 @@
-"""Captions by the real engine: a driver that is killed, an engine that is killed, groups, and a server beside it.
+"""Captions by the real engine: a driver, an engine and a node that are lost, groups, and a server beside it.
 
-One tiny LLaVA of random weights; three tests, since every engine takes half a minute to start.
+The miniature captioner; few tests, since every engine takes half a minute to start.
 """
 
 import contextlib
@@ -16,16 +16,29 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+from ray.cluster_utils import Cluster
 
 from raydapt.captioning import caption_jobs
 from raydapt.config import Config, RaySettings, load_config
 from raydapt.data.groups import draw_groups
 from raydapt.data.sources import read_part, resolve_source
-from raydapt.stages.caption import GROUP_CAPTIONS, IMAGE_CAPTIONS, CaptionJob, KnownRows, caption_stage
+from raydapt.models.language import MINI_CAPTIONER
+from raydapt.stages import caption
+from raydapt.stages.caption import (
+    GROUP_CAPTIONS,
+    IMAGE_CAPTIONS,
+    CaptionAsker,
+    CaptionJob,
+    KnownRows,
+    asker_of,
+    caption_stage,
+)
+from raydapt.stages.llm import Question
 from raydapt.stages.run import StageResult
 from raydapt.workspace import Artefact, Recipe, Store
 from tests.stages.images import write_images
@@ -38,14 +51,12 @@ pytestmark = [
 ROWS, ROWS_PER_PART, BAD_ROW = 40, 8, 11
 RAY = RaySettings(address="local", cpus=4, progress=False)
 COMMITS = 2
+QUESTION_SLEEP_S = 0.3
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.models.tiny_captioner import save_tiny_captioner
-
     folder = tmp_path_factory.mktemp("captions")
-    save_tiny_captioner(folder / "model")
     write_images(folder / "images.parquet", ROWS, bad={BAD_ROW: b"words"}, rows_per_group=16)
     return folder
 
@@ -55,7 +66,6 @@ def config_of(place: Path, *overrides: str) -> Config:
         f"data.source={place / 'images.parquet'}",
         f"features.rows_per_part={ROWS_PER_PART}",
         "data.max_error_share=0.1",
-        f"caption.model={place / 'model'}",
         "caption.max_tokens=8",
         "caption.max_num_seqs=8",
         "caption.batch_size=4",
@@ -63,11 +73,11 @@ def config_of(place: Path, *overrides: str) -> Config:
     return load_config(None, [*given, *overrides])
 
 
-def image_captions(place: Path, store: str, *overrides: str) -> StageResult:
+def image_captions(place: Path, store: str, *overrides: str, ray_settings: RaySettings = RAY) -> StageResult:
     config = config_of(place, *overrides)
     source = resolve_source(config.data.source, rows_per_part=ROWS_PER_PART)
     job = caption_jobs(config, source)[IMAGE_CAPTIONS]
-    return caption_stage(job, known=None, ray_settings=RAY, store=Store(str(place / store)))
+    return caption_stage(job, known=None, ray_settings=ray_settings, store=Store(str(place / store)))
 
 
 def texts_of(artefact: Artefact) -> list[str | None]:
@@ -160,6 +170,73 @@ def test_groups_survive_the_death_of_their_engine(place: Path, ray_cluster: None
             assert members == [known.id_N[i] for i in known.group_N4[row]]
 
 
+class SlowAsker(CaptionAsker):
+    """Slow enough that a node is lost while images still wait to be described."""
+
+    def __call__(self, row: dict[str, Any]) -> Question:
+        time.sleep(QUESTION_SLEEP_S)
+        return super().__call__(row)
+
+
+class EngineNodes:
+    """A head that runs no task, a node that decodes, and two of which either can hold the engine."""
+
+    def __init__(self) -> None:
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self.cluster.add_node(num_cpus=3, labels={"raydapt": "cpu"}, wait=False)
+        self.nodes = [self.cluster.add_node(num_cpus=1, labels={"raydapt": "model"}, wait=False) for _ in range(2)]
+        self.cluster.wait_for_nodes(timeout=120)
+        self.lost: list[str] = []
+
+    def lose_the_engine(self) -> None:
+        """Removes the node that runs it as a machine goes that is switched off: with all its processes."""
+        for node in self.nodes:
+            raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+            processes = raylet.children(recursive=True)
+            if any("EngineCore" in process.name() + " ".join(process.cmdline()) for process in processes):
+                self.cluster.remove_node(node, allow_graceful=False)
+                for process in processes:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
+                self.lost.append(node.node_id)
+
+
+@pytest.mark.chaos
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_captions_survive_the_loss_of_the_node_that_makes_them(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    expected = image_captions(place, "store").artefact.read()
+    ray.shutdown()  # the session's own cluster, if it runs; whoever needs one next starts it again
+    commit, done = Artefact.commit_part, []
+
+    def commit_and_lose(self: Artefact, index: int, *args: object, **kwargs: object) -> object:
+        shard = commit(self, index, *args, **kwargs)  # type: ignore[arg-type]
+        done.append(index)
+        if len(done) == COMMITS:
+            nodes.lose_the_engine()
+        return shard
+
+    monkeypatch.setattr(Artefact, "commit_part", commit_and_lose)
+    monkeypatch.setattr(caption, "asker_of", lambda job: SlowAsker(**vars(asker_of(job))))
+    nodes = EngineNodes()
+    settings = RaySettings(
+        address=nodes.cluster.address,
+        decode_nodes="raydapt=cpu",
+        model_nodes="raydapt=model",
+        wait_for_nodes_s=0,
+        progress=False,
+    )
+    try:
+        table = image_captions(place, "lost", ray_settings=settings).artefact.read()
+    finally:
+        ray.shutdown()
+        nodes.cluster.shutdown()
+    assert len(nodes.lost) == 1, "no node was lost"
+    assert sorted(done) == list(range(ROWS // ROWS_PER_PART))  # nothing twice
+    assert table.drop_columns(["seconds"]).equals(expected.drop_columns(["seconds"]))
+
+
 @pytest.fixture
 def server(place: Path) -> Iterator[str]:
     with socket.socket() as probe:
@@ -167,7 +244,7 @@ def server(place: Path) -> Iterator[str]:
         port = probe.getsockname()[1]
     command = [
         # The command `vllm` asks for its own package by name, which is another one on a machine without a GPU.
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(place / "model"),
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(MINI_CAPTIONER),
         "--port", str(port), "--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager",
         "--served-model-name", "tiny", "--max-num-seqs", "8",
     ]  # fmt: skip
