@@ -22,9 +22,9 @@ def packaged_descriptions(set_name: str) -> Mapping[str, list[str]] | None:
     known = named_set(set_name)
     if known is None:
         return None
-    return yaml.safe_load(
-        files("raydapt.data").joinpath("descriptions", f"{known.name}.yaml").read_text(encoding="utf-8")
-    )
+    file = files("raydapt.data").joinpath("descriptions", f"{known.name}.yaml")
+    found: Mapping[str, list[str]] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return found
 
 
 def read_descriptions(path: str) -> Any:
