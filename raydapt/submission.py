@@ -38,6 +38,8 @@ PASSED_ON = ("RAYDAPT_DATA", "HF_HUB_OFFLINE", "HF_HOME", "VLLM_CPU_KVCACHE_SPAC
 """Variables that a job gets from this shell. What travels this way stands in the dashboard: never add a secret."""
 _SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "KEY", "CREDENTIAL")
 _POLL_S = 2.0
+_AGENT_S = 60.0
+"""How long a cluster that has just started is given until it can take a job."""
 _FINAL = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 
 
@@ -140,19 +142,41 @@ def submit(client: JobSubmissionClient, submission: Submission) -> bool:
 
     Returns:
         Whether it was started now; False when there is one to attach to.
+
+    Raises:
+        UserError: When the cluster has nothing that could run a job.
     """
     state = status(client, submission.submission_id)
     if state in (JobStatus.FAILED, JobStatus.STOPPED):
         client.delete_job(submission.submission_id)
     elif state is not None:
         return False
-    client.submit_job(
-        entrypoint=submission.entrypoint,
-        submission_id=submission.submission_id,
-        runtime_env=submission.runtime_env(),
-        entrypoint_num_cpus=0,  # the driver plans and commits; it may sit on a head that offers no CPU
-    )
+    _start(client, submission)
     return True
+
+
+def _start(client: JobSubmissionClient, submission: Submission) -> None:
+    """Starts the job; the agents that run jobs come up a while after the dashboard answers."""
+    deadline = time.monotonic() + _AGENT_S
+    while True:
+        try:
+            client.submit_job(
+                entrypoint=submission.entrypoint,
+                submission_id=submission.submission_id,
+                runtime_env=submission.runtime_env(),
+                entrypoint_num_cpus=0,  # the driver plans and commits; it may sit on a head that offers no CPU
+            )
+        except RuntimeError as error:
+            if "No available agent" not in str(error):
+                raise
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"The cluster has had no agent that runs jobs for {_AGENT_S:g} s. Another Ray on the head "
+                    "machine may hold its port: start the head with --dashboard-agent-listen-port=PORT, then submit again."
+                ) from None
+            time.sleep(_POLL_S)
+        else:
+            return
 
 
 def status(client: JobSubmissionClient, submission_id_: str) -> JobStatus | None:

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from raydapt import cluster, pipeline
+from raydapt import cluster, pipeline, submission
 from raydapt.config import load_config
 from raydapt.errors import UserError
 from raydapt.submission import EXCLUDES, connect, prepare, submission_id
@@ -72,6 +72,36 @@ def test_what_is_refused(arguments: dict[str, Any], words: list[str], monkeypatc
     with pytest.raises(UserError) as error:
         prepare(**arguments)
     assert all(word in str(error.value) for word in words)
+
+
+class YoungCluster:
+    """Answers, but has an agent that takes jobs only after some tries."""
+
+    def __init__(self, refusals: float) -> None:
+        self.refusals = refusals
+        self.jobs: list[dict[str, Any]] = []
+
+    def list_jobs(self) -> list[Any]:
+        return []
+
+    def submit_job(self, **job: Any) -> None:
+        if self.refusals > 0:
+            self.refusals -= 1
+            raise RuntimeError("Request failed with status code 500: No available agent to submit job")
+        self.jobs.append(job)
+
+
+def test_a_cluster_that_has_just_started_is_given_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(submission.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(submission.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    sent, young, never = prepare("jobs/cpl.yaml", []), YoungCluster(3), YoungCluster(float("inf"))
+    assert submission.submit(young, sent)  # type: ignore[arg-type]
+    assert [job["submission_id"] for job in young.jobs] == [sent.submission_id]
+    assert clock[0] == 3 * submission._POLL_S
+    with pytest.raises(UserError, match=r"no agent that runs jobs for 60 s.*--dashboard-agent-listen-port"):
+        submission.submit(never, sent)  # type: ignore[arg-type]
 
 
 def test_no_cluster_there() -> None:
