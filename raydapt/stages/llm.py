@@ -111,7 +111,7 @@ def ask_vllm(
     sampling = {"max_tokens": settings.max_tokens, "temperature": 0.0 if settings.greedy else 1.0}
     before = partial(_to_engine, asker=asker, chat=dict(chat), sampling=sampling)
     after = partial(_from_engine, kept=frozenset(schema.names))
-    decode_on = {"label_selector": selector(ray_settings.decode_nodes)}
+    decode_on: dict[str, Any] = {"label_selector": selector(ray_settings.decode_nodes)}
     processor = build_processor(
         config, preprocess=before, postprocess=after, preprocess_map_kwargs=decode_on, postprocess_map_kwargs=decode_on
     )
