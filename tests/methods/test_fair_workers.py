@@ -1,6 +1,9 @@
 """Two workers of FAIR learn what one does where nothing is drawn, agree with each other, and resume bit for bit."""
 
+import os
+import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,10 +11,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from raydapt.config import RaySettings
 from raydapt.methods import fair
 from raydapt.models.views import whole_view
-from raydapt.train.loop import Place
-from tests.methods.test_fair import SETTINGS, trained
+from raydapt.storage import Folder
+from raydapt.train.checkpoint import Checkpoints, TrainState, from_bytes
+from raydapt.train.loop import Log, Place
+from raydapt.train.ray_train import train_on_workers
+from tests.methods.test_fair import SETTINGS, TRAIN_SETTINGS, trained
 from tests.models.tiny import tiny_clip
 
 CASES = {
@@ -77,3 +84,47 @@ def test_two_workers_agree_and_resume(tmp_path, case, monkeypatch):
         alone = trained(tiny_clip(), CASES[case])[0].state_dict()
         for name, value in alone.items():
             torch.testing.assert_close(first[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+class DyingOnce:
+    """Checkpoints of Ray Train; at its first one the second worker is killed."""
+
+    def __init__(self, checkpoints: Checkpoints, rank: int, mark: Path) -> None:
+        self.checkpoints, self.rank, self.mark = checkpoints, rank, mark
+
+    def load(self):
+        return self.checkpoints.load()
+
+    def save(self, data, metrics):
+        self.checkpoints.save(data, metrics)
+        if self.rank == 1 and not self.mark.exists():
+            self.mark.write_text(f"{metrics['step']}")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def learn_on_ray(place: Place, checkpoints: Checkpoints, log: Log, *, mark: Path) -> TrainState:
+    """What every worker of Ray Train does; the state is in its last checkpoint."""
+    trained(tiny_clip(), CASES["crops"], place=place, checkpoints=DyingOnce(checkpoints, place.rank, mark))
+    return TrainState()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.chaos
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_ray_train_resumes_and_ends_where_one_worker_does(tmp_path, ray_cluster):
+    lines = []
+    state = train_on_workers(
+        partial(learn_on_ray, mark=tmp_path / "died"),
+        replace(TRAIN_SETTINGS, workers=2, gpus_per_worker=0, max_failures=1),
+        ray_settings=RaySettings(address="local", cpus=4, progress=False),
+        storage=Folder(str(tmp_path / "ray_train"), setting="runs"),
+        name="fair",
+        log=lines.append,
+    )
+    assert (tmp_path / "died").read_text() == "2"  # of 4 steps
+    assert state.finished
+    assert [line["step"] for line in lines] == [2, 4]
+    _, checkpoints = trained(tiny_clip(), CASES["crops"])
+    for name, tensor in from_bytes(checkpoints.saved[-1]).method.items():
+        torch.testing.assert_close(state.method[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
