@@ -2,15 +2,16 @@
 
     python -m raydapt.zoo.development_sets FOLDER
 
-Both are pre-training images of ``RAYDAPT_DATA`` pushed away from what the miniature CLIP has seen: the photos of PACS
-flattened and outlined as a cartoonist would, and RSSCN7's aerial views through haze, at a third of their resolution.
+All are pushed away from what the miniature CLIP has seen: of the pre-training images of ``RAYDAPT_DATA`` the photos of
+PACS flattened and outlined as a cartoonist would, RSSCN7's aerial views through haze, at a third of their resolution,
+and places of RESISC45 with their colours exchanged; and digits of held-out fonts, turned, coarse and noisy.
 FOLDER gets a Parquet file of each (image, label, split: 60 % train) and a YAML file of class descriptions.
 """
 
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,16 @@ import yaml
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from raydapt.data.descriptions import packaged_descriptions
+from raydapt.zoo.rendered_digits import Pixels, render_all
 
 _EDGE = 90
 """Strength of a gradient, of 255, from which on it is drawn as an outline."""
 _HAZE_GAIN, _HAZE_OFFSET = (0.8, 0.9, 1.1), 10.0
+_PER_PLACE = 200
+_PER_DIGIT = 180
+_MOST_TURNED_DEGREES = 40
+_NOISE = 60.0
+"""Standard deviation of a digit's noise, of 255."""
 
 
 def cartoon(image: Image.Image) -> Image.Image:
@@ -44,8 +51,22 @@ def haze(image: Image.Image) -> Image.Image:
     return Image.fromarray((pale * np.array(_HAZE_GAIN) + _HAZE_OFFSET).clip(0, 255).astype(np.uint8))
 
 
+def false_colours(image: Image.Image) -> Image.Image:
+    """Red, green and blue exchanged for one another, and half the resolution."""
+    red, green, blue = image.resize((32, 32), Image.Resampling.BICUBIC).split()
+    return Image.merge("RGB", (blue, red, green))
+
+
+def scrawl(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A digit turned by up to 40 degrees, 12 px coarse, with noise, 32 px."""
+    turned = image.rotate(rng.uniform(-_MOST_TURNED_DEGREES, _MOST_TURNED_DEGREES), Image.Resampling.BICUBIC)
+    coarse = turned.resize((12, 12), Image.Resampling.BOX).resize((32, 32), Image.Resampling.BICUBIC)
+    noisy = np.asarray(coarse).astype(float) + rng.normal(0, _NOISE, (32, 32, 1))
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
 def write_sets(data: Path, folder: Path) -> None:
-    """Writes both sets and their descriptions.
+    """Writes the sets and their descriptions.
 
     Args:
         data: The folder that holds ``pretrain``.
@@ -53,19 +74,56 @@ def write_sets(data: Path, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
-    for file, source, change in (("photos", "pacs-photo", cartoon), ("aerial", "rsscn7", haze)):
+    for file, source, change in (
+        ("photos", "pacs-photo", cartoon),
+        ("aerial", "rsscn7", haze),
+        ("aerial", "resisc12", false_colours),
+    ):
         table = pq.read_table(data / "pretrain" / f"{file}.parquet")
         rows = table.filter(pc.equal(table["source"], source)).to_pylist()
         rng.shuffle(rows)
-        images = [{**_changed(row, change), "split": "train" if at % 10 < 6 else "test"} for at, row in enumerate(rows)]
-        pq.write_table(pa.Table.from_pylist(images), folder / f"{source}.parquet")
-        (folder / f"{source}.yaml").write_text(yaml.safe_dump(_descriptions(source, rows)))
+        if source == "resisc12":
+            rows = _first_of_each(rows, _PER_PLACE)
+        images = [(change(Image.open(io.BytesIO(row["image"])).convert("RGB")), row["label"]) for row in rows]
+        _write(folder, source, images, _descriptions(source, rows))
+    _write(folder, "scrawls", _scrawls(render_all(held_out=True)), dict(packaged_descriptions("digits") or {}))
 
 
-def _changed(row: dict[str, Any], change: Callable[[Image.Image], Image.Image]) -> dict[str, Any]:
+def _write(folder: Path, name: str, images: list[tuple[Image.Image, str]], described: dict[str, list[str]]) -> None:
+    """A set of (image, label) and its descriptions."""
+    rows = [
+        {"image": _encoded(image), "label": label, "split": "train" if at % 10 < 6 else "test"}
+        for at, (image, label) in enumerate(images)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(described))
+
+
+def _first_of_each(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    seen: Counter[str] = Counter()
+    kept = []
+    for row in rows:
+        seen[row["label"]] += 1
+        if seen[row["label"]] <= count:
+            kept.append(row)
+    return kept
+
+
+def _scrawls(faces_F10HW: Pixels) -> list[tuple[Image.Image, str]]:
+    """Equally many of every digit, each of a face drawn at random, mixed."""
+    rng = np.random.default_rng(0)
+    drawn = [
+        (scrawl(Image.fromarray(faces_F10HW[rng.integers(len(faces_F10HW)), digit]).convert("RGB"), rng), str(digit))
+        for digit in range(10)
+        for _ in range(_PER_DIGIT)
+    ]
+    return [drawn[at] for at in rng.permutation(len(drawn))]
+
+
+def _encoded(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    change(Image.open(io.BytesIO(row["image"])).convert("RGB")).save(buffer, "WEBP", quality=90)
-    return {"image": buffer.getvalue(), "label": row["label"]}
+    image.save(buffer, "WEBP", quality=90)
+    return buffer.getvalue()
 
 
 def _descriptions(source: str, rows: list[dict[str, Any]]) -> dict[str, list[str]]:
