@@ -156,7 +156,7 @@ def test_groups_survive_the_death_of_their_engine(place: Path, ray_cluster: None
         while not list(folder.rglob("part-*.parquet")):
             time.sleep(0.05)
         for process in psutil.Process().children(recursive=True):
-            if "EngineCore" in " ".join(process.cmdline()) or "EngineCore" in process.name():
+            if is_engine(process):
                 process.kill()
                 killed.append(process.pid)
 
@@ -178,6 +178,13 @@ class SlowAsker(CaptionAsker):
         return super().__call__(row)
 
 
+def is_engine(process: psutil.Process) -> bool:
+    try:
+        return "EngineCore" in process.name() + " ".join(process.cmdline())
+    except psutil.Error:  # it has ended meanwhile
+        return False
+
+
 class EngineNodes:
     """A head that runs no task, a node that decodes, and two of which either can hold the engine."""
 
@@ -193,7 +200,7 @@ class EngineNodes:
         for node in self.nodes:
             raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
             processes = raylet.children(recursive=True)
-            if any("EngineCore" in process.name() + " ".join(process.cmdline()) for process in processes):
+            if any(is_engine(process) for process in processes):
                 self.cluster.remove_node(node, allow_graceful=False)
                 for process in processes:
                     with contextlib.suppress(psutil.NoSuchProcess):
