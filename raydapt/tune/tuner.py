@@ -163,7 +163,7 @@ def trial_resources(config: Config) -> tuple[tune.PlacementGroupFactory, int]:
             f"{f' on nodes labelled {label}' if label else ''}: lower them."
         )
     concurrent = int(fit) if settings.concurrent == "auto" else min(settings.concurrent, int(fit))
-    labels = {"bundle_label_selector": [selector(label)]} if label and not train.workers else {}
+    labels: dict[str, Any] = {"bundle_label_selector": [selector(label)]} if label and not train.workers else {}
     bundle = {"CPU": settings.cpus_per_trial, "GPU": float(per_trial)}
     return tune.PlacementGroupFactory([bundle], **labels), concurrent
 

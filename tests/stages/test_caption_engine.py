@@ -156,7 +156,7 @@ def test_groups_survive_the_death_of_their_engine(place: Path, ray_cluster: None
         while not list(folder.rglob("part-*.parquet")):
             time.sleep(0.05)
         for process in psutil.Process().children(recursive=True):
-            if is_engine(process):
+            if is_called(process, ENGINE):
                 process.kill()
                 killed.append(process.pid)
 
@@ -178,9 +178,13 @@ class SlowAsker(CaptionAsker):
         return super().__call__(row)
 
 
-def is_engine(process: psutil.Process) -> bool:
+ENGINE, ACTOR = "EngineCor", "vLLMEngineStage"  # names of processes are cut after 15 characters
+
+
+def is_called(process: psutil.Process, *names: str) -> bool:
     try:
-        return "EngineCore" in process.name() + " ".join(process.cmdline())
+        called = process.name() + " ".join(process.cmdline())
+        return any(name in called for name in names)
     except psutil.Error:  # it has ended meanwhile
         return False
 
@@ -200,7 +204,7 @@ class EngineNodes:
         for node in self.nodes:
             raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
             processes = raylet.children(recursive=True)
-            if any(is_engine(process) for process in processes):
+            if any(is_called(process, ENGINE, ACTOR) for process in processes):
                 self.cluster.remove_node(node, allow_graceful=False)
                 for process in processes:
                     with contextlib.suppress(psutil.NoSuchProcess):
