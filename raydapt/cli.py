@@ -316,7 +316,7 @@ def _announce(record: Run) -> None:
     before, after = metrics["zero_shot"]["top1"], metrics["adapted"]["top1"]
     if after is not None:
         click.echo(f"{metrics['name']}: zero-shot {before:.2f} %, adapted {after:.2f} % (top-1)")
-    click.echo(f"Report: {record.file('report.html')}")
+    click.echo(f"Report: {record.folder.address('report.html')}")
 
 
 if __name__ == "__main__":

@@ -65,6 +65,11 @@ class Folder:
         """The path of a file of this folder within its file system."""
         return f"{self.path}/{name}"
 
+    def address(self, name: str) -> str:
+        """The path of a file as people open it: with its protocol, unless it lies on a local disk."""
+        path = self.file(name)
+        return path if self.local else str(self._fs.unstrip_protocol(path))
+
     def arrow_filesystem(self) -> FileSystem | None:
         """The file system of `path` as pyarrow's, for Ray Train; None for a local disk."""
         if self.local:

@@ -171,9 +171,8 @@ def _start(client: JobSubmissionClient, submission: Submission) -> None:
                 raise
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"The cluster has had no agent that runs jobs for {_AGENT_S:g} s. Another Ray on the head "
-                    "machine may hold its port: start the head with --dashboard-agent-listen-port=PORT, then submit "
-                    "again."
+                    f"The cluster has had no agent that runs jobs for {_AGENT_S:g} s. Another Ray on that machine "
+                    "may hold its port: start the head with --dashboard-agent-listen-port=PORT, then submit again."
                 ) from None
             time.sleep(_POLL_S)
         else:

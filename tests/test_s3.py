@@ -51,6 +51,7 @@ def test_a_folder_on_s3_keeps_its_promises(bucket: str) -> None:
     folder.write("a.json", b'{"a": 1}')
     folder.write("a.json", b'{"a": 2}')
     assert folder.read_json("a.json") == {"a": 2}
+    assert folder.address("a.json") == f"{bucket}/store/features-0/a.json"
     assert folder.sizes() == {"a.json": 8}
     folder.append("log", b"1\n")
     folder.append("log", b"2\n")

@@ -111,7 +111,8 @@ def ask_vllm(
     sampling = {"max_tokens": settings.max_tokens, "temperature": 0.0 if settings.greedy else 1.0}
     before = partial(_to_engine, asker=asker, chat=dict(chat), sampling=sampling)
     after = partial(_from_engine, kept=frozenset(schema.names))
-    decode_on: dict[str, Any] = {"label_selector": selector(ray_settings.decode_nodes)}
+    label = selector(ray_settings.decode_nodes)
+    decode_on = {"label_selector": label}
     processor = build_processor(
         config, preprocess=before, postprocess=after, preprocess_map_kwargs=decode_on, postprocess_map_kwargs=decode_on
     )
@@ -119,7 +120,8 @@ def ask_vllm(
     placed = _placement(ray_settings.model_nodes, settings.tensor_parallel)
     processor.get_stage_by_name("vLLMEngineStage").map_batches_kwargs.update(placed)
     named = partial(as_result, schema=schema)
-    return processor(dataset).map_batches(named, batch_format="pyarrow", batch_size=None, **decode_on), engines
+    answered = processor(dataset)
+    return answered.map_batches(named, batch_format="pyarrow", batch_size=None, label_selector=label), engines
 
 
 def as_result(table: pa.Table, schema: pa.Schema) -> pa.Table:

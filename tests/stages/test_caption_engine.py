@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,6 @@ pytestmark = [
 ROWS, ROWS_PER_PART, BAD_ROW = 40, 8, 11
 RAY = RaySettings(address="local", cpus=4, progress=False)
 COMMITS = 2
-QUESTION_SLEEP_S = 0.3
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_groups_survive_the_death_of_their_engine(place: Path, ray_cluster: None
         while not list(folder.rglob("part-*.parquet")):
             time.sleep(0.05)
         for process in psutil.Process().children(recursive=True):
-            if "EngineCore" in " ".join(process.cmdline()) or "EngineCore" in process.name():
+            if is_called(process, ENGINE):
                 process.kill()
                 killed.append(process.pid)
 
@@ -170,12 +170,27 @@ def test_groups_survive_the_death_of_their_engine(place: Path, ray_cluster: None
             assert members == [known.id_N[i] for i in known.group_N4[row]]
 
 
-class SlowAsker(CaptionAsker):
-    """Slow enough that a node is lost while images still wait to be described."""
+@dataclass(frozen=True, kw_only=True)
+class PatientAsker(CaptionAsker):
+    """Asks about the last part only when the node is lost, so that there is something left to describe."""
+
+    lost: Path
 
     def __call__(self, row: dict[str, Any]) -> Question:
-        time.sleep(QUESTION_SLEEP_S)
+        while row["row"] >= ROWS - ROWS_PER_PART and not self.lost.exists():
+            time.sleep(0.1)
         return super().__call__(row)
+
+
+ENGINE, ACTOR = "EngineCor", "vLLMEngineStage"  # names of processes are cut after 15 characters
+
+
+def is_called(process: psutil.Process, *names: str) -> bool:
+    try:
+        called = process.name() + " ".join(process.cmdline())
+        return any(name in called for name in names)
+    except psutil.Error:  # it has ended meanwhile
+        return False
 
 
 class EngineNodes:
@@ -193,12 +208,13 @@ class EngineNodes:
         for node in self.nodes:
             raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
             processes = raylet.children(recursive=True)
-            if any("EngineCore" in process.name() + " ".join(process.cmdline()) for process in processes):
+            if any(is_called(process, ENGINE, ACTOR) for process in processes):
                 self.cluster.remove_node(node, allow_graceful=False)
                 for process in processes:
                     with contextlib.suppress(psutil.NoSuchProcess):
                         process.kill()
                 self.lost.append(node.node_id)
+                return
 
 
 @pytest.mark.chaos
@@ -208,17 +224,20 @@ def test_captions_survive_the_loss_of_the_node_that_makes_them(place: Path, monk
 
     expected = image_captions(place, "store").artefact.read()
     ray.shutdown()  # the session's own cluster, if it runs; whoever needs one next starts it again
-    commit, done = Artefact.commit_part, []
+    commit, done, lost = Artefact.commit_part, [], place / "node is lost"
 
     def commit_and_lose(self: Artefact, index: int, *args: object, **kwargs: object) -> object:
         shard = commit(self, index, *args, **kwargs)  # type: ignore[arg-type]
         done.append(index)
         if len(done) == COMMITS:
-            nodes.lose_the_engine()
+            try:
+                nodes.lose_the_engine()
+            finally:
+                lost.touch()
         return shard
 
     monkeypatch.setattr(Artefact, "commit_part", commit_and_lose)
-    monkeypatch.setattr(caption, "asker_of", lambda job: SlowAsker(**vars(asker_of(job))))
+    monkeypatch.setattr(caption, "asker_of", lambda job: PatientAsker(**vars(asker_of(job)), lost=lost))
     nodes = EngineNodes()
     settings = RaySettings(
         address=nodes.cluster.address,
