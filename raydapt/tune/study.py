@@ -1,12 +1,13 @@
 """Several studies side by side: how well each score ranks trials, and what the choice without labels costs."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from raydapt.errors import UserError
 from raydapt.storage import Folder
 from raydapt.train.scoring import SCORES
-from raydapt.tune.selection import COMBINED, CONSENSUS
+from raydapt.tune.selection import COMBINED, CONSENSUS, Trial, available, ranking, study_of
 
 _SHORT = {
     "synthetic_accuracy": "synth",
@@ -62,8 +63,11 @@ def _read(folder: str) -> dict[str, Any]:
     if not place.exists("tune.json"):
         raise UserError(f"Folder {folder!r} is not a finished sweep: give a folder such as runs/tune-NAME.")
     result: dict[str, Any] = place.read_json("tune.json")
-    if result["study"] is None:
+    trials = [Trial(**entries) for entries in result["trials"]]
+    study = study_of(ranking(trials), available(trials))  # by the rule of today, whichever ranked the sweep
+    if study is None:
         raise UserError(f"Sweep {folder!r} knows no accuracies: run it with tune.oracle=true.")
+    result["study"] = asdict(study) | {"regret": study.regret, "gain": study.gain}
     return result
 
 

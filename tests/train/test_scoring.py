@@ -32,7 +32,7 @@ def zero_shot(clip):
 def test_without_synthetic_images_two_scores_are_missing_and_the_mean_is_of_the_decisive_ones(clip):
     found = examiner(clip)(zero_shot(clip))
     assert [name for name in SCORES if found[name] is None] == ["synthetic_accuracy", "calibrated_accuracy"]
-    assert found[MEAN] == pytest.approx((found["agreement"] + found["class_balance"]) / 2)
+    assert found[MEAN] == pytest.approx((found["agreement"] + found["class_balance"] + found["mutual_information"]) / 3)
 
 
 def test_pixels_are_examined_on_some_of_the_images_that_features_are(clip, monkeypatch):
