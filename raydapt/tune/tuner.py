@@ -171,7 +171,8 @@ def trial_resources(config: Config) -> tuple[tune.PlacementGroupFactory, int]:
 def _require_dashboard(workers: int) -> None:
     """Ray Train within trials leaks its placement groups where no State API, that is no dashboard, can clean them."""
     try:
-        list_placement_groups(limit=1)
+        # Asked of this cluster: where the machine runs several, Ray takes none of them by itself.
+        list_placement_groups(address=ray.get_runtime_context().gcs_address, limit=1)
     except Exception:  # whatever is wrong with the State API, nested training must not begin
         raise UserError(
             f"Setting train.workers={workers} nests Ray Train in every trial, which needs a cluster with a dashboard: "
