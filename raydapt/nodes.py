@@ -43,6 +43,21 @@ def capacity(label: str | None = None) -> dict[str, float]:
     return total
 
 
+def require_cpu(settings: RaySettings, label: str | None, *, setting: str) -> dict[str, str] | None:
+    """Returns the label's selector when there is, or comes, a node with it that has a CPU.
+
+    Args:
+        settings: See `require_nodes`.
+        label: ``key=value``, or None for any node.
+        setting: Name of the setting that holds the label, for the message.
+
+    Raises:
+        UserError: When there is no such node in time.
+    """
+    require_nodes(settings, label, {"CPU": 1.0}, setting=setting if label else "ray.cpus")
+    return selector(label)
+
+
 def require_nodes(
     settings: RaySettings, label: str | None, need: Mapping[str, float], *, count: int = 1, setting: str
 ) -> None:

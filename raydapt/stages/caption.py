@@ -25,7 +25,7 @@ from raydapt.data.classes import fill_template
 from raydapt.data.decode import BadImage, decode_rgb
 from raydapt.data.sources import Part, Source, group_parts, read_parts
 from raydapt.methods.captions import first_line
-from raydapt.nodes import require_nodes, selector
+from raydapt.nodes import require_cpu
 from raydapt.stages.asking import ask
 from raydapt.stages.llm import ANSWER, ASKED, ERROR, SKIPPED, NoQuestion, Question
 from raydapt.stages.run import PART, PART_ROWS, Stage, StageResult, run_stage
@@ -141,12 +141,11 @@ def caption_stage(job: CaptionJob, *, known: KnownRows | None, ray_settings: Ray
     kind, settings = job.recipe.kind, job.settings
 
     def dataset_of(pending: Sequence[int]) -> tuple[ray.data.Dataset, int]:
-        label = ray_settings.decode_nodes
-        require_nodes(ray_settings, label, {"CPU": 1.0}, setting="ray.decode_nodes" if label else "ray.cpus")
+        nodes = require_cpu(ray_settings, ray_settings.decode_nodes, setting="ray.decode_nodes")
         if known and kind == GROUP_CAPTIONS:
-            rows = _group_rows(job, known, pending, label)
+            rows = _group_rows(job, known, pending, nodes)
         else:
-            rows = _image_rows(job, known, pending, label)
+            rows = _image_rows(job, known, pending, nodes)
         answered, engines = ask(
             rows,
             asker_of(job),
@@ -203,9 +202,9 @@ def _filled(prompt: str, known: KnownRows | None) -> list[str]:
 
 
 def _image_rows(
-    job: CaptionJob, known: KnownRows | None, pending: Sequence[int], label: str | None
+    job: CaptionJob, known: KnownRows | None, pending: Sequence[int], nodes: dict[str, str] | None
 ) -> ray.data.Dataset:
-    """Rows to be asked about one image each, read on nodes with the label."""
+    """Rows to be asked about one image each, read on the nodes named."""
     part_of = {part.index: part for part in job.source.parts}
     items = []
     for group in group_parts([part_of[index] for index in pending]):
@@ -213,7 +212,7 @@ def _image_rows(
         items.append({"work": pickle.dumps((group, asked))})
     read = partial(read_images, data=job.data, prompt=job.prompt)
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
-    return dataset.map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=1, label_selector=selector(label))
+    return dataset.map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=1, label_selector=nodes)
 
 
 def _asked(prompt: str, known: KnownRows, part: int) -> list[str | None]:
@@ -242,15 +241,17 @@ def read_images(batch: pa.Table, *, data: DataSettings, prompt: str) -> Iterator
         yield from _blocks(_of_part(rows, part.index, table.num_rows))
 
 
-def _group_rows(job: CaptionJob, known: KnownRows, pending: Sequence[int], label: str | None) -> ray.data.Dataset:
-    """Rows to be asked about four images each, which lie anywhere in the source; read on nodes with the label.
+def _group_rows(
+    job: CaptionJob, known: KnownRows, pending: Sequence[int], nodes: dict[str, str] | None
+) -> ray.data.Dataset:
+    """Rows to be asked about four images each, which lie anywhere in the source; read on the nodes named.
 
     Every part is read once, and its images wait in Ray's object store, no larger than their cells.
     """
     shelve = ray.remote(_shelve)
     shelves: list[ray.ObjectRef[Any]] = []
     for group in group_parts(job.source.parts):
-        returned = shelve.options(num_returns=len(group), label_selector=selector(label)).remote(
+        returned = shelve.options(num_returns=len(group), label_selector=nodes).remote(
             group, job.data, _cell_px(job.settings)
         )
         shelves.extend(returned if isinstance(returned, list) else [returned])
@@ -262,7 +263,7 @@ def _group_rows(job: CaptionJob, known: KnownRows, pending: Sequence[int], label
     ]
     gather = partial(gather_groups, prompt=job.prompt, known=ray.put(known), shelves=shelves)
     dataset = ray.data.from_items(items, override_num_blocks=max(1, len(items)))
-    return dataset.map_batches(gather, batch_size=1, batch_format="pyarrow", num_cpus=1, label_selector=selector(label))
+    return dataset.map_batches(gather, batch_size=1, batch_format="pyarrow", num_cpus=1, label_selector=nodes)
 
 
 def _cell_px(settings: CaptionSettings) -> int:

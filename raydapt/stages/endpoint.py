@@ -17,7 +17,7 @@ from ray.data import ActorPoolStrategy
 from raydapt.config import RaySettings
 from raydapt.config_caption import EngineSettings
 from raydapt.errors import UserError
-from raydapt.nodes import require_nodes, selector
+from raydapt.nodes import require_cpu
 from raydapt.stages.llm import ANSWER, ASKED, ERROR, SECONDS, Asker, NoQuestion, Question, as_result, engine_reason
 
 _TRIES = 6
@@ -46,8 +46,8 @@ def ask_endpoint(
         )
     if importlib.util.find_spec("openai") is None:
         raise UserError(f"Setting {setting}.engine=openai: the client is not installed: pip install 'raydapt[openai]'.")
-    label = ray_settings.decode_nodes  # the model is elsewhere: what is done here is decoding
-    require_nodes(ray_settings, label, {"CPU": 1.0}, setting="ray.decode_nodes" if label else "ray.cpus")
+    # The model is elsewhere: what is done here is decoding.
+    nodes = require_cpu(ray_settings, ray_settings.decode_nodes, setting="ray.decode_nodes")
     clients = 1 if settings.replicas == "auto" else settings.replicas
     answered = dataset.map_batches(
         EndpointClient,
@@ -56,7 +56,7 @@ def ask_endpoint(
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=clients, max_tasks_in_flight_per_actor=2),
         num_cpus=1,
-        label_selector=selector(label),
+        label_selector=nodes,
     )
     return answered, clients
 

@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from raydapt.config import RaySettings
 from raydapt.config_caption import EngineSettings
 from raydapt.errors import UserError
-from raydapt.nodes import capacity, require_nodes, selector
+from raydapt.nodes import capacity, require_cpu, require_nodes, selector
 
 ANSWER, SECONDS, ERROR, ASKED = "answer", "seconds", "error", "asked"
 """Columns of a result: the text, how long the engine took for it, why there is none, and what was asked."""
@@ -175,7 +175,7 @@ def plan_engines(settings: EngineSettings, setting: str, ray_settings: RaySettin
         UserError: When no node that may hold models comes in time, or they have too few GPUs for one engine.
     """
     label, together = ray_settings.model_nodes, settings.tensor_parallel
-    require_nodes(ray_settings, label, {"CPU": 1.0}, setting="ray.model_nodes" if label else "ray.cpus")
+    require_cpu(ray_settings, label, setting="ray.model_nodes")
     if together > 1:
         require_nodes(ray_settings, label, {"GPU": 1.0}, count=together, setting=f"{setting}.tensor_parallel")
     gpus = int(capacity(label)["GPU"])

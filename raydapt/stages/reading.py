@@ -15,7 +15,7 @@ import ray.data
 from raydapt.config import DataSettings, RaySettings
 from raydapt.data.decode import BadImage, ImageSpec, decode_image
 from raydapt.data.sources import Part, group_parts, read_parts
-from raydapt.nodes import require_nodes, selector
+from raydapt.nodes import require_cpu
 from raydapt.stages.run import PART, PART_ROWS
 
 PACKED = "packed"
@@ -39,8 +39,7 @@ def dataset_of_images(
     Raises:
         UserError: When the cluster has no node to decode on.
     """
-    label = ray_settings.decode_nodes
-    require_nodes(ray_settings, label, {"CPU": 1.0}, setting="ray.decode_nodes" if label else "ray.cpus")
+    nodes = require_cpu(ray_settings, ray_settings.decode_nodes, setting="ray.decode_nodes")
     items = [{"parts": pickle.dumps(group)} for group in group_parts(parts)]
     decode = partial(read_and_decode, data=data, spec=spec, packed=packed)
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
@@ -48,7 +47,7 @@ def dataset_of_images(
     # keeps Ray from fusing them into the model's actors, which would leave the other CPUs idle.
     memory = 4 * part_bytes(rows_per_part, spec)
     return dataset.map_batches(
-        decode, batch_size=1, batch_format="pyarrow", num_cpus=1, memory=memory, label_selector=selector(label)
+        decode, batch_size=1, batch_format="pyarrow", num_cpus=1, memory=memory, label_selector=nodes
     )
 
 

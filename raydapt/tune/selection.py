@@ -4,7 +4,7 @@ Legend: T trials, S scores.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -90,6 +90,10 @@ class Study:
     def gain(self) -> float | None:
         """What the choice wins over the job's own settings."""
         return None if self.default is None else self.chosen - self.default
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it with regret and gain, as ``tune.json`` and the tables have it."""
+        return asdict(self) | {"regret": self.regret, "gain": self.gain}
 
 
 def study_of(ranked: Sequence[tuple[Trial, float]], names: Sequence[str]) -> Study | None:

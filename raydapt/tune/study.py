@@ -1,7 +1,6 @@
 """Several studies side by side: how well each score ranks trials, and what the choice without labels costs."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from raydapt.errors import UserError
@@ -67,7 +66,7 @@ def _read(folder: str) -> dict[str, Any]:
     study = study_of(ranking(trials), available(trials))  # by the rule of today, whichever ranked the sweep
     if study is None:
         raise UserError(f"Sweep {folder!r} knows no accuracies: run it with tune.oracle=true.")
-    result["study"] = asdict(study) | {"regret": study.regret, "gain": study.gain}
+    result["study"] = study.as_dict()
     return result
 
 

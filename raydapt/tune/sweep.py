@@ -176,7 +176,7 @@ def _result(config: Config, trials: Sequence[Trial]) -> dict[str, Any]:
         "chosen": ranked[0][0].number,
         "ranking": [{"number": trial.number, "combined": combined} for trial, combined in ranked],
         "trials": [asdict(trial) for trial in trials],
-        "study": None if study is None else asdict(study) | {"regret": study.regret, "gain": study.gain},
+        "study": None if study is None else study.as_dict(),
     }
 
 
