@@ -7,7 +7,7 @@ from raydapt.data.sources import Source, resolve_source
 from raydapt.models.clip import load_clip
 from raydapt.plan import Plan
 from raydapt.plan_latteclip import caption_kinds
-from raydapt.stages.annotate import partial_labels_stage
+from raydapt.stages.annotate import Annotator, partial_labels_stage, template_annotator
 from raydapt.stages.caption import GROUP_CAPTIONS
 from raydapt.stages.crops import crop_spec, crops_stage
 from raydapt.stages.features import features_stage
@@ -43,8 +43,7 @@ def make_artefacts(plan: Plan, *, to_learn: bool = True) -> dict[str, StageResul
         made[PARTIAL_LABELS] = partial_labels_stage(
             made[FEATURES].artefact,
             plan.partial_labels,
-            clip=load_clip(plan.config.model.clip),
-            settings=plan.config.coreg,
+            lambda: _annotator(plan),
             store=plan.store,
         )
     if to_learn and (kinds := caption_kinds(plan.config)):
@@ -68,6 +67,14 @@ def make_artefacts(plan: Plan, *, to_learn: bool = True) -> dict[str, StageResul
         if plan.pixels is not None:
             made[SYNTHETIC_PIXELS] = make_pixels(plan, source)
     return made
+
+
+def _annotator(plan: Plan) -> Annotator:
+    if plan.config.coreg.voters:
+        from raydapt.voters import run_annotator  # which makes the artefacts of other runs with the help of this file
+
+        return run_annotator(plan)
+    return template_annotator(load_clip(plan.config.model.clip), plan.classes.names, plan.config.coreg)
 
 
 def _lora(plan: Plan) -> StageResult | None:

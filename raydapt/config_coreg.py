@@ -1,6 +1,6 @@
 """The settings of Co-Reg."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
@@ -18,6 +18,8 @@ class CoregSettings:
     """Candidates: the best class of every template; or of the mean probability the best few, or all near the best."""
     templates: Literal["small", "imagenet", "set"] | list[str] = "small"
     """Wordings that vote: the published 27, the 80 of ImageNet, ``data.templates``, or a list with one ``{}`` each."""
+    voters: list[str] = field(default_factory=list)
+    """Finished runs whose adapted models vote in place of the templates (ours)."""
     topk: PositiveInt = 5
     prob_ratio: Share = 0.5
     student: str = "preact_resnet18"

@@ -16,13 +16,9 @@ from raydapt.config import Config
 from raydapt.data.classes import ClassSpace
 from raydapt.deployment import deployed, size_and_speed
 from raydapt.errors import UserError
-from raydapt.methods.build import build_method
+from raydapt.finished_runs import learned_method, open_run
 from raydapt.models.clip import load_clip
-from raydapt.plan import LEARNING_METHODS
-from raydapt.prediction import open_run
 from raydapt.storage import Folder
-from raydapt.train.checkpoint import from_bytes
-from raydapt.train.job import CHECKPOINT
 from raydapt.workspace import Run
 
 _TOLERANCE = 1e-3
@@ -44,9 +40,7 @@ def export(run_folder: str, output: str) -> str:
     run, config = open_run(run_folder)
     metrics = run.read_json("metrics.json")
     clip = load_clip(config.model.clip)
-    method = build_method(config, clip, _classes(config))
-    if config.method in LEARNING_METHODS:
-        method.load_state_dict(from_bytes(run.read_bytes(CHECKPOINT)).method)
+    method = learned_method(run, config, _classes(config), torch.device("cpu"))
     side_px = config.coreg.image_size_px if config.method == "coreg" else clip.image_spec.size_px
     model = deployed(method, clip)
     onnx_bytes, difference = to_onnx(model, side_px)

@@ -25,13 +25,14 @@ from raydapt.data.splits import Division, divide
 from raydapt.deployment import deployed, size_and_speed
 from raydapt.errors import UserError
 from raydapt.gallery import gallery_table, synthetic_table
+from raydapt.methods.build import LEARNING_METHODS
 from raydapt.methods.contract import Method
 from raydapt.methods.fair import Fair
 from raydapt.models.clip import load_clip
 from raydapt.outcome_coreg import coreg_metrics
 from raydapt.outcome_fair import write_alignment
 from raydapt.outcome_latteclip import write_latteclip
-from raydapt.plan import LEARNING_METHODS, Plan, describe_plan, make_plan, prompt_of, rows_of_splits
+from raydapt.plan import Plan, describe_plan, make_plan, prompt_of, rows_of_splits
 from raydapt.progress import TrainingProgress, say
 from raydapt.report import write_report
 from raydapt.stages.annotate import load_partial_labels

@@ -14,12 +14,12 @@ from raydapt.data.named_sets import default_thresholds, named_set
 from raydapt.data.sources import Source, resolve_source
 from raydapt.data.splits import seen_unseen_classes
 from raydapt.errors import UserError
-from raydapt.methods.build import has_a_part
+from raydapt.methods.build import LEARNING_METHODS, has_a_part
 from raydapt.methods.contract import Reads
 from raydapt.methods.fair import reads_of
 from raydapt.methods.latteclip import reads_of as latteclip_reads_of
 from raydapt.models.clip import load_clip
-from raydapt.plan_coreg import resolve_coreg
+from raydapt.plan_coreg import resolve_coreg, voter_digests
 from raydapt.plan_fair import resolve_fair
 from raydapt.plan_latteclip import caption_kinds, check_latteclip, latteclip_learns
 from raydapt.stages.annotate import partial_labels_recipe
@@ -28,7 +28,6 @@ from raydapt.stages.features import FeatureTable, features_recipe
 from raydapt.stages.pixels import pixels_recipe
 from raydapt.workspace import Artefact, Recipe, Run, Store, fingerprint, run_name
 
-LEARNING_METHODS = ("fpl", "grip", "cpl", "air", "fair", "coreg", "latteclip")
 FAIR_METHODS = ("fair", "wca")
 # Where a run happens and how often it saves: settings that change no result, and so no fingerprint.
 _RESOURCES = ("cpus_per_worker", "gpus_per_worker", "checkpoint_every_s", "max_failures", "predict_batch_size")
@@ -85,8 +84,8 @@ def make_plan(config: Config) -> Plan:
     pixels = pixels_recipe(source, stored_spec, config.data) if reads == "pixels" else None
     spec = crop_spec(config.fair)
     crops = crops_recipe(source, clip.identity, stored_spec, config.data, spec) if reads == "crops" else None
-    coreg = config.method == "coreg"
-    inputs = [features.fingerprint]
+    voters = voter_digests(config, classes) if config.method == "coreg" else ()
+    inputs = [features.fingerprint, *voters]
     if _reads_synthetic(config):
         from raydapt.models.diffusion import pipeline_identity  # diffusers takes seconds to import
 
@@ -105,7 +104,7 @@ def make_plan(config: Config) -> Plan:
         pixels=pixels,
         crops=crops,
         stored_spec=stored_spec,
-        partial_labels=partial_labels_recipe(features, classes.names, config.coreg) if coreg else None,
+        partial_labels=_partial_labels(config, classes, features, voters),
         captions=captions,
         fingerprint=digest,
         run_name=named if config.name == "auto" else config.name,
@@ -238,6 +237,12 @@ def _captions(config: Config, source: Source, classes: ClassSpace, features: Rec
     return tuple(jobs[kind].recipe for kind in kinds)
 
 
+def _partial_labels(config: Config, classes: ClassSpace, features: Recipe, voters: tuple[str, ...]) -> Recipe | None:
+    if config.method != "coreg":
+        return None
+    return partial_labels_recipe(features, classes.names, config.coreg, voters)
+
+
 def _learns(config: Config) -> bool:
     return config.method in LEARNING_METHODS
 
@@ -253,6 +258,8 @@ def _what_matters(config: Config) -> dict[str, Any]:
     if _learns(config):
         matters["train"] = {key: value for key, value in tree["train"].items() if key not in _RESOURCES}
         matters[config.method] = tree[config.method]
+    if config.method == "coreg":
+        del matters["coreg"]["voters"]  # not where they lie matters, but what they know: it is among the inputs
     if config.method in FAIR_METHODS:
         matters["fair"] = tree["fair"]
     if config.method == "air":

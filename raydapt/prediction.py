@@ -5,16 +5,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import yaml
 
 from raydapt import outcome
 from raydapt.artefacts import FEATURES, artefacts_of, make_artefacts
 from raydapt.config import Config, apply_override, as_tree, config_from_tree
 from raydapt.errors import UserError
-from raydapt.plan import LEARNING_METHODS, Plan, make_plan
+from raydapt.finished_runs import learned_method, open_run, split_folder
+from raydapt.plan import Plan, make_plan
 from raydapt.stages.features import FeatureTable, load_features, load_labels
-from raydapt.train.checkpoint import from_bytes
-from raydapt.train.job import CHECKPOINT, build_for_prediction, images_of
+from raydapt.train.job import build_for_prediction, images_of
 from raydapt.train.ray_train import local_place
 from raydapt.workspace import Artefact, Run, fingerprint, safe_name
 
@@ -108,23 +107,9 @@ def _answer(applied: _Applied, artefacts: dict[str, Artefact]) -> None:
     classes = applied.plan.classes
     plain = build_for_prediction(replace(config, method="zero_shot"), classes, place.device)
     applied.before = outcome.guess(plain, table.feature_ND, row_T, batch_size=batch_size, device=place.device)
-    method = build_for_prediction(config, classes, place.device, artefacts)
-    if config.method in LEARNING_METHODS:
-        method.load_state_dict(from_bytes(applied.run.read_bytes(CHECKPOINT)).method)
+    method = learned_method(applied.run, config, classes, place.device, artefacts)
     images = images_of(method.reads, table, artefacts)
     applied.after = outcome.guess(method, images, row_T, batch_size=batch_size, device=place.device)
-
-
-def open_run(run_folder: str) -> tuple[Run, Config]:
-    """A finished run and its resolved settings.
-
-    Raises:
-        UserError: If the folder is no finished run.
-    """
-    run = Run(*_split(run_folder))
-    if not run.exists("metrics.json") or not run.exists("config.yaml"):
-        raise UserError(f"Folder {run_folder!r} is not a finished run: give a folder such as runs/NAME.")
-    return run, config_from_tree(yaml.safe_load(run.read_bytes("config.yaml")))
 
 
 def run_of_job(config: Config) -> str:
@@ -147,15 +132,10 @@ def _write(applied: _Applied, output: str | None) -> str:
     table = outcome.predictions_table(
         applied.table, applied.labels, applied.plan.classes, applied.row_T, applied.before, applied.after
     )
-    target = applied.run if output is None else Run(*_split(output))
+    target = applied.run if output is None else Run(*split_folder(output))
     name = "predictions.parquet" if output is not None else f"{_folder_name(applied.plan)}/predictions.parquet"
     target.write_bytes(name, outcome.parquet_bytes(table))
     return target.file(name)
-
-
-def _split(path: str) -> tuple[str, str]:
-    root, _, name = path.rstrip("/").rpartition("/")
-    return root or ".", name
 
 
 def _folder_name(plan: Plan) -> str:

@@ -25,6 +25,8 @@ LEVELS = (
         "outcome_fair",
         "plan",
         "plan_coreg",
+        "finished_runs",
+        "voters",
         "plan_fair",
         "plan_latteclip",
         "outcome_latteclip",

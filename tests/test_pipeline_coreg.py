@@ -14,6 +14,8 @@ from raydapt.config import DataSettings, load_config
 from raydapt.data.sources import read_part, resolve_source
 from raydapt.errors import UserError
 from raydapt.export import export
+from raydapt.plan import make_plan
+from raydapt.stages.annotate import load_partial_labels
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 JOB = Path(__file__).parents[1] / "jobs" / "coreg.yaml"
@@ -68,6 +70,52 @@ def test_a_run_is_reported_predicted_exported_and_blind_to_labels(tmp_path):
     assert predictions.num_rows == 240
     card = (Path(export(run.path, str(tmp_path / "model"))) / "README.md").read_text()
     assert "two student networks" in card
+
+
+def answers_of(run):
+    """What a finished run says of all images, in the order of the source."""
+    return pq.read_table(prediction.predict(run.path, []))["predicted"].to_pylist()
+
+
+def test_adapted_runs_vote_in_place_of_templates(tmp_path):
+    source, names = digits_without_truth(tmp_path, shuffled=False), [str(digit) for digit in range(10)]
+    places = [f"data.source={source}", "data.class_names=digits", "ray.progress=false"]
+    places += [f"store={tmp_path / 'store'}", f"runs={tmp_path / 'runs'}"]
+    cpl = ["train.epochs=1", "cpl.rounds=1", "train.max_steps_per_round=5", "train.learning_rate=0.5"]
+    given = (["method=zero_shot"], ["method=cpl", *cpl])
+    runs = [pipeline.run(load_config(None, [*places, *settings])) for settings in given]
+    voters = f"coreg.voters=[{', '.join(run.path for run in runs)}]"
+    config = job(tmp_path, source, voters)
+    run = pipeline.run(config)
+    partial = load_partial_labels(partial_labels_of(config))
+    said = [answers_of(voter) for voter in runs]
+    assert said[0] != said[1]
+    for row, candidates in enumerate(partial.candidate_NC.tolist()):
+        voted = {names.index(answers[row]) for answers in said}
+        assert {c for c, there in enumerate(candidates) if there} == voted
+    metrics = json.loads(run.read_bytes("metrics.json"))
+    assert metrics["coreg"]["annotation"]["candidates"] <= 2
+    templates_vote = job(tmp_path, source)
+    assert partial_labels_of(config).fingerprint != partial_labels_of(templates_vote).fingerprint
+    with pytest.raises(UserError, match=r"coreg.voters: run .* tells 10 classes apart that are not the 2"):
+        pipeline.describe(job(tmp_path, source, voters, "data.class_names=[a, b]"))
+    with pytest.raises(UserError, match="nowhere' is not a finished run"):
+        pipeline.describe(job(tmp_path, source, "coreg.voters=[nowhere]"))
+
+
+def partial_labels_of(config):
+    """The artefact of a job's partial labels."""
+    plan = make_plan(config)
+    return plan.store.artefact_of(plan.partial_labels)
+
+
+def test_a_run_that_was_given_labels_may_not_vote(tmp_path):
+    source = digits_without_truth(tmp_path, shuffled=False)
+    places = [f"data.source={source}", "data.class_names=digits", "ray.progress=false"]
+    places += [f"store={tmp_path / 'store'}", f"runs={tmp_path / 'runs'}"]
+    run = pipeline.run(load_config(None, [*places, "method=zero_shot", "data.paradigm=ssl"]))
+    with pytest.raises(UserError, match=r"was given labels \(data.paradigm=ssl\)"):
+        pipeline.describe(job(tmp_path, source, f"coreg.voters=[{run.path}]"))
 
 
 def test_lengths_that_leave_no_co_training_are_one_sentence(tmp_path):

@@ -21,6 +21,8 @@ from raydapt.methods.zero_shot import ZeroShot
 from raydapt.models.clip import Clip
 from raydapt.models.prompts import PromptedClip
 
+LEARNING_METHODS = ("fpl", "grip", "cpl", "air", "fair", "coreg", "latteclip")
+
 
 def build_method(
     config: Config,

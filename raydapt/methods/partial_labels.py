@@ -42,23 +42,29 @@ def annotate(
         topk: Of mode `topk`.
         ratio: Of mode `prob_ratio`.
     """
-    candidates, probabilities = [], []
+    chunks = []
     for chunk_MD in torch.split(feature_ND, _ROWS_PER_CHUNK):
         logits_RMC = logit_scale * torch.einsum("md,rcd->rmc", chunk_MD, class_RCD)
-        mean_MC = logits_RMC.softmax(-1).mean(0)
-        candidates.append(_candidates(logits_RMC, mean_MC, mode=mode, topk=topk, ratio=ratio))
-        probabilities.append(mean_MC)
+        chunks.append(annotate_votes(logits_RMC.softmax(-1), mode=mode, topk=topk, ratio=ratio))
     shape = (0, class_RCD.shape[1])
     return PartialLabels(
-        candidate_NC=torch.cat(candidates) if candidates else torch.zeros(shape),
-        probability_NC=torch.cat(probabilities) if probabilities else torch.zeros(shape),
+        candidate_NC=torch.cat([chunk.candidate_NC for chunk in chunks]) if chunks else torch.zeros(shape),
+        probability_NC=torch.cat([chunk.probability_NC for chunk in chunks]) if chunks else torch.zeros(shape),
     )
 
 
-def _candidates(logits_RNC: Tensor, mean_NC: Tensor, *, mode: Annotation, topk: int, ratio: float) -> Tensor:
+def annotate_votes(probability_RNC: Tensor, *, mode: Annotation, topk: int, ratio: float) -> PartialLabels:
+    """Partial labels from what R annotators, templates or others, hold for probable; the rest as in `annotate`."""
+    mean_NC = probability_RNC.mean(0)
+    return PartialLabels(
+        candidate_NC=_candidates(probability_RNC, mean_NC, mode=mode, topk=topk, ratio=ratio), probability_NC=mean_NC
+    )
+
+
+def _candidates(probability_RNC: Tensor, mean_NC: Tensor, *, mode: Annotation, topk: int, ratio: float) -> Tensor:
     candidate_NC = torch.zeros_like(mean_NC)
     if mode == "prompts":
-        return candidate_NC.scatter_(1, logits_RNC.argmax(-1).T, 1.0)
+        return candidate_NC.scatter_(1, probability_RNC.argmax(-1).T, 1.0)
     if mode == "topk":
         return candidate_NC.scatter_(1, mean_NC.topk(min(topk, mean_NC.shape[1]), dim=1).indices, 1.0)
     if mode == "prob_ratio":

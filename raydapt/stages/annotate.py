@@ -4,7 +4,7 @@ Legend: N images, R templates, C classes, D width of the shared space.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -19,25 +19,37 @@ from raydapt.workspace import Artefact, Recipe, Store, versions
 
 KIND = "partial_labels"
 
+Annotator = Callable[[Tensor, Tensor], PartialLabels]
+"""Annotates images, given their rows [M] among the features and their features [M, D]."""
 
-def partial_labels_recipe(features: Recipe, class_names: Sequence[str], settings: CoregSettings) -> Recipe:
-    """What partial labels depend on: the features, the names, the wordings and the rule; templates are resolved."""
+
+def partial_labels_recipe(
+    features: Recipe, class_names: Sequence[str], settings: CoregSettings, voters: Sequence[str] = ()
+) -> Recipe:
+    """What partial labels depend on: the features, the names, the wordings and the rule; templates are resolved.
+
+    Args:
+        features: Of the images.
+        class_names: The classes.
+        settings: The rule.
+        voters: Digests of the runs that vote in place of the templates.
+    """
     used = {"prompts": (), "topk": ("topk",), "prob_ratio": ("prob_ratio",), "mean": ()}[settings.annotation]
     rule = {"annotation": settings.annotation} | {name: getattr(settings, name) for name in used}
-    words = {"class_names": list(class_names), "templates": list(settings.templates)}
-    return Recipe(kind=KIND, settings=rule | words, inputs=(features.fingerprint,), weights=features.weights)
+    words = {"class_names": list(class_names)} | ({} if voters else {"templates": list(settings.templates)})
+    inputs = (features.fingerprint, *voters)
+    return Recipe(kind=KIND, settings=rule | words, inputs=inputs, weights=features.weights)
 
 
 def partial_labels_stage(
-    features: Artefact, recipe: Recipe, *, clip: Clip, settings: CoregSettings, store: Store
+    features: Artefact, recipe: Recipe, annotator: Callable[[], Annotator], *, store: Store
 ) -> StageResult:
     """Annotates all images of finished features, or finds the annotation in the store.
 
     Args:
         features: Finished features.
         recipe: See `partial_labels_recipe`.
-        clip: The model that made them.
-        settings: The rule, with resolved templates.
+        annotator: Makes what annotates; called only where something is to be annotated.
         store: Where artefacts live.
     """
     artefact = store.artefact_of(recipe)
@@ -47,19 +59,26 @@ def partial_labels_stage(
         if artefact.complete():  # another process made it while this one waited for the lock
             return StageResult(artefact=artefact, reused=True)
         started = time.monotonic()
-        names = recipe.settings["class_names"]
-        class_RCD = torch.stack([clip.class_embeddings(names, [template]) for template in settings.templates])
-        there, computed, candidates = artefact.committed_parts(), 0, 0.0
+        annotate_rows = annotator()
+        there, computed, candidates, start = artefact.committed_parts(), 0, 0.0, 0
         parts = [shard.part for shard in features.manifest.shards]
         for part, table in zip(parts, features.iter_tables(["id", "feature"]), strict=True):
             if part not in there:
-                annotated, n_candidates = _annotate(table, class_RCD, clip.logit_scale, settings)
+                annotated, n_candidates = _annotate(table, start, annotate_rows)
                 artefact.commit_part(part, annotated)
                 computed, candidates = computed + table.num_rows, candidates + n_candidates
+            start += table.num_rows
         rows, seconds = artefact.committed_rows(), time.monotonic() - started
         stats = {"seconds": round(seconds, 3), "rows": rows, "rows_per_s": round(computed / seconds, 3)}
         artefact.finish(recipe, parts, stats | {"candidates": candidates / max(1, computed)}, versions())
     return StageResult(artefact=artefact, reused=False)
+
+
+def template_annotator(clip: Clip, class_names: Sequence[str], settings: CoregSettings) -> Annotator:
+    """The templates of the settings vote, as published."""
+    class_RCD = torch.stack([clip.class_embeddings(class_names, [template]) for template in settings.templates]).cpu()
+    rule = {"mode": settings.annotation, "topk": settings.topk, "ratio": settings.prob_ratio}
+    return lambda row_M, feature_MD: annotate(feature_MD, class_RCD, clip.logit_scale, **rule)
 
 
 def load_partial_labels(artefact: Artefact) -> PartialLabels:
@@ -80,24 +99,15 @@ def load_partial_labels(artefact: Artefact) -> PartialLabels:
     )
 
 
-def _annotate(
-    table: pa.Table, class_RCD: Tensor, logit_scale: float, settings: CoregSettings
-) -> tuple[pa.Table, float]:
-    """Annotates one part; returns its rows and the number of its candidates."""
+def _annotate(table: pa.Table, start: int, annotator: Annotator) -> tuple[pa.Table, float]:
+    """Annotates one part, whose first row is `start`; returns its rows and the number of its candidates."""
     column = table["feature"].combine_chunks()
     valid_N = column.is_valid().to_numpy(zero_copy_only=False)
     feature_ND = torch.zeros(len(valid_N), column.type.list_size)
     feature_ND[torch.from_numpy(valid_N.copy())] = torch.from_numpy(
         column.flatten().to_numpy().reshape(-1, column.type.list_size).copy()
     )
-    labels = annotate(
-        feature_ND,
-        class_RCD.cpu(),
-        logit_scale,
-        mode=settings.annotation,
-        topk=settings.topk,
-        ratio=settings.prob_ratio,
-    )
+    labels = annotator(torch.arange(start, start + table.num_rows), feature_ND)
     is_candidate_NC = (labels.candidate_NC > 0).numpy() & valid_N[:, None]
     offset_N = np.concatenate([[0], is_candidate_NC.sum(1).cumsum()]).astype(np.int32)
     candidates = pa.ListArray.from_arrays(pa.array(offset_N), pa.array(np.nonzero(is_candidate_NC)[1].astype(np.int32)))

@@ -19,8 +19,9 @@ from raydapt.artefacts import FEATURES, artefacts_of, make_artefacts
 from raydapt.config import Config
 from raydapt.errors import UserError
 from raydapt.evaluation import evaluate
+from raydapt.methods.build import LEARNING_METHODS
 from raydapt.methods.contract import Method
-from raydapt.plan import LEARNING_METHODS, Plan, make_plan, rows_of_splits
+from raydapt.plan import Plan, make_plan, rows_of_splits
 from raydapt.stages.features import FeatureTable, load_features, load_labels
 from raydapt.train.checkpoint import TrainState
 from raydapt.train.job import FileCheckpoints, TrainingJob

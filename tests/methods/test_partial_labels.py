@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from raydapt.methods.partial_labels import PartialLabels, annotate, restrict_classes
+from raydapt.methods.partial_labels import PartialLabels, annotate, annotate_votes, restrict_classes
 
 # Three templates, three classes, two dimensions: a case that can be followed by hand.
 CLASS_RCD = F.normalize(
@@ -48,6 +48,16 @@ def test_topk_and_ratio_and_mean_read_the_mean_probability(topk):
     for row, candidates in zip(probability_NC.tolist(), annotated("prob_ratio").candidate_NC.tolist(), strict=True):
         assert candidates == [float(value >= 0.5 * max(row)) for value in row]
     assert torch.equal(annotated("mean").candidate_NC, probability_NC)
+
+
+def test_any_annotator_votes_as_a_template_does():
+    probability_RNC = torch.rand(4, 6, 5, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    votes = annotate_votes(probability_RNC, mode="prompts", topk=2, ratio=0.5)
+    for n in range(6):
+        best = {max(range(5), key=lambda c: probability_RNC[r, n, c]) for r in range(4)}
+        assert votes.candidate_NC[n].tolist() == [float(c in best) for c in range(5)]
+        naive = [sum(float(probability_RNC[r, n, c]) for r in range(4)) / 4 for c in range(5)]
+        torch.testing.assert_close(votes.probability_NC[n], torch.tensor(naive))
 
 
 def test_no_image_at_all_gives_no_rows():

@@ -6,7 +6,12 @@ from torch.nn import functional as F
 
 from raydapt.config_coreg import CoregSettings
 from raydapt.methods.partial_labels import annotate
-from raydapt.stages.annotate import load_partial_labels, partial_labels_recipe, partial_labels_stage
+from raydapt.stages.annotate import (
+    load_partial_labels,
+    partial_labels_recipe,
+    partial_labels_stage,
+    template_annotator,
+)
 from raydapt.workspace import Recipe, Store
 from tests.models.tiny import tiny_clip
 
@@ -39,7 +44,7 @@ def features_of(store, width, rows=(5, 3), missing=2):
 def make(store, clip, settings):
     recipe, features, feature_ND = features_of(store, clip.embed_dim)
     wanted = partial_labels_recipe(recipe, NAMES, settings)
-    result = partial_labels_stage(features, wanted, clip=clip, settings=settings, store=store)
+    result = partial_labels_stage(features, wanted, lambda: template_annotator(clip, NAMES, settings), store=store)
     return result, feature_ND
 
 
