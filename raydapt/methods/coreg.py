@@ -34,7 +34,7 @@ from raydapt.methods.coreg_losses import (
     within_candidates,
 )
 from raydapt.methods.coreg_memory import CoMemory
-from raydapt.methods.division import align, clean_probability, division_loss
+from raydapt.methods.division import align, clean_probability, division_loss, even_out
 from raydapt.methods.partial_labels import restrict_classes
 from raydapt.methods.workers import gather_rows, n_workers, share_running_statistics
 from raydapt.models.students import Student, follow
@@ -129,6 +129,7 @@ class CoReg(Method):
     def _divide(self, probability_2NC: Tensor) -> None:
         """Phase B, 1 and 2: each student divides, and labels, for its partner."""
         candidate_NC, settings = self._candidate_NC, self.settings
+        self.memory.share_2C.copy_(probability_2NC.mean(1))
         if settings.distribution_alignment:
             probability_2NC = torch.stack([align(probability_NC) for probability_NC in probability_2NC])
         loss_2N = torch.stack([division_loss(probability_NC, candidate_NC) for probability_NC in probability_2NC])
@@ -196,6 +197,8 @@ class CoReg(Method):
     def _taught(self, i: int, index_B: Tensor, guess_2BC: Tensor) -> _Taught:
         """Phase B, 3: co-pseudo-labels of one student."""
         memory, settings = self.memory, self.settings
+        if settings.align_guesses:
+            guess_2BC = even_out(guess_2BC, memory.share_2C[:, None])
         clean_B = memory.clean_2N[i, index_B]
         partial_B = clean_B > settings.clean_threshold
         refined_BC = clean_B[:, None] * memory.label_2NC[i, index_B] + (1 - clean_B[:, None]) * guess_2BC[i]

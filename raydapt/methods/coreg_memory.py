@@ -32,6 +32,8 @@ class CoMemory(nn.Module):
     """Probability that a partial label is right, as judged for this student (by its partner)."""
     label_2NC: Tensor
     """The partner's label within the candidates."""
+    share_2C: Tensor
+    """Mean prediction of each student over all images at the start of the epoch."""
     key_2QD: Tensor
     key_class_2Q: Tensor
     key_partial_2Q: Tensor
@@ -51,6 +53,7 @@ class CoMemory(nn.Module):
             "loss_2EN": torch.zeros(2, LOSS_EPOCHS, n_images),
             "n_losses": torch.zeros((), dtype=torch.int64),
             "clean_2N": torch.zeros(2, n_images),
+            "share_2C": torch.full((2, n_classes), 1.0 / n_classes),
             "label_2NC": torch.zeros(2, n_images, n_classes),
             "key_2QD": torch.zeros(2, queue, PROJECTION_WIDTH),
             "key_class_2Q": torch.zeros(2, queue, dtype=torch.int64),

@@ -13,9 +13,13 @@ from torch import Tensor
 
 def align(probability_NC: Tensor) -> Tensor:
     """Distribution alignment with a uniform prior: norm(f prior / mean over the images of f)."""
-    share_C = probability_NC.mean(0).clamp(min=1e-6)
-    aligned_NC = probability_NC / share_C
-    return aligned_NC / aligned_NC.sum(1, keepdim=True)
+    return even_out(probability_NC, probability_NC.mean(0))
+
+
+def even_out(probability_BC: Tensor, share_C: Tensor) -> Tensor:
+    """norm(f / share): predictions of a batch, aligned by the mean prediction over all images."""
+    aligned_BC = probability_BC / share_C.clamp(min=1e-6)
+    return aligned_BC / aligned_BC.sum(-1, keepdim=True)
 
 
 def division_loss(probability_NC: Tensor, candidate_NC: Tensor) -> Tensor:

@@ -72,6 +72,7 @@ def test_predicts_from_a_checkpoint_without_training_images(whole):
     [
         replace(SETTINGS, mixup=0.0, weak_views=1, strong_views=1),
         replace(SETTINGS, co_pseudo_labels=False),
+        replace(SETTINGS, align_guesses=True),
         replace(SETTINGS, contrast="sup"),
         replace(SETTINGS, contrast="none", prototype_weight=0.0),
         replace(SETTINGS, unlabelled_weight=0.0, unlabelled_error="mean"),
@@ -81,6 +82,7 @@ def test_predicts_from_a_checkpoint_without_training_images(whole):
     ids=[
         "small recipe",
         "no co-pseudo-labels",
+        "aligned guesses",
         "sup",
         "no contrast",
         "no unlabelled",
@@ -106,14 +108,20 @@ def test_degenerate_sets_train_without_a_crash(n, candidates):
     assert all(value.isfinite().all() for value in method.state_dict().values())
 
 
-def test_co_pseudo_labels_equal_a_loop():
-    method = coreg_method(coreg_images())
+@pytest.mark.parametrize("align", [False, True])
+def test_co_pseudo_labels_equal_a_loop(align):
+    method = coreg_method(coreg_images(), replace(SETTINGS, align_guesses=align))
     memory = method.memory
     memory.clean_2N.copy_(torch.rand(2, 30))
     memory.label_2NC.copy_(torch.rand(2, 30, CLASSES).softmax(-1))
-    index_B, guess_2BC = torch.tensor([4, 0, 29, 11]), torch.randn(2, 4, CLASSES).softmax(-1)
+    memory.share_2C.copy_(torch.rand(2, CLASSES).softmax(-1))
+    index_B, given_2BC = torch.tensor([4, 0, 29, 11]), torch.randn(2, 4, CLASSES).softmax(-1)
+    guess_2BC = given_2BC.clone()
+    for i, b in ((i, b) for i in (0, 1) for b in range(4) if align):
+        weighed = [float(given_2BC[i, b, c] / memory.share_2C[i, c]) for c in range(CLASSES)]
+        guess_2BC[i, b] = torch.tensor(weighed) / sum(weighed)
     for i in (0, 1):
-        taught = method._taught(i, index_B, guess_2BC)
+        taught = method._taught(i, index_B, given_2BC)
         for b, n in enumerate(index_B.tolist()):
             w = memory.clean_2N[i, n]
             if w > 0.5:
@@ -129,6 +137,7 @@ def test_each_student_divides_and_labels_for_its_partner():
     probability_2NC = torch.randn(2, 30, CLASSES).softmax(-1)
     method._divide(probability_2NC)
     for i in (0, 1):
+        torch.testing.assert_close(method.memory.share_2C[i], sum(probability_2NC[i]) / 30)
         by = method._candidate_NC * probability_2NC[i]
         torch.testing.assert_close(method.memory.label_2NC[1 - i], by / by.sum(1, keepdim=True))
 
