@@ -68,6 +68,8 @@ def check_descriptions(given: Any, names: Sequence[str], where: str) -> dict[str
                 f"Setting {SETTING}: {where} describes {str(key)!r}, which is no class ({hint}): rename it, or take it "
                 "out."
             )
+        if name in found:
+            raise UserError(f"Setting {SETTING}: {where} describes {name!r} twice: put its descriptions together.")
         found[name] = _sentences([texts] if isinstance(texts, str) else texts, name, where)
     missing = [name for name in names if name not in found]
     if missing:

@@ -27,6 +27,7 @@ def test_descriptions_come_in_the_order_of_the_classes_whatever_their_spelling()
         (GOOD | {"oaks": ["x"]}, ["'oaks', which is no class", "did you mean 'oak'"]),
         (GOOD | {"zebra": ["x"]}, ["'zebra'", "the classes are 'oak'"]),
         (GOOD | {"oak": []}, ["'oak'", "at least one"]),
+        (GOOD | {"OAK": ["x"]}, ["describes 'oak' twice"]),
         (GOOD | {"oak": ["fine", "  "]}, ["'oak'", "1 to 1000 characters"]),
         (GOOD | {"oak": [5]}, ["'oak'", "'5'"]),
         (["oak"], ["no mapping"]),
