@@ -26,6 +26,8 @@ class CoregSettings:
     """``mini``, ``preact_resnet18``, ``wide_resnetDEPTH_WIDTH`` (such as wide_resnet28_2) or ``timm/NAME``."""
     pretrained: bool = False
     """Start a timm student from its published weights."""
+    gpu_per_student: bool = False
+    """Put the second student on a GPU of its own; a worker then needs two."""
     image_size_px: PositiveInt = 32
     warmup_epochs: PositiveInt = 50
     """Of ``train.epochs``, spent on the candidate sets as they are."""

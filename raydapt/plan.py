@@ -259,7 +259,8 @@ def _what_matters(config: Config) -> dict[str, Any]:
         matters["train"] = {key: value for key, value in tree["train"].items() if key not in _RESOURCES}
         matters[config.method] = tree[config.method]
     if config.method == "coreg":
-        del matters["coreg"]["voters"]  # not where they lie matters, but what they know: it is among the inputs
+        # Not where voters lie matters, but what they know, which is among the inputs.
+        matters["coreg"] = {k: v for k, v in tree["coreg"].items() if k not in ("voters", "gpu_per_student")}
     if config.method in FAIR_METHODS:
         matters["fair"] = tree["fair"]
     if config.method == "air":

@@ -121,3 +121,8 @@ def test_a_run_that_was_given_labels_may_not_vote(tmp_path):
 def test_lengths_that_leave_no_co_training_are_one_sentence(tmp_path):
     with pytest.raises(UserError, match=r"coreg.warmup_epochs=3 leaves nothing of train.epochs=3"):
         pipeline.describe(job(tmp_path, "digits", "coreg.warmup_epochs=3"))
+
+
+def test_a_gpu_for_each_student_needs_two_of_them(tmp_path):
+    with pytest.raises(UserError, match="a worker sees 0 GPUs and needs two"):
+        pipeline.run(job(tmp_path, digits_without_truth(tmp_path, shuffled=False), "coreg.gpu_per_student=true"))

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -214,10 +215,12 @@ def wait_for(url: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
-    nodes = TwoNodes(tmp_path_factory.mktemp("c"))
-    yield nodes
-    nodes.stop()
+def two_nodes() -> Iterator[TwoNodes]:
+    # Not in pytest's folder: the path of a socket has at most 107 characters.
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
+        nodes = TwoNodes(Path(folder))
+        yield nodes
+        nodes.stop()
 
 
 @pytest.mark.slow

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from raydapt.config import AirSettings, Config
 from raydapt.data.augment import Augmentation
 from raydapt.data.classes import ClassSpace
+from raydapt.errors import UserError
 from raydapt.methods.air import AirPart
 from raydapt.methods.contract import Method, SyntheticImages, TrainingImages
 from raydapt.methods.coreg import CoReg
@@ -93,6 +95,11 @@ def _air_part(
 
 def _coreg(config: Config, clip: Clip, n_classes: int, images: TrainingImages | None) -> CoReg:
     settings = config.coreg
+    if settings.gpu_per_student and images is not None and torch.cuda.device_count() < 2:
+        raise UserError(
+            f"Setting coreg.gpu_per_student=true: a worker sees {torch.cuda.device_count()} GPUs and needs two: set "
+            "train.gpus_per_worker=2 where nodes have them, or coreg.gpu_per_student=false."
+        )
     augmentation = Augmentation(
         mean=clip.image_spec.mean,
         std=clip.image_spec.std,

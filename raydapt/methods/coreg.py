@@ -93,6 +93,16 @@ class CoReg(Method):
         self._labelled_N = torch.zeros(len(images.feature_ND), dtype=torch.bool)
         self._labelled_N[images.labelled_L] = True
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CoReg:
+        """Moves everything, as `to` asks, and the second student on to the next GPU where each has its own."""
+        super()._apply(fn, recurse)
+        device = _as(self.students[0]).device
+        if self.settings.gpu_per_student and device.type == "cuda":
+            pair = [self.students[1], self.momentum[1]] if hasattr(self, "momentum") else [self.students[1]]
+            for student in pair:
+                student.to(torch.device("cuda", (device.index or 0) + 1))
+        return self
+
     def logits(self, image_B: Tensor) -> Tensor:
         """The sum of both students' logits [B, C] (section 2.3, inference)."""
         image = self.augmentation.plain(image_B)

@@ -82,15 +82,20 @@ class Student(nn.Module):
         self.projector = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, PROJECTION_WIDTH))
 
     def forward(self, image_B3SS: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [B, C] and unit vectors [B, D], float32, of normalised images."""
-        feature_BW = self.backbone(image_B3SS)
+        """Logits [B, C] and unit vectors [B, D], float32, of normalised images, on the images' device."""
+        feature_BW, device = self.backbone(image_B3SS.to(self.device, non_blocking=True)), image_B3SS.device
         logits_BC, projected_BD = self.head(feature_BW), self.projector(feature_BW)
-        return logits_BC.float(), F.normalize(projected_BD.float(), dim=1)
+        return logits_BC.float().to(device), F.normalize(projected_BD.float(), dim=1).to(device)
 
     def classify(self, image_B3SS: Tensor) -> Tensor:
         """Logits [B, C] alone."""
-        logits_BC: Tensor = self.head(self.backbone(image_B3SS))
-        return logits_BC
+        logits_BC: Tensor = self.head(self.backbone(image_B3SS.to(self.device)))
+        return logits_BC.to(image_B3SS.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Its own, which need not be that of the images."""
+        return self.head.weight.device
 
 
 def n_deployed_parameters(student: Student) -> int:

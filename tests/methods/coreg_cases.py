@@ -74,6 +74,6 @@ def coreg_method(images, settings=SETTINGS, *, epochs=TRAIN.epochs, seed=1, stil
 def train_coreg(checkpoints, images=None, settings=SETTINGS, train=TRAIN, *, seed=1, place=PLACE, still=False):
     """A trained method and its final state."""
     images = coreg_images() if images is None else images
-    method = coreg_method(images, settings, epochs=train.epochs, seed=seed, still=still)
+    method = coreg_method(images, settings, epochs=train.epochs, seed=seed, still=still).to(place.device)
     state = fit(method, images, train, seed=seed, place=place, checkpoints=checkpoints, log=lambda line: None)
     return method, state

@@ -5,6 +5,7 @@ import torch
 
 from raydapt.methods.coreg_losses import sharpen
 from raydapt.methods.coreg_memory import CoMemory
+from raydapt.train.loop import Place
 from tests.methods.coreg_cases import CLASSES, SETTINGS, TRAIN, coreg_images, coreg_method, train_coreg
 from tests.train.test_loop import MemoryCheckpoints
 
@@ -140,6 +141,18 @@ def test_each_student_divides_and_labels_for_its_partner():
         torch.testing.assert_close(method.memory.share_2C[i], sum(probability_2NC[i]) / 30)
         by = method._candidate_NC * probability_2NC[i]
         torch.testing.assert_close(method.memory.label_2NC[1 - i], by / by.sum(1, keepdim=True))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_students_with_a_gpu_each_learn_what_they_do_on_one():
+    place = Place(device=torch.device("cuda", 0))
+    alone, _ = train_coreg(MemoryCheckpoints(), place=place, still=True)
+    apart, _ = train_coreg(
+        MemoryCheckpoints(), settings=replace(SETTINGS, gpu_per_student=True), place=place, still=True
+    )
+    assert [student.device.index for student in apart.students] == [0, 1]
+    for name, value in alone.state_dict().items():
+        torch.testing.assert_close(apart.state_dict()[name].cpu(), value.cpu(), rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_labelled_images_keep_their_label():
