@@ -39,7 +39,7 @@ def make_artefacts(plan: Plan, *, to_learn: bool = True) -> dict[str, StageResul
         made[PIXELS] = make_pixels(plan)
     if plan.crops is not None:
         made[CROPS] = make_crops(plan)
-    if plan.partial_labels is not None:
+    if to_learn and plan.partial_labels is not None:
         made[PARTIAL_LABELS] = partial_labels_stage(
             made[FEATURES].artefact,
             plan.partial_labels,

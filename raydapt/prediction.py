@@ -87,7 +87,8 @@ def _apply(run_folder: str, overrides: list[str], *, all_images: bool) -> _Appli
     frozen = ("method", "model", "seed", "air", "latteclip")
     if any(getattr(wanted, key) != getattr(config, key) for key in frozen):
         raise UserError(f"Settings {', '.join(frozen)} belong to the run {run.name}: only data.* can be changed here.")
-    plan = make_plan(wanted)
+    # Who voted for its labels is done with: a run outlives its voters.
+    plan = make_plan(replace(wanted, coreg=replace(wanted.coreg, voters=[])))
     artefacts = artefacts_of(make_artefacts(plan, to_learn=False))
     table, labels = load_features(artefacts[FEATURES]), load_labels(artefacts[FEATURES])
     row_T = table.valid_N.nonzero().flatten()

@@ -1,6 +1,7 @@
 """Co-Reg from images to report, prediction and export, and that no label has a part in it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,8 @@ def test_adapted_runs_vote_in_place_of_templates(tmp_path):
         pipeline.describe(job(tmp_path, source, voters, "data.class_names=[a, b]"))
     with pytest.raises(UserError, match="nowhere' is not a finished run"):
         pipeline.describe(job(tmp_path, source, "coreg.voters=[nowhere]"))
+    shutil.rmtree(runs[0].path)  # a run outlives its voters
+    assert len(answers_of(run)) == 240
 
 
 def partial_labels_of(config):
