@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,17 @@ def files_digest(paths: Iterable[Path], folder: Path) -> str:
     """
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(f"{path.relative_to(folder).as_posix()}:{path.stat().st_size}:".encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        found = path.stat()
+        digest.update(f"{path.relative_to(folder).as_posix()}:{found.st_size}:".encode())
+        digest.update(_file_digest(path.resolve(), found.st_size, found.st_mtime_ns))
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _file_digest(path: Path, size: int, modified_ns: int) -> bytes:
+    """Of gigabytes of weights, which several steps of a run name, once per process as long as they stay as they are."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 @dataclass(frozen=True, kw_only=True)
