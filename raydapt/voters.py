@@ -38,8 +38,8 @@ def _answers_of(folder: str, plan: Plan) -> Callable[[Tensor], Tensor]:
     """A finished run as a function from rows of the plan's source to class probabilities [M, C]."""
     run, config = open_run(folder)
     data = replace(plan.config.data, templates=config.data.templates)
-    here = {"store": plan.config.store, "ray": plan.config.ray, "features": plan.config.features}
-    applied = make_plan(replace(config, data=data, **here))
+    ours = plan.config
+    applied = make_plan(replace(config, data=data, store=ours.store, ray=ours.ray, features=ours.features))
     artefacts = artefacts_of(make_artefacts(applied, to_learn=False))
     device, batch_size = local_place(config.train).device, config.train.predict_batch_size
     method = learned_method(run, applied.config, applied.classes, device, artefacts).eval()

@@ -95,7 +95,7 @@ class CoReg(Method):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CoReg:
         """Moves everything, as `to` asks, and the second student on to the next GPU where each has its own."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         device = _as(self.students[0]).device
         if self.settings.gpu_per_student and device.type == "cuda":
             pair = [self.students[1], self.momentum[1]] if hasattr(self, "momentum") else [self.students[1]]

@@ -77,8 +77,12 @@ def partial_labels_stage(
 def template_annotator(clip: Clip, class_names: Sequence[str], settings: CoregSettings) -> Annotator:
     """The templates of the settings vote, as published."""
     class_RCD = torch.stack([clip.class_embeddings(class_names, [template]) for template in settings.templates]).cpu()
-    rule = {"mode": settings.annotation, "topk": settings.topk, "ratio": settings.prob_ratio}
-    return lambda row_M, feature_MD: annotate(feature_MD, class_RCD, clip.logit_scale, **rule)
+
+    def annotate_rows(_: Tensor, feature_MD: Tensor) -> PartialLabels:
+        mode, topk, ratio = settings.annotation, settings.topk, settings.prob_ratio
+        return annotate(feature_MD, class_RCD, clip.logit_scale, mode=mode, topk=topk, ratio=ratio)
+
+    return annotate_rows
 
 
 def load_partial_labels(artefact: Artefact) -> PartialLabels:
