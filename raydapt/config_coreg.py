@@ -57,7 +57,7 @@ class CoregSettings:
     distribution_alignment: bool = True
     """Divide with predictions whose mean over the images is uniform."""
     align_guesses: bool = False
-    """Teach such predictions too (ours): on small sets the classes that are hard to learn die out otherwise."""
+    """Teach such predictions too (ours), against classes that die out."""
     mixup: NonNegative = 4.0
     """Parameter of the Beta distribution; 0 turns MixUp off (it is in the code, not in the paper)."""
     prototype_weight: NonNegative = 0.1
