@@ -16,10 +16,12 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 
 setup: $(VENV)/.installed
 
+# Compiled once here, since every process of Ray and vLLM imports torch anew, and where PYTHONDONTWRITEBYTECODE is set (as
+# in many containers) would compile it anew as well.
 $(VENV)/.installed: pyproject.toml constraints.txt overrides.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --override overrides.txt \
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --override overrides.txt \
 		--editable '.[dev$(ENGINE)]'
 	$(BIN)/python -c "import torchvision" # a torch without its torchvision fails here, not in the middle of a run
 	touch $@
