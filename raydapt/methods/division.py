@@ -6,8 +6,6 @@ Legend: N images, C classes, E epochs remembered.
 import warnings
 
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 
@@ -41,6 +39,9 @@ def clean_probability(loss_N: Tensor, *, seed: int) -> Tensor:
     """
     if len(loss_N) < 2 or float(loss_N.max() - loss_N.min()) < 1e-6:
         return torch.ones_like(loss_N)
+    from sklearn.exceptions import ConvergenceWarning  # a second to import, for one method of many
+    from sklearn.mixture import GaussianMixture
+
     column_N1 = loss_N.double().numpy()[:, None]
     mixture = GaussianMixture(2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=seed % 2**32)
     with warnings.catch_warnings():

@@ -7,7 +7,6 @@ import ray.data
 
 from raydapt.config import RaySettings
 from raydapt.config_caption import EngineSettings
-from raydapt.models.language import chat_texts
 from raydapt.stages.endpoint import ask_endpoint
 from raydapt.stages.llm import Asker, ask_vllm
 
@@ -42,6 +41,8 @@ def ask(
     """
     if settings.engine == "openai":
         return ask_endpoint(rows, asker, settings, schema=schema, setting=setting, ray_settings=ray_settings)
+    from raydapt.models.language import chat_texts  # the models' room imports for seconds, in every worker that asks
+
     chat = chat_texts(address, questions(), image=images, setting=f"{setting}.model")
     return ask_vllm(
         rows,
