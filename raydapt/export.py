@@ -16,7 +16,8 @@ from raydapt.config import Config
 from raydapt.data.classes import ClassSpace
 from raydapt.deployment import deployed, size_and_speed
 from raydapt.errors import UserError
-from raydapt.finished_runs import learned_method, open_run
+from raydapt.finished_runs import load_learned, open_run
+from raydapt.methods.build import build_method
 from raydapt.models.clip import load_clip
 from raydapt.storage import Folder
 from raydapt.workspace import Run
@@ -40,7 +41,7 @@ def export(run_folder: str, output: str) -> str:
     run, config = open_run(run_folder)
     metrics = run.read_json("metrics.json")
     clip = load_clip(config.model.clip)
-    method = learned_method(run, config, _classes(config), torch.device("cpu"))
+    method = load_learned(build_method(config, clip, _classes(config)), run, config)
     side_px = config.coreg.image_size_px if config.method == "coreg" else clip.image_spec.size_px
     model = deployed(method, clip)
     onnx_bytes, difference = to_onnx(model, side_px)

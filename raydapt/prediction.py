@@ -10,7 +10,7 @@ from raydapt import outcome
 from raydapt.artefacts import FEATURES, artefacts_of, make_artefacts
 from raydapt.config import Config, apply_override, as_tree, config_from_tree
 from raydapt.errors import UserError
-from raydapt.finished_runs import learned_method, open_run, split_folder
+from raydapt.finished_runs import load_learned, open_run, split_folder
 from raydapt.plan import Plan, make_plan
 from raydapt.stages.features import FeatureTable, load_features, load_labels
 from raydapt.train.job import build_for_prediction, images_of
@@ -87,8 +87,7 @@ def _apply(run_folder: str, overrides: list[str], *, all_images: bool) -> _Appli
     frozen = ("method", "model", "seed", "air", "latteclip")
     if any(getattr(wanted, key) != getattr(config, key) for key in frozen):
         raise UserError(f"Settings {', '.join(frozen)} belong to the run {run.name}: only data.* can be changed here.")
-    # Who voted for its labels is done with: a run outlives its voters.
-    plan = make_plan(replace(wanted, coreg=replace(wanted.coreg, voters=[])))
+    plan = make_plan(wanted)
     artefacts = artefacts_of(make_artefacts(plan, to_learn=False))
     table, labels = load_features(artefacts[FEATURES]), load_labels(artefacts[FEATURES])
     row_T = table.valid_N.nonzero().flatten()
@@ -108,7 +107,7 @@ def _answer(applied: _Applied, artefacts: dict[str, Artefact]) -> None:
     classes = applied.plan.classes
     plain = build_for_prediction(replace(config, method="zero_shot"), classes, place.device)
     applied.before = outcome.guess(plain, table.feature_ND, row_T, batch_size=batch_size, device=place.device)
-    method = learned_method(applied.run, config, classes, place.device, artefacts)
+    method = load_learned(build_for_prediction(config, classes, place.device, artefacts), applied.run, config)
     images = images_of(method.reads, table, artefacts)
     applied.after = outcome.guess(method, images, row_T, batch_size=batch_size, device=place.device)
 

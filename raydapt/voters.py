@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from raydapt.artefacts import FEATURES, artefacts_of, make_artefacts
-from raydapt.finished_runs import learned_method, open_run
+from raydapt.finished_runs import load_learned, open_run
 from raydapt.methods.partial_labels import PartialLabels, annotate_votes
 from raydapt.plan import Plan, make_plan
 from raydapt.stages.annotate import Annotator
 from raydapt.stages.features import load_features
-from raydapt.train.job import images_of
+from raydapt.train.job import build_for_prediction, images_of
+from raydapt.train.loop import predict
 from raydapt.train.ray_train import local_place
 
 
@@ -42,12 +43,6 @@ def _answers_of(folder: str, plan: Plan) -> Callable[[Tensor], Tensor]:
     applied = make_plan(replace(config, data=data, store=ours.store, ray=ours.ray, features=ours.features))
     artefacts = artefacts_of(make_artefacts(applied, to_learn=False))
     device, batch_size = local_place(config.train).device, config.train.predict_batch_size
-    method = learned_method(run, applied.config, applied.classes, device, artefacts).eval()
+    method = load_learned(build_for_prediction(applied.config, applied.classes, device, artefacts), run, config)
     image_N = images_of(method.reads, load_features(artefacts[FEATURES]), artefacts)
-
-    @torch.no_grad()
-    def answer(row_M: Tensor) -> Tensor:
-        rows = torch.split(row_M, batch_size)
-        return torch.cat([method.logits(image_N[row_B].to(device)).float().softmax(-1).cpu() for row_B in rows])
-
-    return answer
+    return lambda row_M: predict(method, image_N.__getitem__, row_M, batch_size=batch_size, device=device)

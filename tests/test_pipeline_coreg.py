@@ -104,6 +104,7 @@ def test_adapted_runs_vote_in_place_of_templates(tmp_path):
         pipeline.describe(job(tmp_path, source, "coreg.voters=[nowhere]"))
     shutil.rmtree(runs[0].path)  # a run outlives its voters
     assert len(answers_of(run)) == 240
+    assert pipeline.run(job(tmp_path, source, f"coreg.voters=[{run.path}]")).exists("metrics.json")
 
 
 def partial_labels_of(config):

@@ -34,7 +34,7 @@ from raydapt.methods.coreg_losses import (
     within_candidates,
 )
 from raydapt.methods.coreg_memory import CoMemory
-from raydapt.methods.division import align, clean_probability, division_loss, even_out
+from raydapt.methods.division import align, clean_probability, division_loss
 from raydapt.methods.partial_labels import restrict_classes
 from raydapt.methods.workers import gather_rows, n_workers, share_running_statistics
 from raydapt.models.students import Student, follow
@@ -94,13 +94,12 @@ class CoReg(Method):
         self._labelled_N[images.labelled_L] = True
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CoReg:
-        """Moves everything, as `to` asks, and the second student on to the next GPU where each has its own."""
+        """Moves everything, as `to` asks, and what trains with the second student to the next GPU if it has its own."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         device = _as(self.students[0]).device
-        if self.settings.gpu_per_student and device.type == "cuda":
-            pair = [self.students[1], self.momentum[1]] if hasattr(self, "momentum") else [self.students[1]]
-            for student in pair:
-                student.to(torch.device("cuda", (device.index or 0) + 1))
+        if self.settings.gpu_per_student and device.type == "cuda" and hasattr(self, "momentum"):
+            for students in (self.students, self.momentum):
+                students[1].to(torch.device("cuda", (device.index or 0) + 1))
         return self
 
     def logits(self, image_B: Tensor) -> Tensor:
@@ -139,9 +138,10 @@ class CoReg(Method):
     def _divide(self, probability_2NC: Tensor) -> None:
         """Phase B, 1 and 2: each student divides, and labels, for its partner."""
         candidate_NC, settings = self._candidate_NC, self.settings
-        self.memory.share_2C.copy_(probability_2NC.mean(1))
+        share_2C = probability_2NC.mean(1)
+        self.memory.share_2C.copy_(share_2C)
         if settings.distribution_alignment:
-            probability_2NC = torch.stack([align(probability_NC) for probability_NC in probability_2NC])
+            probability_2NC = align(probability_2NC, share_2C[:, None])
         loss_2N = torch.stack([division_loss(probability_NC, candidate_NC) for probability_NC in probability_2NC])
         mean_2N = self.memory.remember_losses(loss_2N).cpu()
         for i in (0, 1):
@@ -208,7 +208,7 @@ class CoReg(Method):
         """Phase B, 3: co-pseudo-labels of one student."""
         memory, settings = self.memory, self.settings
         if settings.align_guesses:
-            guess_2BC = even_out(guess_2BC, memory.share_2C[:, None])
+            guess_2BC = align(guess_2BC, memory.share_2C[:, None])
         clean_B = memory.clean_2N[i, index_B]
         partial_B = clean_B > settings.clean_threshold
         refined_BC = clean_B[:, None] * memory.label_2NC[i, index_B] + (1 - clean_B[:, None]) * guess_2BC[i]

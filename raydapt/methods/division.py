@@ -9,13 +9,8 @@ import torch
 from torch import Tensor
 
 
-def align(probability_NC: Tensor) -> Tensor:
-    """Distribution alignment with a uniform prior: norm(f prior / mean over the images of f)."""
-    return even_out(probability_NC, probability_NC.mean(0))
-
-
-def even_out(probability_BC: Tensor, share_C: Tensor) -> Tensor:
-    """norm(f / share): predictions of a batch, aligned by the mean prediction over all images."""
+def align(probability_BC: Tensor, share_C: Tensor) -> Tensor:
+    """Distribution alignment with a uniform prior: norm(f prior / share), where share is f's mean over all images."""
     aligned_BC = probability_BC / share_C.clamp(min=1e-6)
     return aligned_BC / aligned_BC.sum(-1, keepdim=True)
 
