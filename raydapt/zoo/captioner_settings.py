@@ -27,7 +27,7 @@ class CaptionerPretraining:
     export_to: str | None = None
     """Folder that receives the averaged weights at every checkpoint; None: ``{storage}/{name}/export``."""
     seed: int = 0
-    samples: int = 96_000
+    samples: int = 448_000
     """Questions answered in all, over all workers."""
     batch_size: int = 64
     """Questions per step, over all workers."""
