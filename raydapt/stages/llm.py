@@ -236,5 +236,6 @@ def _environment(*, one_process: bool) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     if one_process:
-        wanted |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(os.cpu_count() or 1)}
+        threads = max(1, (os.cpu_count() or 1) - 1)  # one core is for the process that prepares the images
+        wanted |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(threads)}
     return {name: os.environ.get(name, value) for name, value in wanted.items()}
