@@ -93,17 +93,16 @@ def ask_vllm(
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
     engines, on_gpu = plan_engines(settings, setting, ray_settings)
-    one_process = not on_gpu and address_of(ray_settings) == "local" and (os.cpu_count() or 1) <= _FEW_CORES
     config = vLLMEngineProcessorConfig(
         model_source=address,
-        engine_kwargs=_engine_arguments(settings, on_gpu=on_gpu, one_process=one_process, images=images),
+        engine_kwargs=_engine_arguments(settings, on_gpu=on_gpu, images=images),
         batch_size=settings.batch_size,
         # Enough batches on their way that the engine never waits for the next one.
         max_concurrent_batches=max(2, -(-2 * settings.max_num_seqs // settings.batch_size)),
         concurrency=(engines, engines),
         should_continue_on_error=True,
         log_engine_metrics=False,
-        runtime_env={"env_vars": _environment(one_process=one_process)},
+        runtime_env={"env_vars": _environment(ray_settings, on_gpu=on_gpu)},
         placement_group_config=None if on_gpu else {"bundles": [{"CPU": 1}]},
         # The template was applied once per text before; the engine tokenizes, and looks at images, itself.
         chat_template_stage=False,
@@ -202,7 +201,7 @@ def side_by_side(bundles: Sequence[dict[str, float]], labels: Mapping[str, str])
     return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)}
 
 
-def _engine_arguments(settings: EngineSettings, *, on_gpu: bool, one_process: bool, images: bool) -> dict[str, Any]:
+def _engine_arguments(settings: EngineSettings, *, on_gpu: bool, images: bool) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "tensor_parallel_size": settings.tensor_parallel,
         "max_num_seqs": settings.max_num_seqs,
@@ -216,26 +215,21 @@ def _engine_arguments(settings: EngineSettings, *, on_gpu: bool, one_process: bo
         arguments["limit_mm_per_prompt"] = {"image": 1}
     if not on_gpu:
         arguments |= {"dtype": "float32", "enforce_eager": True}
-    if one_process:
-        arguments["distributed_executor_backend"] = "uni"
     return arguments
 
 
-def _environment(*, one_process: bool) -> dict[str, str]:
-    """Variables of the engines' processes, where this process does not set them otherwise.
-
-    Args:
-        one_process: On a CPU vLLM computes in a process of its own, with a thread bound to each core; it and the one
-            that schedules wait for each other by spinning. On a machine of few cores that is half of the time, and
-            one process does both. vLLM has no other word for it than the first variable, which does no more here.
-    """
+def _environment(ray_settings: RaySettings, *, on_gpu: bool) -> dict[str, str]:
+    """Variables of the engines' processes, where this process does not set them otherwise."""
     wanted = {
         "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    if one_process:
-        threads = max(1, (os.cpu_count() or 1) - 1)  # one core is for the process that prepares the images
-        wanted |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(threads)}
+    cores = os.cpu_count() or 1
+    if not on_gpu and cores <= _FEW_CORES and address_of(ray_settings) == "local":
+        # On a CPU vLLM schedules in one process and computes in another, with a thread bound to each core, and both
+        # wait by spinning: half of the time where cores are few. Without multiprocessing, which here means no more
+        # than this, one process does both; a core is left to what prepares the images.
+        wanted |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(max(1, cores - 1))}
     return {name: os.environ.get(name, value) for name, value in wanted.items()}
