@@ -2,15 +2,18 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
+from raydapt.data.vectors import holds_vectors
 from raydapt.errors import UserError
 
 _IMAGE_NAMES = ("image", "img", "picture", "jpg", "png", "webp")
+_FEATURE_NAMES = ("feature", "features", "embedding", "embeddings", "vector")
 _LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls")
+_PATH_NAMES = ("path", "address", "image_path", "filepath", "file_name", "url")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,15 +21,19 @@ class Columns:
     """The columns of a table that are read."""
 
     image: str
+    """Of the images, or of their features; empty for a table that only tells about images."""
     label: str | None
     split: str | None
     label_names: tuple[str, ...]
     """Class names of an integer label column, as Hugging Face's ``ClassLabel`` keeps them in the schema; else ()."""
+    id: str | None = None
+    """Of features alone, like `path`: an image's id is made from its bytes."""
+    path: str | None = None
 
     @property
     def wanted(self) -> list[str]:
         """All that are read."""
-        return [name for name in (self.image, self.label, self.split) if name is not None]
+        return [name for name in (self.image, self.label, self.split, self.id, self.path) if name]
 
     def labels(self, batch: pa.RecordBatch) -> list[str | None]:
         """The labels as text; a number becomes the class name that the schema has for it."""
@@ -36,7 +43,15 @@ class Columns:
         """The splits as text, or the one that the file's name told."""
         if self.split is None:
             return [otherwise] * batch.num_rows
-        return [None if value is None else str(value) for value in batch.column(self.split).to_pylist()]
+        return _plain_texts(batch.column(self.split))
+
+    def ids(self, batch: pa.RecordBatch) -> list[str | None]:
+        """The ids as text."""
+        return [None] * batch.num_rows if self.id is None else _plain_texts(batch.column(self.id))
+
+    def paths(self, batch: pa.RecordBatch) -> list[str | None]:
+        """Where each image lies or lay."""
+        return [None] * batch.num_rows if self.path is None else _plain_texts(batch.column(self.path))
 
     def _texts(self, column: pa.Array) -> list[str | None]:
         return [self._text(value) for value in column.to_pylist()]
@@ -56,21 +71,54 @@ def find_columns(schema: pa.Schema, where: str) -> Columns:
         UserError: If there is no image column, or its type cannot hold images.
     """
     features = _features(schema)
-    image = _first(schema, _IMAGE_NAMES) or _of_feature(schema, features, "Image")
+    image = image_column(schema)
     if image is None:
-        raise UserError(f"{where!r} has the columns {', '.join(schema.names)}: one of them must be called 'image'.")
+        raise UserError(
+            f"{where!r} has the columns {', '.join(schema.names)}: one of them must be called 'image' or 'feature'."
+        )
     if not _holds_images(schema.field(image).type):
         raise UserError(
             f"{where!r}: the column {image!r} is {schema.field(image).type}; it must hold encoded bytes, a path, or a "
             "struct of both."
         )
+    return _with_labels(schema, features, image)
+
+
+def image_column(schema: pa.Schema) -> str | None:
+    """The column that holds images; None in a table of something else."""
+    return _first(schema, _IMAGE_NAMES) or _of_feature(schema, _features(schema), "Image")
+
+
+def feature_column(schema: pa.Schema) -> str | None:
+    """The column that is named as features are."""
+    return _first(schema, _FEATURE_NAMES)
+
+
+def find_feature_columns(schema: pa.Schema, where: str, *, beside: bool = False) -> Columns:
+    """Finds the columns of a table of features, or of one that lies `beside` the features and tells of their images.
+
+    Raises:
+        UserError: If there is no column of features, or its type cannot hold them.
+    """
+    feature = "" if beside else feature_column(schema)
+    if feature is None:
+        raise UserError(f"{where!r} has the columns {', '.join(schema.names)}: one of them must be called 'feature'.")
+    if feature and not holds_vectors(schema.field(feature).type):
+        raise UserError(
+            f"{where!r}: the column {feature!r} is {schema.field(feature).type}; it must hold lists of floats."
+        )
+    columns = _with_labels(schema, _features(schema), feature)
+    return replace(columns, id="id" if "id" in schema.names else None, path=_first(schema, _PATH_NAMES))
+
+
+def _with_labels(schema: pa.Schema, features: dict[str, Any], content: str) -> Columns:
     label = _first(schema, _LABEL_NAMES) or _of_feature(schema, features, "ClassLabel")
     if label is not None and not _holds_labels(schema.field(label).type):
         label = None
     feature = features.get(label) if label else None
     names = feature.get("names") if isinstance(feature, dict) else None
     return Columns(
-        image=image,
+        image=content,
         label=label,
         split="split" if "split" in schema.names else None,
         label_names=tuple(str(name) for name in names) if isinstance(names, list) else (),
@@ -88,6 +136,10 @@ def image_cells(column: pa.Array) -> tuple[list[bytes | None], list[str | None]]
     if _is_text(column.type):
         return [None] * len(values), list(values)
     return list(values), [None] * len(values)
+
+
+def _plain_texts(column: pa.Array) -> list[str | None]:
+    return [None if value is None else str(value) for value in column.to_pylist()]
 
 
 def _features(schema: pa.Schema) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from raydapt.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 TABLE_SUFFIXES = (".parquet", ".arrow")
+ARRAY_SUFFIXES = (".npy", ".npz")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
 _MOST_PATTERN_FILES = 100_000
@@ -50,6 +51,8 @@ class Listing:
     """What names are relative to: an absolute path or an fsspec URL of a folder."""
     tables: list[Found] = field(default_factory=list)
     tars: list[Found] = field(default_factory=list)
+    arrays: list[Found] = field(default_factory=list)
+    """Of numpy: features, never images."""
     images: list[str] = field(default_factory=list)
     """Names alone: there may be millions."""
     image_digest: Digest = field(default_factory=hashlib.sha256)
@@ -63,6 +66,8 @@ class Listing:
                 self.tables.append(found)
         elif name.endswith(TAR_SUFFIXES):
             self.tars.append(found)
+        elif name.endswith(ARRAY_SUFFIXES):
+            self.arrays.append(found)
         elif name.endswith(IMAGE_SUFFIXES):
             self.images.append(found.name)
             self.image_digest.update(found.line)

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from raydapt.data.decode import image_id
 
-Kind = Literal["files", "parquet", "arrow", "tar", "digits"]
+Kind = Literal["files", "parquet", "arrow", "tar", "digits", "features"]
 UNREADABLE = "unreadable"
 UNKNOWN_ROWS_STRIDE = 1 << 32
 """Distance of the first row numbers of parts whose sizes are not known beforehand."""
@@ -37,7 +37,7 @@ class Part:
     root: str
     """Folder (files) or address that `uris` are relative to; an absolute path or an fsspec URL."""
     uris: tuple[str, ...] = ()
-    """The image files, or the one file that holds the rows."""
+    """The image files, or the one file that holds the rows; of features, behind it the file that tells of them."""
     start: int = 0
     """First row in the file (parquet, arrow, digits) or first byte in the archive (tar)."""
     stop: int | None = None
@@ -50,6 +50,8 @@ class Part:
     """Parquet: the row groups that hold the rows. A part is either whole row groups or a piece of a single one."""
     layout: str = ""
     """Files: what the folders mean, see `raydapt.data.folders.label_and_split`."""
+    width: int = 0
+    """Features: values in a row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,8 @@ class Source:
     """Whether some images may have labels."""
     splits: tuple[str, ...] = ()
     """Names of the split folders or files; () if none, or known only from reading."""
+    width: int = 0
+    """Values of a feature where the source holds features in place of images; 0 for images."""
 
 
 class Digest(Protocol):

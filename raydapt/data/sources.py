@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from raydapt.config import DataSettings
-from raydapt.data import digits, files, folders, hub, tables, webdataset
+from raydapt.data import digits, embeddings, files, folders, hub, tables, webdataset
 from raydapt.data.named_sets import NamedSet, named_set, set_names
 from raydapt.data.parts import ROW_SCHEMA, UNREADABLE, Part, Source
 from raydapt.errors import UserError
@@ -24,7 +24,8 @@ def resolve_source(source: str, *, rows_per_part: int, limit: int | None = None)
     Args:
         source: A folder of class folders (also within ``train``, ``val``, ``test``), a flat folder, a Parquet file or a
             folder of them, WebDataset tars (a file, a folder, ``x-{0000..0009}.tar``), a folder that ``datasets`` wrote
-            with ``save_to_disk``, any of these under an fsspec or pyarrow URL (``s3://``, ``gs://``, ``memory://``),
+            with ``save_to_disk``, features in place of images (see `raydapt.data.embeddings`), any of these under an
+            fsspec or pyarrow URL (``s3://``, ``gs://``, ``memory://``),
             ``hf://datasets/ORGANISATION/NAME``, ``digits``, or a named set. A named set is looked up as
             ``$RAYDAPT_DATA/<name>.parquet`` or ``$RAYDAPT_DATA/<name>/``, then at its hub address.
         rows_per_part: Most rows that a part has, where parts can be cut at all.
@@ -38,6 +39,8 @@ def resolve_source(source: str, *, rows_per_part: int, limit: int | None = None)
     known = named_set(source)
     address = _address_of_set(known) if known else _checked_address(source)
     found = hub.list_hub(address) if address.startswith("hf://") else files.list_data(address)
+    if embeddings.holds_features(found):
+        return embeddings.plan(found, rows_per_part=rows_per_part, limit=limit)
     if found.tables:
         return tables.plan(found, rows_per_part=rows_per_part, limit=limit)
     if found.tars:
@@ -91,7 +94,8 @@ def read_label_names(source: Source) -> tuple[str, ...]:
     """
     if source.label_names or not source.has_labels:
         return source.label_names
-    names = webdataset.label_names(source) if source.kind == "tar" else tables.label_names(source)
+    own = {"tar": webdataset.label_names, embeddings.KIND: embeddings.label_names}
+    names = own.get(source.kind, tables.label_names)(source)
     return tuple(sorted(names, key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name)))
 
 
