@@ -64,9 +64,12 @@ class ClassFeatures:
 
     @cached_property
     def templates(self) -> tuple[str, ...]:
-        """What can stand for all classes, in the order of the file: `MEAN`, then every wording that each class has."""
-        times = Counter(self.template_M)
-        return (MEAN, *(t for t, n in times.items() if t != MEAN and n == len(self.names)))
+        """What can stand for all classes: every wording that each class has, in the order of the file.
+
+        The first is the prompt. A file without means for all classes has `MEAN` before its wordings.
+        """
+        common = tuple(template for template, times in Counter(self.template_M).items() if times == len(self.names))
+        return common if MEAN in common else (MEAN, *common)
 
     def embeddings(self, names: Sequence[str], templates: Sequence[str]) -> npt.NDArray[np.float32]:
         """Unit vectors [C, D]: the normalised mean of a class's vectors over the wordings.

@@ -39,22 +39,25 @@ class Stage:
         recipe: What the artefact depends on.
         parts: Numbers of all its parts.
         dataset_of: Builds the Ray Dataset of result rows of the given parts, and tells how many actors it uses. Its
-            rows have the columns `PART`, `PART_ROWS`, ``row`` (order within the part), ``path`` and ``error``.
+            rows have the columns `PART`, `PART_ROWS`, ``row`` (order within the part), ``path`` and ``error``. Or, for
+            what is no work at all, an iterator of whole parts with their numbers, made here without Ray.
         rows: Rows of all parts together, where known.
         max_error_share: Largest share of rows in error.
         ray: The cluster and whether to show progress.
         unit: What a row is, for people.
         grows: Whether the artefact may hold more or fewer parts than are asked for; those that are missing are added.
+        uses_ray: Whether `dataset_of` needs a cluster.
     """
 
     recipe: Recipe
     parts: Sequence[int]
-    dataset_of: Callable[[Sequence[int]], tuple[ray.data.Dataset, int]]
+    dataset_of: Callable[[Sequence[int]], tuple[ray.data.Dataset | Iterator[tuple[int, pa.Table]], int]]
     rows: int | None
     max_error_share: float
     ray: RaySettings
     unit: str = "images"
     grows: bool = False
+    uses_ray: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,9 +132,10 @@ def _done(artefact: Artefact, stage: Stage) -> bool:
 
 def _make(artefact: Artefact, stage: Stage, pending: Sequence[int], tally: _Tally) -> set[int]:
     """Computes and commits the pending parts; returns those that turned out to have no rows."""
-    ensure_ray(stage.ray)
-    require_shared(artefact.folder.url, setting="store")
-    configure()
+    if stage.uses_ray:
+        ensure_ray(stage.ray)
+        require_shared(artefact.folder.url, setting="store")
+        configure()
     dataset, tally.actors = stage.dataset_of(pending)
     failed = sum(artefact.committed_errors().values())
     progress = Progress(
@@ -145,8 +149,7 @@ def _make(artefact: Artefact, stage: Stage, pending: Sequence[int], tally: _Tall
     metrics = StageMetrics(stage.recipe.kind)
     unseen = set(pending)
     try:
-        results = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-        for part, table in whole_parts(results):
+        for part, table in _parts(dataset):
             unseen.discard(part)
             errors = _commit(artefact, part, table, tally, progress)
             metrics.add(table.num_rows, errors, time.monotonic() - tally.started)
@@ -166,6 +169,12 @@ def _make(artefact: Artefact, stage: Stage, pending: Sequence[int], tally: _Tall
     finally:
         progress.close()
     return unseen
+
+
+def _parts(made: ray.data.Dataset | Iterator[tuple[int, pa.Table]]) -> Iterator[tuple[int, pa.Table]]:
+    if isinstance(made, ray.data.Dataset):
+        return whole_parts(made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+    return made
 
 
 def whole_parts(tables: Iterable[pa.Table]) -> Iterator[tuple[int, pa.Table]]:

@@ -39,7 +39,7 @@ def test_zero_shot_of_published_features(data_folder: Path, model: str, width: i
     assert accuracy(ensemble.class_CD) == pytest.approx(mean, abs=0.006)
     if model == "openai-clip-vit-B-32":
         single = accuracy(clip.class_embeddings(features.names, ["a satellite photo of a {}."]))
-        assert single == pytest.approx(76.6, abs=0.05)
+        assert single == pytest.approx(76.6, abs=0.15)
 
 
 def test_it_answers_what_methods_ask_of_a_clip() -> None:

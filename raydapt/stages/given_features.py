@@ -1,0 +1,51 @@
+"""Features that others computed, as the artefact that encoding images would have made.
+
+They are read, brought to unit length and committed part by part: no model, so no actors and no Ray. Everything that
+reads features (`raydapt.stages.features.load_features`) finds the same columns.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from raydapt.config import DataSettings, RaySettings
+from raydapt.data.embeddings import read
+from raydapt.data.sources import Source
+from raydapt.stages.features import KIND
+from raydapt.stages.run import Stage, StageResult, run_stage
+from raydapt.workspace import Recipe, Store
+
+
+def given_features_recipe(source: Source) -> Recipe:
+    """What they depend on: the source alone. Class embeddings and models play no part."""
+    return Recipe(kind=KIND, settings={"given": True, "width": source.width}, inputs=(source.identity,))
+
+
+def given_features_stage(source: Source, *, data: DataSettings, ray_settings: RaySettings, store: Store) -> StageResult:
+    """Takes the features of a source into the store, or finds them there; memory does not grow with the source.
+
+    Args:
+        source: Features, resolved with ``features.rows_per_part`` and ``data.limit``.
+        data: The largest share of rows whose vector cannot be used.
+        ray_settings: Whether to show progress; no cluster is started.
+        store: Where artefacts live.
+
+    Raises:
+        UserError: See `raydapt.stages.run.run_stage`.
+    """
+    part_of = {part.index: part for part in source.parts}
+
+    def tables_of(pending: Sequence[int]) -> tuple[Iterator[tuple[int, pa.Table]], int]:
+        return ((part.index, table) for part, table in read([part_of[index] for index in pending])), 0
+
+    stage = Stage(
+        recipe=given_features_recipe(source),
+        parts=list(part_of),
+        dataset_of=tables_of,
+        rows=source.rows,
+        max_error_share=data.max_error_share,
+        ray=ray_settings,
+        unit="features",
+        uses_ray=False,
+    )
+    return run_stage(store, stage)
