@@ -1,6 +1,6 @@
-"""What a run leaves to deploy: one module from pixels to logits, its size and its speed.
+"""What a run leaves to deploy where CLIP's image tower answers: one module from pixels to logits; its size and speed.
 
-Legend: B batch, C classes, D width of CLIP's space, S image side in px.
+Legend: B batch, C classes, D width of CLIP's space, L prompt tokens, S image side in px.
 """
 
 import time
@@ -10,39 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raydapt.errors import UserError
-from raydapt.methods.contract import Method
-from raydapt.methods.coreg.method import CoReg
-from raydapt.methods.latteclip.method import LatteClip
 from raydapt.models.clip import Clip
-from raydapt.models.students import Student
 from raydapt.models.vision_tower import extra_tokens
 
 _BATCH, _LEAST_S = 64, 0.5
-
-
-class DeployedStudents(nn.Module):
-    """Both students of Co-Reg without their projectors: uint8 pixels [B, 3, S, S] to logits [B, C]."""
-
-    mean_311: Tensor
-    std_311: Tensor
-
-    def __init__(self, method: CoReg) -> None:
-        super().__init__()
-        networks = []
-        for student in method.students:
-            assert isinstance(student, Student)
-            networks.append(nn.Sequential(student.backbone, student.head))
-        self.networks = nn.ModuleList(networks)
-        for name in ("mean", "std"):
-            values = torch.tensor(getattr(method.augmentation, name)).view(3, 1, 1)
-            self.register_buffer(f"{name}_311", values.to(next(self.parameters()).device))
-
-    def forward(self, pixel_B3SS: Tensor) -> Tensor:
-        """The sum of both logits."""
-        image = (pixel_B3SS.to(torch.float32) / 255 - self.mean_311) / self.std_311
-        logits_BC: Tensor = self.networks[0](image) + self.networks[1](image)
-        return logits_BC
 
 
 class DeployedClip(nn.Module):
@@ -75,43 +46,6 @@ class DeployedClip(nn.Module):
             with extra_tokens(self.visual, self.prompt_LD):
                 feature_BD = self.visual(image)
         return self.scale * F.normalize(feature_BD, dim=-1) @ self.class_CD.T
-
-
-def deployed(method: Method, clip: Clip) -> nn.Module:
-    """The module that answers as the method does, in evaluation mode.
-
-    Raises:
-        UserError: For a method that is more than an image encoder with class embeddings.
-    """
-    if isinstance(method, CoReg):
-        return DeployedStudents(method).eval()
-    prompted = getattr(method, "prompted", None)
-    with torch.no_grad():
-        if isinstance(method, LatteClip):
-            prompt_LD = None if method.visual_prompt is None else method.visual_prompt.prompt_LD
-            model = clip if method.towers is None else method.towers.plain()
-            module = DeployedClip(model, method.class_embeddings(), prompt_LD)
-            module.scale = float(method.scale)
-            return module.eval()
-        if method.reads == "pixels" and prompted is not None and prompted.visual is not None:
-            prompt_LD = prompted.visual.prompt_LD
-            if prompted.joint is not None:
-                _, prompt_LD = prompted.joint(prompted.text.context_LD, prompt_LD)
-            return DeployedClip(clip, prompted.class_embeddings(), prompt_LD).eval()
-        return DeployedClip(clip, _class_embeddings(method, clip)).eval()
-
-
-def _class_embeddings(method: Method, clip: Clip) -> Tensor:
-    """Class embeddings [C, D] of a method whose logits are linear in the image feature, found by asking it."""
-    if method.reads == "features":
-        unit_DD = torch.eye(clip.embed_dim, device=clip.device)
-        logits_DC = method.eval().logits(unit_DD)
-        if torch.allclose(method.logits(-2 * unit_DD), -2 * logits_DC, rtol=1e-4, atol=1e-4):
-            return logits_DC.T / clip.logit_scale
-    raise UserError(
-        f"Method {type(method).__name__} is more than an image encoder with class embeddings, so that it cannot be "
-        "exported as one: use 'raydapt predict', or export another run."
-    )
 
 
 def size_and_speed(model: nn.Module, side_px: int, device: torch.device) -> dict[str, Any]:

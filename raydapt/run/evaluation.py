@@ -11,66 +11,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from raydapt.data.classes import ClassSpace
-from raydapt.methods.contract import Method, PseudoLabels, SyntheticImages
+from raydapt.methods.contract import PseudoLabels
+from raydapt.methods.predictions import Predictions
 from raydapt.run.accuracy import Accuracies, evaluate, pseudo_label_accuracy
 from raydapt.settings.groups import TrainSettings
 from raydapt.stages.features import FeatureTable
 from raydapt.train.checkpoint import TrainState
 
 
-@dataclass(frozen=True, kw_only=True)
-class Guesses:
-    """The best class of each of T images, its probability, and how informative the answers are together."""
-
-    class_T: Tensor
-    confidence_T: Tensor
-    mutual_information: float
-    """Between image and predicted class, as a share of log C: 0 (all the same, or all undecided) to 1."""
-
-
-@torch.no_grad()
-def guess(method: Method, image_N: Tensor, row_T: Tensor, *, batch_size: int, device: torch.device) -> Guesses:
-    """Predicts images by their rows; no more than one batch of probabilities is ever held.
-
-    The mutual information is H(mean p) - mean H(p) over the images (Bridle, Heading & MacKay, NIPS 1991).
-
-    Args:
-        method: Any method, on `device`.
-        image_N: Features [N, D] or uint8 pixels [N, 3, S, S], as the method takes them.
-        row_T: int64 rows to predict, at least one.
-        batch_size: Images at a time.
-        device: Of the method.
-    """
-    method.eval()
-    classes, confidences = [], []
-    sum_C, entropy = torch.zeros(()), 0.0
-    for row_B in torch.split(row_T, batch_size):
-        probability_BC = method.logits(image_N[row_B].to(device)).double().softmax(-1).cpu()
-        best = probability_BC.max(-1)
-        classes.append(best.indices)
-        confidences.append(best.values.float())
-        sum_C = sum_C + probability_BC.sum(0)
-        entropy += float(_entropy(probability_BC).sum())
-    information = float(_entropy(sum_C / len(row_T))) - entropy / len(row_T)
-    return Guesses(
-        class_T=torch.cat(classes),
-        confidence_T=torch.cat(confidences),
-        mutual_information=information / math.log(len(sum_C)),
-    )
-
-
-def _entropy(probability: Tensor) -> Tensor:
-    entropy: Tensor = torch.special.entr(probability).sum(-1)
-    return entropy
-
-
 def predictions_table(
-    table: FeatureTable, labels: list[str | None], classes: ClassSpace, row_T: Tensor, before: Guesses, after: Guesses
+    table: FeatureTable, labels: list[str | None], classes: ClassSpace, row_T: Tensor, before: Predictions, after: Predictions
 ) -> pa.Table:
     """``predictions.parquet``: one row per test image, with the zero-shot answer beside the adapted one.
 
@@ -160,9 +114,9 @@ def evaluation_metrics(
     }
 
 
-def compare_guesses(
-    before: Guesses,
-    after: Guesses,
+def compare_predictions(
+    before: Predictions,
+    after: Predictions,
     class_T: Tensor,
     n_classes: int,
     seen: Sequence[int] | None,
@@ -183,34 +137,6 @@ def train_metrics(state: TrainState, settings: TrainSettings) -> dict[str, Any]:
     return measured | {"workers": settings.workers, "capped": capped}
 
 
-def synthetic_metrics(
-    synthetic: SyntheticImages, class_CD: Tensor, names: Sequence[str], *, top: int
-) -> dict[str, Any]:
-    """The ``synthetic`` group of metrics.json: how many images zero-shot takes for the class that they were made of.
-
-    Args:
-        synthetic: The images.
-        class_CD: Class embeddings of the plain prompt.
-        names: Of the classes.
-        top: Ranks up to which a class is also counted as accepted.
-    """
-    score_MC, class_M = synthetic.feature_MD @ class_CD.cpu().T, synthetic.class_M
-    rank_M = (score_MC > score_MC.gather(1, class_M[:, None])).sum(dim=1)
-    per_class = [
-        {"name": name, "images": int((class_M == c).sum()), "accepted": _share(rank_M[class_M == c] == 0)}
-        for c, name in enumerate(names)
-    ]
-    shares = {"accepted": _share(rank_M == 0), "top": top, "accepted_in_top": _share(rank_M < top)}
-    return {"images": len(class_M), **shares, "per_class": per_class}
-
-
 def _share(right_M: Tensor) -> float | None:
     """Percent; None of nothing."""
     return 100.0 * float(right_M.double().mean()) if len(right_M) else None
-
-
-def parquet_bytes(table: pa.Table) -> bytes:
-    """A table as the bytes of a Parquet file."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    return bytes(sink.getvalue().to_pybytes())

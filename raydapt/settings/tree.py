@@ -10,22 +10,38 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from raydapt.errors import UserError
+from raydapt.settings.types import HIDDEN
 
 Settings = TypeVar("Settings")
 
 
-def settings_from_tree(kind: type[Settings], tree: dict[str, Any]) -> Settings:
-    """Builds any frozen settings dataclass from nested dictionaries (see `config_from_tree`)."""
-    _refuse_unknown(kind, tree, prefix="")
+def settings_from_tree(
+    kind: type[Settings], tree: dict[str, Any], *, prefix: str = "", others: Sequence[str] = ()
+) -> Settings:
+    """Builds any frozen settings dataclass from nested dictionaries.
+
+    Args:
+        kind: The dataclass.
+        tree: The settings; what is missing keeps its default.
+        prefix: What stands before the names in messages, such as ``cpl.``.
+        others: Further names that an unknown one may be meant for.
+
+    Raises:
+        UserError: For an unknown key or a value of the wrong kind.
+    """
+    if not isinstance(tree, dict):
+        raise UserError(f"Setting {prefix.rstrip('.')!r} is a group of settings but has the value {tree!r}.")
+    _refuse_unknown(kind, tree, prefix, others)
     try:
         return TypeAdapter(kind).validate_python(tree)
     except ValidationError as error:
-        raise UserError(_sentence(kind, error)) from None
+        raise UserError(_sentence(kind, error, prefix)) from None
 
 
 def as_tree(config: Any) -> dict[str, Any]:
-    """The settings as plain dictionaries and lists, ready for YAML or JSON."""
-    return dataclasses.asdict(config)
+    """The settings as plain dictionaries and lists, ready for YAML or JSON; a method's own groups beside the others."""
+    tree = dataclasses.asdict(config)
+    return tree | tree.pop("own", {})
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -68,17 +84,19 @@ def setting_names(kind: Any, prefix: str = "") -> Iterator[str]:
     """Every dotted setting name, depth first."""
     hints = get_type_hints(kind)
     for item in dataclasses.fields(kind):
+        if item.metadata == HIDDEN:
+            continue
         if dataclasses.is_dataclass(hints[item.name]):
             yield from setting_names(hints[item.name], f"{prefix}{item.name}.")
         else:
             yield prefix + item.name
 
 
-def _refuse_unknown(kind: Any, tree: dict[str, Any], prefix: str) -> None:
-    hints = get_type_hints(kind)
+def _refuse_unknown(kind: Any, tree: dict[str, Any], prefix: str, others: Sequence[str] = ()) -> None:
+    hints = {item.name: get_type_hints(kind)[item.name] for item in dataclasses.fields(kind) if item.metadata != HIDDEN}
     for key, value in tree.items():
         if key not in hints or str(key).startswith("__"):
-            everything = [prefix + name for name in setting_names(kind)] + [prefix + name for name in hints]
+            everything = [*setting_names(kind, prefix), *(prefix + name for name in hints), *others]
             near = difflib.get_close_matches(f"{prefix}{key}", everything, n=1, cutoff=0.3)
             hint = f"did you mean {near[0]!r}?" if near else "see the settings in the README."
             raise UserError(f"Unknown setting {prefix + str(key)!r}: {hint}")
@@ -89,7 +107,7 @@ def _refuse_unknown(kind: Any, tree: dict[str, Any], prefix: str) -> None:
             _refuse_unknown(inner, value, f"{prefix}{key}.")
 
 
-def _sentence(kind: Any, error: ValidationError) -> str:
+def _sentence(kind: Any, error: ValidationError, prefix: str) -> str:
     """One sentence for the first fault that pydantic found, with the choices where there are any."""
     names = set(setting_names(kind))
     first = error.errors(include_url=False)[0]
@@ -99,7 +117,7 @@ def _sentence(kind: Any, error: ValidationError) -> str:
     same = [e for e in error.errors(include_url=False) if ".".join(map(str, e["loc"])).startswith(key)]
     wants = " or ".join(dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in same))
     value = same[-1]["input"] if len(same) == 1 else _value_at(error, key)
-    return f"Setting {key}={value!r} is not valid: {wants}."
+    return f"Setting {prefix}{key}={value!r} is not valid: {wants}."
 
 
 def _value_at(error: ValidationError, key: str) -> Any:
@@ -122,16 +140,12 @@ def merge_trees(*trees: dict[str, Any], overrides: Sequence[str] = ()) -> dict[s
     return merged
 
 
-def changed_settings(config: Any) -> dict[str, Any]:
-    """The settings that are not the defaults, as nested dictionaries: a short job file that means the same."""
-    return _difference(as_tree(config), as_tree(type(config)()))
-
-
-def _difference(tree: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+def difference(tree: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    """The settings of `tree` that are not those of `default`."""
     changed: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and isinstance(default.get(key), dict) and default[key]:
-            if inner := _difference(value, default[key]):
+            if inner := difference(value, default[key]):
                 changed[key] = inner
         elif value != default.get(key):
             changed[key] = value

@@ -15,3 +15,5 @@ NodeLabel = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w./-]*=[A-Z
 """Of a node of the Ray cluster, ``key=value``."""
 STRICT = ConfigDict(extra="forbid", strict=False)
 """Unknown keys are refused."""
+HIDDEN = {"hidden": True}
+"""Metadata of a field that is no setting of its own."""

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from raydapt.store.folder import Folder
 
 
@@ -59,6 +62,12 @@ class Run:
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file as a whole; NaN is refused, since it is not JSON."""
         self.write_text(name, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Writes a Parquet file as a whole."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        self.write_bytes(name, bytes(sink.getvalue().to_pybytes()))
 
     def remove(self, name: str) -> None:
         """Removes a file if it is there."""

@@ -1,7 +1,8 @@
 """The settings of AiR."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from raydapt.settings.types import STRICT, Count, NonNegative, Positive, PositiveInt, Share
 
@@ -34,3 +35,10 @@ class AirSettings:
     """Drop synthetic images whose class is not among so many best ones of zero-shot (5 in the spec); 0 keeps all."""
     fusion_at_test: bool = False
     """Let the synthetic images judge at prediction time as well."""
+
+
+def air_groups(tree: Mapping[str, Any]) -> tuple[str, ...]:
+    """AiR's own group and that of its base; a base that is none is refused when the group is checked."""
+    own = tree.get("air")
+    base = own.get("base", AirSettings.base) if isinstance(own, Mapping) else AirSettings.base
+    return ("air", base) if base in ("cpl", "grip", "fpl") else ("air",)

@@ -9,9 +9,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raydapt.methods.coreg.deployed import DeployedStudents
+from raydapt.methods.coreg.method import CoReg
+from raydapt.methods.coreg.settings import CoregSettings
+from raydapt.methods.deployed import deployed_clip
 from raydapt.methods.partial_labels import PartialLabels
+from raydapt.methods.predictions import predict_classes
+from raydapt.methods.spec import FinishedRun
+from raydapt.methods.zero_shot.method import ZeroShot
+from raydapt.models.deployed import size_and_speed
+from raydapt.stages.annotate import KIND, load_partial_labels
 
 _BINS = 20
+
+
+def coreg_outcome(finished: FinishedRun) -> dict[str, Any]:
+    """The ``coreg`` group of metrics.json: annotation, division, students, size and speed of what is deployed."""
+    device, clip = finished.device, finished.clip
+    plain = ZeroShot(clip, clip.class_embeddings(finished.classes.names, finished.classes.templates[:1])).to(device)
+    rows = torch.arange(len(finished.class_A))
+    zero_shot = predict_classes(plain, finished.table.feature_ND, rows, batch_size=1024, device=device)
+    partial = load_partial_labels(finished.artefacts[KIND])
+    metrics = coreg_metrics(
+        finished.state, partial, zero_shot.class_T, finished.class_A, row_N=finished.row_N, row_T=finished.row_T
+    )
+    assert isinstance(finished.method, CoReg)
+    side_px = finished.config.of(CoregSettings).image_size_px
+    metrics["deployment"] = {
+        "student": size_and_speed(DeployedStudents(finished.method).eval(), side_px, device),
+        "clip_image_tower": size_and_speed(deployed_clip(plain, clip), clip.image_spec.size_px, device),
+        "clip_parameters": sum(p.numel() for p in clip.model.parameters()),
+    }
+    return metrics
 
 
 def coreg_metrics(

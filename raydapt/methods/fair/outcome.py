@@ -14,17 +14,15 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from raydapt.data.classes import ClassSpace
 from raydapt.data.decode import BadImage, decode_image
+from raydapt.data.reread import encoded_images
 from raydapt.methods.fair.method import Anchors, Fair
 from raydapt.methods.fair.rules import crop_weights
+from raydapt.methods.spec import FinishedRun
 from raydapt.models.views import crop_view, whole_view
-from raydapt.run import evaluation as outcome
-from raydapt.run.gallery import image_bytes
-from raydapt.run.plan import Plan
 from raydapt.stages.crops import boxes_of, crop_spec
-from raydapt.stages.features import FeatureTable
-from raydapt.train.job import TrainingJob, images_of
-from raydapt.train.ray_train import local_place
+from raydapt.train.job import images_of
 
 _EXAMINED = 512
 _EXAMPLES = 12
@@ -34,33 +32,24 @@ _KEPT, _LEFT = (230, 120, 0), (150, 150, 150)
 
 
 @torch.no_grad()
-def write_alignment(
-    job: TrainingJob, plan: Plan, method: Fair, table: FeatureTable, row_N: Tensor, class_N: Tensor
-) -> dict[str, Any]:
-    """Writes ``crops.parquet`` and returns the group ``alignment`` of metrics.json.
-
-    Args:
-        job: The training that is over.
-        plan: The run.
-        method: With its final weights, on the device of this process.
-        table: All images.
-        row_N: Rows of the training images.
-        class_N: int64 true class of every row, -1 where unknown.
-    """
-    generator = torch.Generator().manual_seed(plan.config.seed)
-    row_M = row_N[torch.randperm(len(row_N), generator=generator)[:_EXAMINED]]
-    device = local_place(job.config.train).device
-    image_N = images_of(method.reads, table, job.artefacts)
+def alignment_outcome(finished: FinishedRun) -> dict[str, Any]:
+    """Writes ``crops.parquet`` and returns the group ``alignment`` of metrics.json."""
+    method = finished.method
+    assert isinstance(method, Fair)
+    generator = torch.Generator().manual_seed(finished.config.seed)
+    row_M = finished.row_N[torch.randperm(len(finished.row_N), generator=generator)[:_EXAMINED]]
+    image_N = images_of(method.reads, finished.table, finished.artefacts)
     parts = [
-        method.pseudo_label(image_N[row_B].to(device), crop_seed=i) for i, row_B in enumerate(torch.split(row_M, 64))
+        method.pseudo_label(image_N[row_B].to(finished.device), crop_seed=i)
+        for i, row_B in enumerate(torch.split(row_M, 64))
     ]
     label_M = torch.cat([label.cpu() for label, _, _ in parts])
     weight_M = torch.cat([weight.cpu() for _, weight, _ in parts])
-    job.run.write_bytes("crops.parquet", outcome.parquet_bytes(_examples(plan, method, table, row_M)))
+    finished.record.write_table("crops.parquet", _examples(finished, method, row_M))
     return {
         "examined": len(row_M),
-        "weights": weight_rows(weight_M, label_M, class_N[row_M]),
-        "anchors": anchor_rows(job, method),
+        "weights": weight_rows(weight_M, label_M, finished.class_A[row_M]),
+        "anchors": anchor_rows(finished.classes, method),
     }
 
 
@@ -75,10 +64,10 @@ def weight_rows(weight_M: Tensor, label_M: Tensor, class_M: Tensor) -> list[dict
     return rows
 
 
-def anchor_rows(job: TrainingJob, method: Fair) -> list[dict[str, Any]]:
+def anchor_rows(classes: ClassSpace, method: Fair) -> list[dict[str, Any]]:
     """How far each class's anchor is from where it began, in degrees, and the class whose anchor is nearest now."""
-    names, clip = job.classes.names, method.tower.clip
-    start_CD = torch.nn.functional.normalize(Anchors(clip, job.classes, method.settings).to(clip.device)(), dim=1)
+    names, clip = classes.names, method.tower.clip
+    start_CD = torch.nn.functional.normalize(Anchors(clip, classes, method.settings).to(clip.device)(), dim=1)
     now_CD = torch.nn.functional.normalize(method.anchors(), dim=1)
     moved_C = torch.rad2deg((start_CD * now_CD).sum(dim=1).clamp(-1, 1).acos())
     likeness_CC = (now_CD @ now_CD.T).fill_diagonal_(-2)
@@ -88,9 +77,9 @@ def anchor_rows(job: TrainingJob, method: Fair) -> list[dict[str, Any]]:
     ]
 
 
-def _examples(plan: Plan, method: Fair, table: FeatureTable, row_M: Tensor) -> pa.Table:
+def _examples(finished: FinishedRun, method: Fair, row_M: Tensor) -> pa.Table:
     """A few images with their crops outlined: those that count for the final model, and the others."""
-    settings, data = plan.config.fair, plan.config.data
+    settings, data, table = method.settings, finished.config.data, finished.table
     columns: dict[str, list[Any]] = {"id": [], "path": [], "image": [], "predicted": [], "weights": []}
     schema = pa.schema(
         [("id", pa.string()), ("path", pa.string()), ("image", pa.binary()), ("predicted", pa.string()),
@@ -98,19 +87,21 @@ def _examples(plan: Plan, method: Fair, table: FeatureTable, row_M: Tensor) -> p
     )  # fmt: skip
     if not settings.crops:
         return pa.table(columns, schema=schema)
-    for row, encoded in image_bytes(plan, table, row_M[:_EXAMPLES].tolist()).items():
+    position_of = {int(table.row_N[i]): i for i in row_M[:_EXAMPLES].tolist()}
+    id_of = {row: table.id_N[i] for row, i in position_of.items()}
+    for row, encoded in encoded_images(finished.source, data, id_of).items():
         try:
             pixel = decode_image(
-                encoded, plan.stored_spec, max_pixels=data.max_image_pixels, max_bytes=data.max_image_bytes
+                encoded, finished.stored_spec, max_pixels=data.max_image_pixels, max_bytes=data.max_image_bytes
             )
         except BadImage:  # the source changed under the run
             continue
-        box_1K4 = boxes_of([table.id_N[row]], crop_spec(settings))
+        box_1K4 = boxes_of([id_of[row]], crop_spec(settings))
         class_, weight_K = _judge(method, torch.from_numpy(pixel)[None], box_1K4)
-        columns["id"].append(table.id_N[row])
-        columns["path"].append(table.path_N[row])
+        columns["id"].append(id_of[row])
+        columns["path"].append(table.path_N[position_of[row]])
         columns["image"].append(outlined(pixel, box_1K4[0], weight_K))
-        columns["predicted"].append(plan.classes.names[class_])
+        columns["predicted"].append(finished.classes.names[class_])
         columns["weights"].append(weight_K.tolist())
     return pa.table(columns, schema=schema)
 

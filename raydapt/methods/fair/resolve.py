@@ -18,12 +18,9 @@ def resolve_fair(config: Config, classes: ClassSpace, image_spec: ImageSpec) -> 
     """The settings without `auto`, with the descriptions themselves instead of their file.
 
     Raises:
-        UserError: For another paradigm than UL, sizes that contradict each other, or descriptions that do not fit the
-            classes.
+        UserError: For sizes that contradict each other, or descriptions that do not fit the classes.
     """
-    fair = config.fair
-    if config.method == "fair" and config.data.paradigm != "ul":
-        raise UserError(f"Setting data.paradigm={config.data.paradigm!r}: fair learns without any label; set it to ul.")
+    fair = config.of(FairSettings)
     if fair.crops and fair.top_k != "all" and fair.top_k > fair.crops:
         raise UserError(
             f"Setting fair.top_k={fair.top_k} is more than fair.crops={fair.crops}: lower it, or take more crops."

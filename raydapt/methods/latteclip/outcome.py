@@ -11,15 +11,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from raydapt.data.reread import thumbnails
 from raydapt.methods.latteclip.method import SOURCES
-from raydapt.models.clip import load_clip
-from raydapt.run.evaluation import parquet_bytes
-from raydapt.run.gallery import thumbnails
-from raydapt.run.plan import Plan
+from raydapt.methods.spec import FinishedRun
 from raydapt.stages.caption import GROUP_CAPTIONS, IMAGE_CAPTIONS, load_captions
-from raydapt.stages.features import FeatureTable
-from raydapt.train.checkpoint import TrainState
-from raydapt.train.job import TrainingJob
 
 _EXAMPLES = 12
 _MOST_CHARACTERS = 400
@@ -31,23 +26,22 @@ _SCHEMA = pa.schema(
 )  # fmt: skip
 
 
-def write_latteclip(
-    job: TrainingJob, plan: Plan, state: TrainState, table: FeatureTable, row_N: Tensor
-) -> dict[str, Any]:
+def latteclip_outcome(finished: FinishedRun) -> dict[str, Any]:
     """Writes ``captions.parquet`` where there are captions and returns the group ``latteclip`` of metrics.json."""
-    names = plan.classes.names
-    told = latteclip_metrics(state.method, names)
+    names, row_N = finished.classes.names, finished.row_N
+    told = latteclip_metrics(finished.state, names)
     kinds = {"images": IMAGE_CAPTIONS, "groups": GROUP_CAPTIONS}
-    of_all = {name: load_captions(job.artefacts[kind]) for name, kind in kinds.items() if kind in job.artefacts}
+    made = finished.artefacts
+    of_all = {name: load_captions(made[kind]) for name, kind in kinds.items() if kind in made}
     if of_all:
-        class_CD = load_clip(plan.config.model.clip).class_embeddings(names, plan.classes.templates[:1])
-        class_N = (table.feature_ND[row_N] @ class_CD.T).argmax(1)
+        class_CD = finished.clip.class_embeddings(names, finished.classes.templates[:1]).cpu()
+        class_N = (finished.table.feature_ND[row_N] @ class_CD.T).argmax(1)
         told["captions"] = {
             name: caption_metrics([captions[row] for row in row_N.tolist()], class_N, names)
             for name, captions in of_all.items()
         }
-        shown = captions_table(plan, table, row_N, class_N, of_all.get("images", ()), of_all.get("groups", ()))
-        job.run.write_bytes("captions.parquet", parquet_bytes(shown))
+        shown = captions_table(finished, class_N, of_all.get("images", ()), of_all.get("groups", ()))
+        finished.record.write_table("captions.parquet", shown)
     return told
 
 
@@ -103,9 +97,7 @@ def _words(text: str) -> set[str]:
 
 
 def captions_table(
-    plan: Plan,
-    table: FeatureTable,
-    row_N: Tensor,
+    finished: FinishedRun,
     class_N: Tensor,
     image_captions: Sequence[str | None],
     group_captions: Sequence[str | None],
@@ -113,25 +105,27 @@ def captions_table(
     """``captions.parquet``: a few training images, drawn by the run's seed, with what was said of them.
 
     Args:
-        plan: The run.
-        table: All images.
-        row_N: Rows of the training images.
+        finished: The run.
         class_N: int64 zero-shot class of each training image.
         image_captions: Of all images; empty where the run uses none.
         group_captions: Likewise.
     """
-    order_N = torch.randperm(len(row_N), generator=torch.Generator().manual_seed(plan.config.seed))[:_EXAMPLES]
-    position_of = {int(row_N[i]): i for i in order_N.tolist()}
+    table, row_N, seed = finished.table, finished.row_N, finished.config.seed
+    order_N = torch.randperm(len(row_N), generator=torch.Generator().manual_seed(seed))[:_EXAMPLES].tolist()
+    position_of = {int(row_N[i]): i for i in order_N}
+    at_of = {int(table.row_N[at]): at for at in position_of}
+    images = thumbnails(finished.source, finished.config.data, {row: table.id_N[at] for row, at in at_of.items()})
     rows = [
         {
-            "id": table.id_N[row],
-            "path": table.path_N[row],
-            "image": image,
-            "zero_shot": plan.classes.names[int(class_N[position_of[row]])],
-            "image_caption": _shown(image_captions, row),
-            "group_caption": _shown(group_captions, row),
+            "id": table.id_N[at],
+            "path": table.path_N[at],
+            "image": images[row],
+            "zero_shot": finished.classes.names[int(class_N[position_of[at]])],
+            "image_caption": _shown(image_captions, at),
+            "group_caption": _shown(group_captions, at),
         }
-        for row, image in thumbnails(plan, table, list(position_of)).items()
+        for row, at in at_of.items()
+        if row in images
     ]
     return pa.Table.from_pylist(rows, schema=_SCHEMA)
 

@@ -18,13 +18,9 @@ def check_latteclip(config: Config) -> None:
     """Refuses what cannot work.
 
     Raises:
-        UserError: For another paradigm than UL, no branch, or no text at all.
+        UserError: For no branch, or no text at all.
     """
-    settings = config.latteclip
-    if config.data.paradigm != "ul":
-        raise UserError(
-            f"Setting data.paradigm={config.data.paradigm!r}: latteclip learns without any label; set it to ul."
-        )
+    settings = config.of(LatteclipSettings)
     if not (settings.use_finetune_pseudolabel or settings.use_zeroshot_pseudolabel):
         raise UserError(
             "Settings latteclip.use_finetune_pseudolabel=false and use_zeroshot_pseudolabel=false leave nothing to "
@@ -39,9 +35,8 @@ def check_latteclip(config: Config) -> None:
 
 def caption_kinds(config: Config) -> tuple[str, ...]:
     """The kinds of captions that a run reads."""
-    if config.method != "latteclip":
-        return ()
-    wanted = {IMAGE_CAPTIONS: config.latteclip.use_image_caption, GROUP_CAPTIONS: config.latteclip.use_batch_caption}
+    settings = config.of(LatteclipSettings)
+    wanted = {IMAGE_CAPTIONS: settings.use_image_caption, GROUP_CAPTIONS: settings.use_batch_caption}
     return tuple(kind for kind, used in wanted.items() if used)
 
 

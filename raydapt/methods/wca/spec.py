@@ -1,0 +1,28 @@
+"""What ``wca`` tells about itself; its settings are those of ``fair``."""
+
+from dataclasses import replace
+
+from raydapt.methods.contract import Method, Reads
+from raydapt.methods.fair.method import reads_of
+from raydapt.methods.fair.settings import FairSettings
+from raydapt.methods.fair.spec import CropSpecs
+from raydapt.methods.spec import BuildContext
+from raydapt.methods.wca.method import Wca
+from raydapt.settings.config import Config
+
+
+class WcaSpec(CropSpecs):
+    """See `raydapt.methods.wca.method.Wca`."""
+
+    name, learns = "wca", False
+
+    def build(self, context: BuildContext) -> Method:
+        """The classifier."""
+        return Wca(context.clip, context.classes, settings=context.config.of(FairSettings))
+
+    def input_kind(self, config: Config) -> Reads:
+        """Cached features, with those of crops where some are taken."""
+        return reads_of(replace(config.of(FairSettings), layer_norms=False))
+
+
+SPEC = WcaSpec()
