@@ -16,11 +16,11 @@ import numpy as np
 from safetensors import safe_open
 from sklearn.datasets import load_digits
 
-from raydapt.config import Config, load_config
 from raydapt.data import digits
-from raydapt.pipeline import run
-from raydapt.plan import Plan, make_plan
-from raydapt.synthesis import plan_synthesis
+from raydapt.run.pipeline import run
+from raydapt.run.plan import Plan, make_plan
+from raydapt.settings.config import Config, load_config
+from raydapt.stages.synthetic import plan_synthesis
 
 GOLDEN = Path(__file__).with_name("golden.json")
 JOBS = Path(__file__).parents[2] / "jobs"
