@@ -86,9 +86,9 @@ def features(config: str | None, overrides: tuple[str, ...]) -> None:
 @_OVERRIDES
 def synthesize(config: str | None, overrides: tuple[str, ...]) -> None:
     """Makes synthetic images of every class with a diffusion pipeline and prints where they are."""
-    from raydapt.run import pipeline
+    from raydapt.verbs.synthesize import synthesize as synthesize_
 
-    click.echo(pipeline.synthesize(_load(config, overrides)))
+    click.echo(synthesize_(_load(config, overrides)))
 
 
 @cli.command()
@@ -101,7 +101,7 @@ def caption(config: str | None, overrides: tuple[str, ...], groups: bool, output
 
     Works on any source: raydapt caption photos/ caption.model=llava-hf/llava-v1.6-mistral-7b-hf
     """
-    from raydapt.stages import captioning
+    from raydapt.verbs import caption as captioning
 
     if config is not None and "=" not in config and Path(config).suffix not in (".yaml", ".yml"):
         config, overrides = None, (f"data.source={json.dumps(config)}", *overrides)
@@ -257,7 +257,8 @@ def plan(
     price: float,
 ) -> None:
     """Estimates hours, storage and cost of a job for 10^4 to 10^8 images, from a finished run of it on fewer."""
-    from raydapt.run.prediction import run_metrics, run_of_job
+    from raydapt.run.finished import run_metrics
+    from raydapt.run.prediction import run_of_job
     from raydapt.verbs import estimate
 
     metrics = run_metrics(measured or run_of_job(_load(config, overrides)))
@@ -304,7 +305,7 @@ def main() -> None:
 
 
 def _load(config: str | None, overrides: tuple[str, ...]) -> Config:
-    from raydapt.settings.config import load_config
+    from raydapt.methods.configuration import load_config
 
     if config is not None and "=" in config:
         overrides, config = (config, *overrides), None

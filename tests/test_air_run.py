@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from raydapt.methods.configuration import load_config
 from raydapt.run import pipeline
 from raydapt.run.prediction import evaluate_on
-from raydapt.settings.config import Config, load_config
+from raydapt.settings.config import Config
 from raydapt.store.run_record import Run
 from raydapt.verbs.sample_curve import sample_curve
 

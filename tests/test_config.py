@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 
 from raydapt.errors import UserError
-from raydapt.settings.config import METHODS, Config, config_from_tree, load_config
+from raydapt.methods.configuration import config_from_tree, load_config
+from raydapt.methods.table import METHODS
+from raydapt.settings.config import Config
 from raydapt.settings.tree import as_tree, merge_trees, setting_names
 
 JOBS = Path(__file__).parents[1] / "jobs"

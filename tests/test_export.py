@@ -5,11 +5,11 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from raydapt.methods.build import build_method
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from raydapt.errors import UserError
-from raydapt.methods.build import build_method
 from raydapt.methods.coreg.settings import CoregSettings
 from raydapt.models.clip import load_clip
 from raydapt.models.deployed import deployed, size_and_speed
@@ -43,7 +43,7 @@ def test_a_clip_run_is_deployed_as_image_tower_and_class_embeddings(clip, method
     built = build_method(settings_of(method=method, model=model), clip, CLASSES).eval()
     pixel = pixels(5)
     with torch.no_grad():
-        read = pixel if built.reads == "pixels" else clip.encode_image(pixel)
+        read = pixel if built.input_kind == "pixels" else clip.encode_image(pixel)
         torch.testing.assert_close(deployed(built, clip)(pixel), built.logits(read), rtol=1e-3, atol=1e-3)
 
 
@@ -60,7 +60,7 @@ def test_both_students_are_deployed_without_projectors():
 
 def test_what_is_no_linear_classifier_is_refused_in_one_sentence(clip):
     class Crooked(torch.nn.Module):
-        reads = "features"
+        input_kind = "features"
 
         def logits(self, feature_BD):
             return F.relu(feature_BD)

@@ -9,8 +9,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from raydapt.errors import UserError
+from raydapt.methods.configuration import load_config
 from raydapt.run import pipeline
-from raydapt.settings.config import Config, load_config
+from raydapt.settings.config import Config
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

@@ -10,10 +10,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from raydapt.errors import UserError
+from raydapt.methods.configuration import load_config
 from raydapt.methods.latteclip.resolve import check_latteclip, latteclip_learns
 from raydapt.run import pipeline, prediction
 from raydapt.run.plan import make_plan
-from raydapt.settings.config import load_config
 from raydapt.verbs.export import export
 from tests.test_pipeline_coreg import digits_without_truth
 

@@ -9,9 +9,9 @@ import pytest
 
 from raydapt.data.sources import read_part, resolve_source
 from raydapt.errors import UserError
+from raydapt.methods.configuration import load_config
 from raydapt.run import pipeline
 from raydapt.run.prediction import evaluate_on, predict
-from raydapt.settings.config import load_config
 from raydapt.settings.groups import DataSettings
 from raydapt.store.run_record import Run
 

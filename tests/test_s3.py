@@ -10,8 +10,8 @@ from safetensors.numpy import load
 
 from raydapt.cluster.joining import ensure_ray
 from raydapt.errors import UserError
+from raydapt.methods.configuration import load_config
 from raydapt.run import pipeline
-from raydapt.settings.config import load_config
 from raydapt.settings.groups import RaySettings
 from raydapt.store.folder import Folder
 from raydapt.store.run_record import Run

@@ -3,11 +3,12 @@
 import json
 
 import pytest
+from raydapt.methods.build import has_a_part
 
 from raydapt.errors import UserError
-from raydapt.methods.build import has_a_part
+from raydapt.methods.configuration import config_from_tree
 from raydapt.run import pipeline
-from raydapt.settings.config import Config, config_from_tree
+from raydapt.settings.config import Config
 from raydapt.store.run_record import Run
 from raydapt.verbs import sample_curve
 

@@ -22,8 +22,8 @@ import pytest
 
 from raydapt.cluster import joining as cluster
 from raydapt.errors import UserError
+from raydapt.methods.configuration import load_config
 from raydapt.run import pipeline
-from raydapt.settings.config import load_config
 from raydapt.verbs import submit as submission
 from raydapt.verbs.submit import EXCLUDES, connect, prepare, submission_id
 

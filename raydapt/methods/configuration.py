@@ -1,7 +1,7 @@
 """From job files and ``key=value`` overrides to the configuration of a run. Imports nothing heavy.
 
-Settings are laid over each other: the defaults, the recipe of the method (``job.yaml`` in its folder), the job file, the
-overrides. ``load_config("jobs/cpl.yaml", ["data.source=eurosat", "seed=0"])`` is the only way in.
+Settings are laid over each other: the defaults, the recipe of the method (``job.yaml`` in its folder), the job file,
+the overrides. ``load_config("jobs/cpl.yaml", ["data.source=eurosat", "seed=0"])`` is the only way in.
 """
 
 from collections.abc import Mapping, Sequence

@@ -24,7 +24,7 @@ def deployed_clip(method: Method, clip: Clip) -> DeployedClip:
 
 def _class_embeddings(method: Method, clip: Clip) -> Tensor:
     """Class embeddings [C, D], found by asking for the logits of unit vectors."""
-    if method.reads == "features":
+    if method.input_kind == "features":
         unit_DD = torch.eye(clip.embed_dim, device=clip.device)
         logits_DC = method.eval().logits(unit_DD)
         if torch.allclose(method.logits(-2 * unit_DD), -2 * logits_DC, rtol=1e-4, atol=1e-4):

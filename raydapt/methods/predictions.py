@@ -23,7 +23,9 @@ class Predictions:
 
 
 @torch.no_grad()
-def predict_classes(method: Method, image_N: Tensor, row_T: Tensor, *, batch_size: int, device: torch.device) -> Predictions:
+def predict_classes(
+    method: Method, image_N: Tensor, row_T: Tensor, *, batch_size: int, device: torch.device
+) -> Predictions:
     """Predicts images by their rows; no more than one batch of probabilities is ever held.
 
     The mutual information is H(mean p) - mean H(p) over the images (Bridle, Heading & MacKay, NIPS 1991).

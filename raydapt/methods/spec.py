@@ -14,64 +14,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raydapt.artefacts.features import FeatureTable
+from raydapt.artefacts.inputs import InputKind
+from raydapt.artefacts.spec import ArtefactSpec, PlanFacts
+from raydapt.artefacts.synthetic_images import SyntheticImages
 from raydapt.data.classes import ClassSpace
 from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source
 from raydapt.errors import UserError
+from raydapt.methods.contract import Method, TrainingImages
 from raydapt.methods.deployed import deployed_clip
-from raydapt.methods.contract import Method, Reads, SyntheticImages, TrainingImages
 from raydapt.methods.table import setting_groups
 from raydapt.models.clip import Clip
 from raydapt.settings.config import Config
 from raydapt.settings.tree import as_tree
-from raydapt.stages.features import FeatureTable
 from raydapt.store.artefact import Artefact
-from raydapt.store.fingerprint import Recipe
 from raydapt.store.run_record import Run
 
-PARADIGM_NAMES = {"ul": "without any label", "ssl": "with a few labels per class", "trzsl": "with labels of seen classes"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArtefactSpec:
-    """Something that a run needs and that can be made: pure data.
-
-    Attributes:
-        name: Its name within the run.
-        kind: What it is; `raydapt.stages.makers` knows who makes it.
-        recipe: What it depends on; None where that is known only once `of` is made.
-        of: Name of the artefact whose images it is about; None: the run's own source.
-        depends_on: Names of artefacts of the run that are read to make it.
-        job: What its maker must know beside the recipe.
-    """
-
-    name: str
-    kind: str
-    recipe: Recipe | None
-    of: str | None = None
-    depends_on: tuple[str, ...] = ("features",)
-    job: Any = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanFacts:
-    """What is known of a run before anything is computed.
-
-    Attributes:
-        source: The images.
-        classes: Names, labels and templates.
-        image_spec: How the CLIP takes images.
-        clip_identity: Of its weights.
-        features: The recipe of the images' features.
-        teachers: Digests of the finished runs that the settings name, in their order.
-    """
-
-    source: Source
-    classes: ClassSpace
-    image_spec: ImageSpec
-    clip_identity: str
-    features: Recipe
-    teachers: tuple[str, ...] = ()
+PARADIGM_NAMES = {
+    "ul": "without any label",
+    "ssl": "with a few labels per class",
+    "trzsl": "with labels of seen classes",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +56,7 @@ class BuildContext:
     images: TrainingImages | None = None
     synthetic: SyntheticImages | None = None
 
-    def zero_shot_CD(self) -> Tensor:
+    def zero_shot_embeddings(self) -> Tensor:
         """Class embeddings [C, D] of the plain prompt."""
         return self.clip.class_embeddings(self.classes.names, self.classes.templates[:1])
 
@@ -141,6 +105,8 @@ class MethodSpec(ABC):
     """As in the setting ``method``; also the name of its folder and of its group of settings."""
     learns: bool = True
     """False for classifiers that are only made and asked."""
+    deployed_words: str = "CLIP's image tower and class embeddings"
+    """What `deployable` gives, in words."""
     paradigms: Sequence[str] = ("ul", "ssl", "trzsl")
     """What it can learn with: no labels, a few, or those of seen classes."""
 
@@ -171,13 +137,13 @@ class MethodSpec(ABC):
             UserError: For a paradigm that is not among its own.
         """
         if config.data.paradigm not in self.paradigms:
-            own = " or ".join(f"{name} ({PARADIGM_NAMES[name]})" for name in self.paradigms)
+            known = " or ".join(f"{name} ({PARADIGM_NAMES[name]})" for name in self.paradigms)
             raise UserError(
-                f"Setting data.paradigm={config.data.paradigm!r}: {self.name} learns {PARADIGM_NAMES[self.paradigms[0]]}: "
-                f"set it to {own}, or take another method."
+                f"Setting data.paradigm={config.data.paradigm!r} is nothing that {self.name} learns with: set it to "
+                f"{known}, or take another method."
             )
 
-    def input_kind(self, config: Config) -> Reads:
+    def input_kind(self, config: Config) -> InputKind:
         """What it takes for an image."""
         return "features"
 
@@ -198,6 +164,10 @@ class MethodSpec(ABC):
     def inputs(self, config: Config, facts: PlanFacts) -> list[str]:
         """Identities that its results depend on beside the features: weights of other models, captions, other runs."""
         return []
+
+    def finished(self, config: Config) -> Config:
+        """The settings of a finished run without what nothing but its learning needed."""
+        return config
 
     def teacher_runs(self, config: Config) -> Sequence[str]:
         """Folders of finished runs whose answers it learns from."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raydapt.methods.table import METHODS
 from raydapt.report.run_files import RunRecord, flat_settings, group, number, open_run, read_summary, write_text
-from raydapt.settings.config import METHODS
 from raydapt.store.folder import Folder
 
 # Settings that say where and how fast, or which repetition: runs that differ in these alone are one row.

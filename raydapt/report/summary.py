@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raydapt.methods.table import METHODS
 from raydapt.report.classes import ClassRow, Predictions
 from raydapt.report.run_files import RunRecord, flat_settings, group, number
-from raydapt.settings.config import METHODS, Config
+from raydapt.settings.config import Config
 from raydapt.settings.tree import as_tree
 
 SMALL_CLASS = 10

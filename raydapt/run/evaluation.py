@@ -4,27 +4,29 @@ Legend: N rows of the features artefact, T test images, U unlabelled, M selected
 D width.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from torch import Tensor
 
+from raydapt.artefacts.features import FeatureTable
 from raydapt.data.classes import ClassSpace
 from raydapt.methods.contract import PseudoLabels
 from raydapt.methods.predictions import Predictions
 from raydapt.run.accuracy import Accuracies, evaluate, pseudo_label_accuracy
 from raydapt.settings.groups import TrainSettings
-from raydapt.stages.features import FeatureTable
 from raydapt.train.checkpoint import TrainState
 
 
 def predictions_table(
-    table: FeatureTable, labels: list[str | None], classes: ClassSpace, row_T: Tensor, before: Predictions, after: Predictions
+    table: FeatureTable,
+    labels: list[str | None],
+    classes: ClassSpace,
+    row_T: Tensor,
+    before: Predictions,
+    after: Predictions,
 ) -> pa.Table:
     """``predictions.parquet``: one row per test image, with the zero-shot answer beside the adapted one.
 

@@ -1,24 +1,32 @@
 """An adapted run on other images: predictions, and accuracies where there are labels."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from raydapt.artefacts.features import FeatureTable, load_features, load_labels
+from raydapt.artefacts.inputs import images_of
 from raydapt.errors import UserError
-from raydapt.run import evaluation as outcome
+from raydapt.methods.configuration import config_from_tree
+from raydapt.methods.predictions import Predictions, predict_classes
+from raydapt.methods.zero_shot.method import ZeroShot
+from raydapt.models.clip import load_clip
+from raydapt.run import evaluation
 from raydapt.run.finished import load_learned, open_run, split_folder
-from raydapt.run.plan import Plan, make_plan
-from raydapt.settings.config import Config, config_from_tree
+from raydapt.run.making import artefacts_of, make_artefacts
+from raydapt.run.plan import FEATURES, Plan, make_plan
+from raydapt.settings.config import Config
 from raydapt.settings.tree import apply_override, as_tree
-from raydapt.stages.artefacts import FEATURES, artefacts_of, make_artefacts
-from raydapt.stages.features import FeatureTable, load_features, load_labels
 from raydapt.store.artefact import Artefact
 from raydapt.store.fingerprint import fingerprint
 from raydapt.store.run_record import Run, safe_name
-from raydapt.train.job import build_for_prediction, images_of
-from raydapt.train.ray_train import local_place
+from raydapt.train.job import build_for_prediction
+from raydapt.train.ray_train import local_context
+
+_CHANGEABLE = ("data.", "features.", "ray.", "store", "runs", "train.predict_batch_size")
+"""What a run that is applied to other images may be given."""
 
 
 def predict(run_folder: str, overrides: list[str], *, output: str | None = None) -> str:
@@ -51,7 +59,7 @@ def evaluate_on(run_folder: str, overrides: list[str]) -> str:
     applied = _apply(run_folder, overrides, all_images=False)
     class_T = torch.from_numpy(applied.plan.classes.indices_of([applied.labels[row] for row in applied.row_T.tolist()]))
     n_classes = len(applied.plan.classes.names)
-    before, after = outcome.compare_guesses(applied.before, applied.after, class_T, n_classes, None, None)
+    before, after = evaluation.compare_predictions(applied.before, applied.after, class_T, n_classes, None, None)
     if after.top1 is None:
         raise UserError(
             f"Setting data.source={applied.plan.config.data.source!r} has no image with a label among the classes of "
@@ -70,26 +78,22 @@ def evaluate_on(run_folder: str, overrides: list[str]) -> str:
     return f"{text}\nPredictions: {path}"
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Applied:
     """A run's answers for a source."""
 
-    def __init__(
-        self, run: Run, plan: Plan, table: FeatureTable, labels: list[str | None], row_T: torch.Tensor
-    ) -> None:
-        self.run, self.plan, self.table, self.labels, self.row_T = run, plan, table, labels, row_T
-        self.before: outcome.Guesses
-        self.after: outcome.Guesses
+    run: Run
+    plan: Plan
+    table: FeatureTable
+    labels: list[str | None]
+    row_T: torch.Tensor
+    before: Predictions
+    after: Predictions
 
 
 def _apply(run_folder: str, overrides: list[str], *, all_images: bool) -> _Applied:
     run, config = open_run(run_folder)
-    tree: dict[str, Any] = as_tree(config)
-    for item in overrides:
-        apply_override(tree, item)
-    wanted = config_from_tree(tree)
-    frozen = ("method", "model", "seed", "air", "latteclip")
-    if any(getattr(wanted, key) != getattr(config, key) for key in frozen):
-        raise UserError(f"Settings {', '.join(frozen)} belong to the run {run.name}: only data.* can be changed here.")
+    wanted = _overridden(run, config, overrides)
     plan = make_plan(wanted)
     artefacts = artefacts_of(make_artefacts(plan, to_learn=False))
     table, labels = load_features(artefacts[FEATURES]), load_labels(artefacts[FEATURES])
@@ -99,20 +103,39 @@ def _apply(run_folder: str, overrides: list[str], *, all_images: bool) -> _Appli
         row_T = torch.tensor(tests, dtype=torch.int64) if tests else row_T
     if not len(row_T):
         raise UserError(f"Setting data.source={wanted.data.source!r} has no image that can be read: give another one.")
-    applied = _Applied(run, plan, table, labels, row_T)
-    _answer(applied, artefacts)
-    return applied
+    before, after = _answer(run, plan, artefacts, table, row_T)
+    return _Applied(run=run, plan=plan, table=table, labels=labels, row_T=row_T, before=before, after=after)
 
 
-def _answer(applied: _Applied, artefacts: dict[str, Artefact]) -> None:
-    config, table, row_T = applied.plan.config, applied.table, applied.row_T
-    place, batch_size = local_place(config.train), config.train.predict_batch_size
-    classes = applied.plan.classes
-    plain = build_for_prediction(replace(config, method="zero_shot"), classes, place.device)
-    applied.before = outcome.guess(plain, table.feature_ND, row_T, batch_size=batch_size, device=place.device)
-    method = load_learned(build_for_prediction(config, classes, place.device, artefacts), applied.run, config)
-    images = images_of(method.reads, table, artefacts)
-    applied.after = outcome.guess(method, images, row_T, batch_size=batch_size, device=place.device)
+def _overridden(run: Run, config: Config, overrides: list[str]) -> Config:
+    """The settings of a run applied to other images.
+
+    Raises:
+        UserError: For a setting that belongs to the run.
+    """
+    tree: dict[str, Any] = as_tree(config)
+    for item in overrides:
+        apply_override(tree, item)
+        key = item.partition("=")[0]
+        if not key.startswith(_CHANGEABLE):
+            raise UserError(
+                f"Setting {key} belongs to the run {run.name}, which was learned with it: only data.*, features.*, "
+                "ray.*, store, runs and train.predict_batch_size can be changed here."
+            )
+    return config_from_tree(tree)
+
+
+def _answer(
+    run: Run, plan: Plan, artefacts: dict[str, Artefact], table: FeatureTable, row_T: torch.Tensor
+) -> tuple[Predictions, Predictions]:
+    """Zero-shot and adapted answers."""
+    config, device = plan.config, local_context(plan.config.train).device
+    batch_size, clip = config.train.predict_batch_size, load_clip(config.model.clip, device=str(device))
+    plain = ZeroShot(clip, clip.class_embeddings(plan.classes.names, plan.classes.templates[:1])).to(device)
+    before = predict_classes(plain, table.feature_ND, row_T, batch_size=batch_size, device=device)
+    method = load_learned(build_for_prediction(config, plan.classes, device, artefacts), run, config)
+    images = images_of(method.input_kind, table, artefacts)
+    return before, predict_classes(method, images, row_T, batch_size=batch_size, device=device)
 
 
 def run_of_job(config: Config) -> str:
@@ -120,24 +143,13 @@ def run_of_job(config: Config) -> str:
     return f"{config.runs.rstrip('/')}/{Run(config.runs, make_plan(config).run_name).name}"
 
 
-def run_metrics(run_folder: str) -> dict[str, Any]:
-    """``metrics.json`` of a finished run.
-
-    Raises:
-        UserError: If the folder is no finished run.
-    """
-    run, _ = open_run(run_folder)
-    metrics: dict[str, Any] = run.read_json("metrics.json")
-    return metrics
-
-
 def _write(applied: _Applied, output: str | None) -> str:
-    table = outcome.predictions_table(
+    table = evaluation.predictions_table(
         applied.table, applied.labels, applied.plan.classes, applied.row_T, applied.before, applied.after
     )
     target = applied.run if output is None else Run(*split_folder(output))
     name = "predictions.parquet" if output is not None else f"{_folder_name(applied.plan)}/predictions.parquet"
-    target.write_bytes(name, outcome.parquet_bytes(table))
+    target.write_table(name, table)
     return target.file(name)
 
 

@@ -8,12 +8,12 @@ import ray.data
 from raydapt.settings.groups import RaySettings
 from raydapt.settings.language import EngineSettings
 from raydapt.stages.endpoint import ask_endpoint
-from raydapt.stages.llm import Asker, ask_vllm
+from raydapt.stages.llm import PromptBuilder, ask_vllm
 
 
 def ask(
     rows: ray.data.Dataset,
-    asker: Asker,
+    asker: PromptBuilder,
     settings: EngineSettings,
     *,
     address: str,

@@ -18,7 +18,7 @@ from raydapt.cluster.nodes import require_cpu
 from raydapt.errors import UserError
 from raydapt.settings.groups import RaySettings
 from raydapt.settings.language import EngineSettings
-from raydapt.stages.llm import ANSWER, ASKED, ERROR, SECONDS, Asker, NoQuestion, Question, as_result, engine_reason
+from raydapt.stages.llm import ANSWER, ASKED, ERROR, SECONDS, Prompt, PromptBuilder, SkipRow, as_result, engine_reason
 
 _TRIES = 6
 """Times that a request is repeated by the client, with growing pauses, when the server is busy or away."""
@@ -27,7 +27,7 @@ _TIMEOUT_S = 600.0
 
 def ask_endpoint(
     dataset: ray.data.Dataset,
-    asker: Asker,
+    asker: PromptBuilder,
     settings: EngineSettings,
     *,
     schema: pa.Schema,
@@ -67,7 +67,7 @@ class EndpointClient:
     The key is read here, from the environment of the node: it is in no setting, no file and no message between nodes.
     """
 
-    def __init__(self, asker: Asker, settings: EngineSettings, schema: pa.Schema, setting: str) -> None:
+    def __init__(self, asker: PromptBuilder, settings: EngineSettings, schema: pa.Schema, setting: str) -> None:
         self._openai: Any = importlib.import_module("openai")
         self._client = self._openai.OpenAI(
             base_url=settings.base_url,
@@ -86,7 +86,7 @@ class EndpointClient:
     def _answer(self, row: dict[str, Any]) -> dict[str, Any]:
         try:
             question = self._asker(row)
-        except NoQuestion as verdict:
+        except SkipRow as verdict:
             return {**row, ERROR: str(verdict)}
         started = time.perf_counter()
         asked = {**row, ASKED: question.text}
@@ -98,7 +98,7 @@ class EndpointClient:
             raise UserError(self._sentence(error)) from None
         return {**asked, ANSWER: text, SECONDS: time.perf_counter() - started}
 
-    def _ask(self, question: Question) -> str:
+    def _ask(self, question: Prompt) -> str:
         content: Any = question.text
         if question.image is not None:
             image = {"type": "image_url", "image_url": {"url": data_url(question.image)}}

@@ -20,11 +20,13 @@ from ray.tune.search.sample import Domain
 from raydapt.cluster.joining import ensure_ray, require_shared
 from raydapt.errors import UserError
 from raydapt.methods import scores
+from raydapt.methods.configuration import changed_settings
+from raydapt.methods.table import GROUPS, spec_of
 from raydapt.progress import say
-from raydapt.run.plan import make_plan
+from raydapt.run.making import artefacts_of, make_all, make_artefacts, make_features
+from raydapt.run.plan import FEATURES, held_out_artefacts, make_plan
 from raydapt.settings.config import Config
-from raydapt.settings.tree import as_tree, changed_settings
-from raydapt.stages.artefacts import FEATURES, artefacts_of, make_artefacts, make_held_out
+from raydapt.settings.tree import as_tree
 from raydapt.store.environment import environment
 from raydapt.store.fingerprint import fingerprint
 from raydapt.store.run_record import Run, run_name
@@ -36,7 +38,7 @@ from raydapt.tune.tuner import run_trials
 
 RESULT, CHOSEN = "tune.json", "chosen.yaml"
 _COUNT = "synthesis.samples_per_class"
-_GROUPS_OF_ARTEFACTS = ("method", "model", "synthesis", "lora", "fair", "coreg")
+_GROUPS_OF_ARTEFACTS = ("method", "model", "synthesis", "lora", *GROUPS)
 _ELSEWHERE = ("name", "runs", "store", "ray", "tune", "space")
 
 
@@ -112,13 +114,16 @@ def _with_consensus(sweep: Sweep, n_classes: int, trials: Sequence[Trial]) -> li
 
 def _warm(config: Config, points: Sequence[Settings], first: int) -> dict[str, Any]:
     """Makes what the trials share, once, before there are any; returns the synthetic images held out for the scores."""
-    held_out: dict[str, Any] = {}
     quiet = replace(config, synthesis=replace(config.synthesis, held_out=0))
-    features = make_artefacts(make_plan(replace(quiet, method="zero_shot")))[FEATURES].artefact
+    plan = make_plan(quiet)
+    features = make_features(plan)
+    held_out: dict[str, Any] = {}
     if config.synthesis.held_out:
-        method = "air" if first else config.method
-        whole = replace(config, method=method, synthesis=replace(config.synthesis, samples_per_class=max(first, 1)))
-        held_out = dict(artefacts_of(make_held_out(make_plan(whole), features)))
+        whole = replace(plan.config, synthesis=config.synthesis)
+        pixels = plan.spec.input_kind(plan.config) == "pixels"
+        specs = held_out_artefacts(whole, plan.facts, first=first, pixels=pixels)
+        held_out = dict(artefacts_of(make_all(plan, specs, {FEATURES: features})))
+        del held_out[FEATURES]
     done = set()
     for settings in sorted(points, key=lambda settings: -_count(config, settings)):  # the largest count first
         of_artefacts = {key: v for key, v in settings.items() if key.startswith(_GROUPS_OF_ARTEFACTS) and key != _COUNT}
@@ -130,8 +135,8 @@ def _warm(config: Config, points: Sequence[Settings], first: int) -> dict[str, A
 
 def _count(config: Config, settings: Settings) -> int:
     """Synthetic images of each class that a trial may learn from."""
-    method = settings.get("method", config.method)
-    return int(settings.get(_COUNT, config.synthesis.samples_per_class)) if method == "air" else 0
+    trial = trial_config(config, settings)
+    return spec_of(trial.method).synthetic_images(trial)
 
 
 def _corners(space: Mapping[str, Domain]) -> list[Settings]:

@@ -6,9 +6,10 @@ from typing import Any
 import click
 
 from raydapt.errors import UserError
+from raydapt.methods.configuration import config_from_tree
+from raydapt.methods.table import METHODS
 from raydapt.report import compare
 from raydapt.run import pipeline
-from raydapt.settings.config import METHODS, config_from_tree
 from raydapt.settings.tree import merge_trees, read_yaml
 from raydapt.store.folder import Folder
 

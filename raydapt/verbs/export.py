@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from raydapt.data.classes import ClassSpace
 from raydapt.errors import UserError
-from raydapt.methods.build import build_method
+from raydapt.methods.spec import BuildContext
+from raydapt.methods.table import spec_of
 from raydapt.models.clip import load_clip
-from raydapt.models.deployed import deployed, size_and_speed
+from raydapt.models.deployed import size_and_speed
 from raydapt.run.finished import load_learned, open_run
 from raydapt.settings.config import Config
 from raydapt.store.folder import Folder
@@ -40,20 +41,20 @@ def export(run_folder: str, output: str) -> str:
     """
     run, config = open_run(run_folder)
     metrics = run.read_json("metrics.json")
-    clip = load_clip(config.model.clip)
-    method = load_learned(build_method(config, clip, _classes(config)), run, config)
-    side_px = config.coreg.image_size_px if config.method == "coreg" else clip.image_spec.size_px
-    model = deployed(method, clip)
+    clip, spec = load_clip(config.model.clip), spec_of(config.method)
+    method = load_learned(spec.build(BuildContext(config=config, clip=clip, classes=_classes(config))), run, config)
+    side_px = spec.deployed_px(config, clip.image_spec)
+    model = spec.deployable(method, clip)
     onnx_bytes, difference = to_onnx(model, side_px)
     speed = size_and_speed(model, side_px, torch.device("cpu"))
     tensors = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
     names = list(config.data.class_names)
-    spec = clip.image_spec
+    image_spec = clip.image_spec
     facts = {
         "classes": names,
         "image_size_px": side_px,
-        "resize_mode": spec.resize_mode,
-        "interpolation": spec.interpolation,
+        "resize_mode": image_spec.resize_mode,
+        "interpolation": image_spec.interpolation,
         "input": "uint8 pixels [batch, 3, size, size], RGB",
         "output": "logits [batch, classes]",
     }
@@ -135,7 +136,7 @@ def _card(
     if after is not None:
         images = metrics["evaluation"]["labelled_images"]
         judged = f"Top-1 accuracy on {images:,} test images: {after:.2f} % (zero-shot CLIP: {before:.2f} %)."
-    what = "two student networks, summed" if config.method == "coreg" else "CLIP's image tower and class embeddings"
+    what = spec_of(config.method).deployed_words
     text.write(
         f"""---
 library_name: onnx

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from raydapt.errors import UserError
+from raydapt.methods.air.settings import AirSettings
 from raydapt.run import pipeline
 from raydapt.settings.config import Config
 from raydapt.store.run_record import Run
@@ -54,7 +55,9 @@ def at_count(config: Config, count: int) -> Config:
     """The settings of one point of the curve."""
     name = config.name if config.name == "auto" else f"{config.name}-{count}"
     if not count:
-        return replace(config, name=name, air=replace(config.air, fusion_weight=0.0, synthetic_weight=0.0))
+        return replace(config, name=name).with_own(
+            replace(config.of(AirSettings), fusion_weight=0.0, synthetic_weight=0.0)
+        )
     return replace(config, name=name, synthesis=replace(config.synthesis, samples_per_class=count))
 
 

@@ -19,7 +19,8 @@ from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from raydapt.errors import UserError
-from raydapt.settings.config import Config, load_config
+from raydapt.methods.configuration import load_config
+from raydapt.settings.config import Config
 from raydapt.settings.tree import as_tree
 from raydapt.store.fingerprint import fingerprint
 

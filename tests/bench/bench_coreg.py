@@ -6,13 +6,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from raydapt.artefacts.partial_labels import PartialLabels
+from raydapt.artefacts.pixels import PixelRows
 from raydapt.data.augment import Augmentation
-from raydapt.methods.contract import PixelRows, TrainingImages
+from raydapt.methods.contract import TrainingImages
 from raydapt.methods.coreg.method import CoReg
 from raydapt.methods.coreg.settings import CoregSettings
-from raydapt.methods.partial_labels import PartialLabels
 from raydapt.settings.groups import TrainSettings
-from raydapt.train.loop import Place, fit
+from raydapt.train.loop import WorkerContext, fit
 
 IMAGES, CLASSES, SIDE, BATCH, STEPS = 1024, 10, 32, 128, 3
 VIEW = Augmentation(
@@ -90,7 +91,7 @@ def batched(data):
         data,
         settings,
         seed=0,
-        place=Place(device=torch.device("cpu")),
+        place=WorkerContext(device=torch.device("cpu")),
         checkpoints=NoCheckpoints(),
         log=lines.append,
     )

@@ -16,11 +16,12 @@ import numpy as np
 from safetensors import safe_open
 from sklearn.datasets import load_digits
 
-from raydapt.config import Config, load_config
+from raydapt.artefacts.synthesis import plan_synthesis
 from raydapt.data import digits
-from raydapt.pipeline import run
-from raydapt.plan import Plan, make_plan
-from raydapt.synthesis import plan_synthesis
+from raydapt.methods.configuration import load_config
+from raydapt.run.pipeline import run
+from raydapt.run.plan import Plan, make_plan
+from raydapt.settings.config import Config
 
 GOLDEN = Path(__file__).with_name("golden.json")
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -99,7 +100,8 @@ def recipes_of(plan: Plan) -> dict[str, str]:
     """Fingerprints of the artefacts of a plan, by kind; synthetic images of any use have one recipe."""
     recipes = [plan.features, plan.pixels, plan.crops, plan.partial_labels, *plan.captions]
     if plan.reads_synthetic or plan.config.synthesis.held_out:
-        synthetic = plan_synthesis(plan.config, plan.classes, plan.features)
+        config = plan.config
+        synthetic = plan_synthesis(config.synthesis, config.lora, config.data, plan.classes, plan.features)
         recipes += [synthetic.lora, synthetic.job.recipe]
     return {recipe.kind: recipe.fingerprint for recipe in recipes if recipe is not None}
 

@@ -7,25 +7,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS, load_captions
 from raydapt.data.sources import resolve_source
 from raydapt.errors import UserError
+from raydapt.methods.configuration import load_config
 from raydapt.models.language import model_address, model_identity
-from raydapt.settings.config import load_config
 from raydapt.settings.groups import DataSettings
-from raydapt.stages.caption import (
-    GROUP_CAPTIONS,
-    IMAGE_CAPTIONS,
-    IMAGES,
-    CaptionAsker,
-    as_captions,
-    asker_of,
-    compact,
-    load_captions,
-    read_images,
-)
+from raydapt.stages.caption import IMAGES, CaptionAsker, as_captions, asker_of, compact, read_images
 from raydapt.stages.captioning import caption, caption_jobs
 from raydapt.stages.endpoint import data_url
-from raydapt.stages.llm import ANSWER, ASKED, ERROR, SKIPPED, NoQuestion, as_result, engine_reason
+from raydapt.stages.llm import ANSWER, ASKED, ERROR, SKIPPED, SkipRow, as_result, engine_reason
 from raydapt.stages.run import PART, PART_ROWS
 from raydapt.store.artefact import Store
 from raydapt.store.fingerprint import Recipe
@@ -56,12 +47,12 @@ def test_one_image_is_asked_about_as_it_is_and_four_on_a_canvas():
 def test_a_bad_image_is_a_reason_and_its_bytes_do_not_travel_on():
     for image, reason in zip(BAD, ("empty", "not_an_image", "not_an_image|corrupt"), strict=True):
         row = row_of(image)
-        with pytest.raises(NoQuestion, match=reason):
+        with pytest.raises(SkipRow, match=reason):
             ASKER(row)
         assert IMAGES not in row
-    with pytest.raises(NoQuestion, match="too_many_pixels"):
+    with pytest.raises(SkipRow, match="too_many_pixels"):
         ASKER(row_of(png(0, 40)))
-    with pytest.raises(NoQuestion, match="unreadable"):
+    with pytest.raises(SkipRow, match="unreadable"):
         ASKER(row_of(png(0), error="unreadable"))
 
 

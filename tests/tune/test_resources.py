@@ -7,7 +7,7 @@ import pytest
 from ray.util.placement_group import placement_group
 
 from raydapt.errors import UserError
-from raydapt.settings.config import config_from_tree
+from raydapt.methods.configuration import config_from_tree
 from raydapt.tune import tuner
 from raydapt.tune.tuner import trial_resources
 from tests.stages.test_context import CPU_NODES, GPU_NODES, node

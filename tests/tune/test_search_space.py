@@ -1,7 +1,8 @@
 import pytest
 
 from raydapt.errors import UserError
-from raydapt.settings.config import Config, config_from_tree
+from raydapt.methods.configuration import config_from_tree
+from raydapt.settings.config import Config
 from raydapt.tune.search_space import check_ends, draw_trials, parse_space, trial_config
 
 SPACE = {

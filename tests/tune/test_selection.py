@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from raydapt.errors import UserError
+from raydapt.methods.configuration import config_from_tree, load_config
 from raydapt.report.page import page_environment
-from raydapt.settings.config import config_from_tree, load_config
 from raydapt.train.scoring import MEAN
 from raydapt.tune import study
 from raydapt.tune.report import content

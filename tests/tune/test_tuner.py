@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from raydapt.errors import UserError
-from raydapt.settings.config import load_config
+from raydapt.methods.configuration import load_config
 from raydapt.tune import sweep as sweep_
 from tests.tune.cases import digits, job
 

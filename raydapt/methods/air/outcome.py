@@ -10,12 +10,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from raydapt.artefacts.pixels import SCRATCH
+from raydapt.artefacts.synthetic_images import SYNTHETIC, SyntheticImages, synthetic_images
 from raydapt.data.reread import thumbnail
 from raydapt.methods.air.settings import AirSettings
-from raydapt.methods.contract import SyntheticImages
 from raydapt.methods.spec import FinishedRun
-from raydapt.stages.pixels import SCRATCH
-from raydapt.stages.synthetic_images import SYNTHETIC, synthetic_images
 
 _SHOWN_CLASSES, _SHOWN_PER_CLASS, _TOP = 24, 6, 5
 _SCHEMA = pa.schema([("class", pa.string()), ("index", pa.int64()), ("image", pa.binary())])
@@ -56,7 +55,7 @@ def synthetic_metrics(
 
 def _some_images(finished: FinishedRun) -> pa.Table:
     """Thumbnails of the first synthetic images of each of the first classes, none picked."""
-    from raydapt.stages.synthesis import load_synthetic  # diffusers takes seconds to import
+    from raydapt.artefacts.synthetic_images import load_synthetic  # diffusers takes seconds to import
 
     names, count = finished.classes.names, finished.config.synthesis.samples_per_class
     made = load_synthetic(finished.artefacts[SYNTHETIC], min(_SHOWN_PER_CLASS, count))

@@ -4,13 +4,15 @@ from typing import Any
 
 from torch import nn
 
+from raydapt.artefacts.inputs import InputKind
+from raydapt.artefacts.spec import ArtefactSpec, PlanFacts
 from raydapt.errors import UserError
 from raydapt.methods.air.outcome import synthetic_outcome
 from raydapt.methods.air.part import AirPart
 from raydapt.methods.air.settings import AirSettings
-from raydapt.methods.contract import Method, Reads
+from raydapt.methods.contract import Method
 from raydapt.methods.prompting.spec import PromptSpec, deployed_prompt
-from raydapt.methods.spec import ArtefactSpec, BuildContext, FinishedRun, MethodSpec, PlanFacts
+from raydapt.methods.spec import BuildContext, FinishedRun, MethodSpec
 from raydapt.methods.table import spec_of
 from raydapt.models.clip import Clip
 from raydapt.settings.config import Config
@@ -41,7 +43,7 @@ class AirSpec(MethodSpec):
             )
         return self.base(config).resolve(config, facts)
 
-    def input_kind(self, config: Config) -> Reads:
+    def input_kind(self, config: Config) -> InputKind:
         """As the base."""
         return self.base(config).input_kind(config)
 
@@ -50,9 +52,10 @@ class AirSpec(MethodSpec):
         air = config.of(AirSettings)
         if not has_a_part(air) or not (to_learn or air.fusion_at_test):
             return []
-        from raydapt.stages.synthetic import synthetic_specs  # diffusers takes seconds to import
+        from raydapt.methods.air.specs import synthetic_specs  # diffusers takes seconds to import
 
-        return synthetic_specs(config, facts, pixels=self.input_kind(config) == "pixels")
+        samples, pixels = config.synthesis.samples_per_class, self.input_kind(config) == "pixels"
+        return synthetic_specs(config, facts, samples=samples, pixels=pixels)
 
     def inputs(self, config: Config, facts: PlanFacts) -> list[str]:
         """The diffusion pipeline."""
@@ -64,7 +67,7 @@ class AirSpec(MethodSpec):
 
     def synthetic_images(self, config: Config) -> int:
         """All that are made but those held out."""
-        return config.synthesis.samples_per_class
+        return config.synthesis.samples_per_class if has_a_part(config.of(AirSettings)) else 0
 
     def rounds(self, config: Config) -> int:
         """As the base; one without pseudo-labels."""
@@ -100,7 +103,7 @@ def _part(context: BuildContext) -> AirPart | None:
     made = context.synthetic if context.images is None else context.images.synthetic
     if made is None:
         raise ValueError("air was built without synthetic images")
-    return AirPart(settings, made, context.zero_shot_CD(), context.clip.logit_scale)
+    return AirPart(settings, made, context.zero_shot_embeddings(), context.clip.logit_scale)
 
 
 SPEC = AirSpec()

@@ -14,7 +14,7 @@ _MOST_TRACES = 50
 
 
 class CoMemory(nn.Module):
-    """Division, partner labels, queues, prototypes and a trace of both students' answers.
+    """LabelSplit, partner labels, queues, prototypes and a trace of both students' answers.
 
     Args:
         n_images: N.

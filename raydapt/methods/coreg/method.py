@@ -34,16 +34,16 @@ from raydapt.methods.coreg.losses import (
     within_candidates,
 )
 from raydapt.methods.coreg.memory import CoMemory
+from raydapt.methods.coreg.partial_labels import restrict_classes
 from raydapt.methods.coreg.settings import CoregSettings
-from raydapt.methods.partial_labels import restrict_classes
 from raydapt.methods.workers import gather_rows, n_workers, share_running_statistics
-from raydapt.models.students import Student, follow
+from raydapt.models.students import Student, update_ema
 
 IMAGES = "images"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Taught:
+class StudentTargets:
     """What one student learns of one batch."""
 
     target_BC: Tensor
@@ -64,7 +64,7 @@ class CoReg(Method):
     """
 
     rounds = 1
-    reads = "pixels"
+    input_kind = "pixels"
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class CoReg(Method):
         super().__init__()
         self.settings, self.augmentation, self.batch_size, self.seed = settings, augmentation, batch_size, seed
         self.students = nn.ModuleList([_student(settings, n_classes, seed=seed, number=i) for i in (1, 2)])
-        self._news: list[dict[str, Tensor]] = []
+        self.step_outputs: list[dict[str, Tensor]] = []
         if images is None:
             self.register_load_state_dict_pre_hook(_forget_training)  # type: ignore[no-untyped-call]
             return
@@ -190,7 +190,7 @@ class CoReg(Method):
                 loss = loss + settings.contrast_weight * self._contrast(i, query_BD, taught[i], keys)
             losses.append(loss + 0.0 * projected_VD.sum())  # as in the warm-up: every parameter has a gradient
             news.append(self._news_of(guesses[i][0][1], taught[i], keys))
-        self._news.append({name: torch.stack([new[name] for new in news]) for name in news[0]})
+        self.step_outputs.append({name: torch.stack([new[name] for new in news]) for name in news[0]})
         return torch.stack(losses).sum()
 
     @property
@@ -204,7 +204,7 @@ class CoReg(Method):
         age = self._epoch - self.settings.warmup_epochs
         return self.settings.unlabelled_weight * min(1.0, age / max(1, self.settings.unlabelled_ramp))
 
-    def _taught(self, i: int, index_B: Tensor, guess_2BC: Tensor) -> _Taught:
+    def _taught(self, i: int, index_B: Tensor, guess_2BC: Tensor) -> StudentTargets:
         """Phase B, 3: co-pseudo-labels of one student."""
         memory, settings = self.memory, self.settings
         if settings.align_guesses:
@@ -214,9 +214,11 @@ class CoReg(Method):
         refined_BC = clean_B[:, None] * memory.label_2NC[i, index_B] + (1 - clean_B[:, None]) * guess_2BC[i]
         guess_BC = guess_2BC.mean(0) if settings.co_pseudo_labels else guess_2BC[i]
         label_BC = torch.where(partial_B[:, None], refined_BC, guess_BC)
-        return _Taught(target_BC=sharpen(label_BC, settings.sharpening), partial_B=partial_B)
+        return StudentTargets(target_BC=sharpen(label_BC, settings.sharpening), partial_B=partial_B)
 
-    def _consistency(self, student: nn.Module, views: tuple[Tensor, ...], taught: _Taught) -> tuple[Tensor, Tensor]:
+    def _consistency(
+        self, student: nn.Module, views: tuple[Tensor, ...], taught: StudentTargets
+    ) -> tuple[Tensor, Tensor]:
         """Phase B, 4: L_cr + lambda_1 L_prot, on mixed images where MixUp is on; and the projections [V B, D]."""
         settings, weight = self.settings, self._unlabelled_weight
         image = torch.cat(views).contiguous(memory_format=torch.channels_last)
@@ -243,7 +245,7 @@ class CoReg(Method):
         return loss, projected_VD
 
     @torch.no_grad()
-    def _keys(self, i: int, view: Tensor, taught: _Taught) -> dict[str, Tensor]:
+    def _keys(self, i: int, view: Tensor, taught: StudentTargets) -> dict[str, Tensor]:
         """This step's keys of all workers, by the momentum copy."""
         _, key_BD = self.momentum[i](view)
         return {
@@ -252,7 +254,7 @@ class CoReg(Method):
             "partial": gather_rows(taught.partial_B.to(torch.uint8)).bool(),
         }
 
-    def _contrast(self, i: int, query_BD: Tensor, taught: _Taught, new: dict[str, Tensor]) -> Tensor:
+    def _contrast(self, i: int, query_BD: Tensor, taught: StudentTargets, new: dict[str, Tensor]) -> Tensor:
         key_QD, class_Q, partial_Q = self.memory.keys(i)
         world, settings = n_workers(), self.settings
         rank = torch.distributed.get_rank() if world > 1 else 0
@@ -271,7 +273,9 @@ class CoReg(Method):
         )
 
     @torch.no_grad()
-    def _news_of(self, projected_BD: Tensor, taught: _Taught, keys: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    def _news_of(
+        self, projected_BD: Tensor, taught: StudentTargets, keys: dict[str, Tensor] | None
+    ) -> dict[str, Tensor]:
         """What the memory learns of a step, the same on every worker."""
         news = {} if keys is None else {f"key_{name}": value for name, value in keys.items()}
         return news | {
@@ -284,9 +288,9 @@ class CoReg(Method):
     def after_step(self) -> None:
         """Moves the momentum copies; the memory takes up the step's keys, and phase B, 5, its prototypes."""
         for copy_, student in zip(self.momentum, self.students, strict=True):
-            follow(copy_, student, self.settings.momentum)
+            update_ema(copy_, student, self.settings.momentum)
         memory, settings = self.memory, self.settings
-        for news in self._news:
+        for news in self.step_outputs:
             for i in (0, 1):
                 sure_B = news["partial"][i]
                 memory.prototype_CD.copy_(
@@ -299,7 +303,7 @@ class CoReg(Method):
                 )
             if "key_key" in news:
                 memory.enqueue(news["key_key"], news["key_class"], news["key_partial"])
-        self._news = []
+        self.step_outputs = []
 
 
 def _student(settings: CoregSettings, n_classes: int, *, seed: int, number: int) -> Student:

@@ -9,16 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raydapt.artefacts.partial_labels import KIND, PartialLabels, load_partial_labels
 from raydapt.methods.coreg.deployed import DeployedStudents
 from raydapt.methods.coreg.method import CoReg
 from raydapt.methods.coreg.settings import CoregSettings
 from raydapt.methods.deployed import deployed_clip
-from raydapt.methods.partial_labels import PartialLabels
 from raydapt.methods.predictions import predict_classes
 from raydapt.methods.spec import FinishedRun
 from raydapt.methods.zero_shot.method import ZeroShot
 from raydapt.models.deployed import size_and_speed
-from raydapt.stages.annotate import KIND, load_partial_labels
 
 _BINS = 20
 

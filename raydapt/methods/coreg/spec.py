@@ -7,19 +7,21 @@ from typing import Any
 import torch
 from torch import nn
 
+from raydapt.artefacts.inputs import InputKind
+from raydapt.artefacts.partial_labels import KIND, partial_labels_recipe
+from raydapt.artefacts.spec import ArtefactSpec, PlanFacts
 from raydapt.data.augment import Augmentation
 from raydapt.data.decode import ImageSpec
 from raydapt.errors import UserError
-from raydapt.methods.contract import Method, Reads
+from raydapt.methods.contract import Method
 from raydapt.methods.coreg.deployed import DeployedStudents
 from raydapt.methods.coreg.method import CoReg
 from raydapt.methods.coreg.outcome import coreg_outcome
 from raydapt.methods.coreg.resolve import resolve_coreg
 from raydapt.methods.coreg.settings import CoregSettings
-from raydapt.methods.spec import ArtefactSpec, BuildContext, FinishedRun, MethodSpec, PlanFacts
+from raydapt.methods.spec import BuildContext, FinishedRun, MethodSpec
 from raydapt.models.clip import Clip
 from raydapt.settings.config import Config
-from raydapt.stages.annotate import KIND, partial_labels_recipe
 
 _NO_RESULT = ("voters", "gpu_per_student")
 """Not where teachers lie matters, but what they know, which is among the inputs."""
@@ -29,6 +31,7 @@ class CoregSpec(MethodSpec):
     """See `raydapt.methods.coreg.method.CoReg`."""
 
     name = "coreg"
+    deployed_words = "two student networks, summed"
 
     def build(self, context: BuildContext) -> Method:
         """Both students with their memory."""
@@ -62,7 +65,7 @@ class CoregSpec(MethodSpec):
         """Templates as a list, lengths that fit each other."""
         return config.with_own(resolve_coreg(config))
 
-    def input_kind(self, config: Config) -> Reads:
+    def input_kind(self, config: Config) -> InputKind:
         """Students see pixels."""
         return "pixels"
 
@@ -75,15 +78,25 @@ class CoregSpec(MethodSpec):
         if not to_learn:
             return []
         settings = config.of(CoregSettings)
-        recipe = partial_labels_recipe(facts.features, facts.classes.names, settings, facts.teachers)
+        recipe = partial_labels_recipe(
+            facts.features,
+            facts.classes.names,
+            annotation=settings.annotation,
+            topk=settings.topk,
+            prob_ratio=settings.prob_ratio,
+            templates=list(settings.templates),
+            voters=facts.teachers,
+        )
         answers = tuple(f"answers_{number}" for number in range(len(facts.teachers)))
-        return [
-            ArtefactSpec(name=KIND, kind=KIND, recipe=recipe, depends_on=("features", *answers), job=settings)
-        ]
+        return [ArtefactSpec(name=KIND, kind=KIND, recipe=recipe, depends_on=("features", *answers), job=settings)]
 
     def inputs(self, config: Config, facts: PlanFacts) -> list[str]:
         """What the teacher runs have learned."""
         return list(facts.teachers)
+
+    def finished(self, config: Config) -> Config:
+        """A student outlives its teachers."""
+        return config.with_own(replace(config.of(CoregSettings), voters=[]))
 
     def teacher_runs(self, config: Config) -> Sequence[str]:
         """As the settings say."""

@@ -1,12 +1,13 @@
 """What ``cpl`` tells about itself."""
 
+from raydapt.artefacts.spec import PlanFacts
 from raydapt.methods.air.part import AirPart
 from raydapt.methods.cpl.method import Cpl
 from raydapt.methods.cpl.resolve import resolve_cpl
 from raydapt.methods.cpl.settings import CplSettings
 from raydapt.methods.prompting.method import PromptMethod
 from raydapt.methods.prompting.spec import PromptSpec, prompted_clip
-from raydapt.methods.spec import BuildContext, PlanFacts
+from raydapt.methods.spec import BuildContext
 from raydapt.settings.config import Config
 
 
@@ -20,7 +21,7 @@ class CplSpec(PromptSpec):
         config = context.config
         return Cpl(
             prompted_clip(context),
-            context.zero_shot_CD(),
+            context.zero_shot_embeddings(),
             context.images,
             settings=config.of(CplSettings),
             batch_size=config.train.batch_size,

@@ -14,15 +14,16 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from raydapt.artefacts.crops import boxes_of
+from raydapt.artefacts.inputs import images_of
 from raydapt.data.classes import ClassSpace
 from raydapt.data.decode import BadImage, decode_image
-from raydapt.data.reread import encoded_images
+from raydapt.data.reread import reread_images
 from raydapt.methods.fair.method import Anchors, Fair
 from raydapt.methods.fair.rules import crop_weights
 from raydapt.methods.spec import FinishedRun
 from raydapt.models.views import crop_view, whole_view
-from raydapt.stages.crops import boxes_of, crop_spec
-from raydapt.train.job import images_of
+from raydapt.stages.crops import crop_spec
 
 _EXAMINED = 512
 _EXAMPLES = 12
@@ -38,7 +39,7 @@ def alignment_outcome(finished: FinishedRun) -> dict[str, Any]:
     assert isinstance(method, Fair)
     generator = torch.Generator().manual_seed(finished.config.seed)
     row_M = finished.row_N[torch.randperm(len(finished.row_N), generator=generator)[:_EXAMINED]]
-    image_N = images_of(method.reads, finished.table, finished.artefacts)
+    image_N = images_of(method.input_kind, finished.table, finished.artefacts)
     parts = [
         method.pseudo_label(image_N[row_B].to(finished.device), crop_seed=i)
         for i, row_B in enumerate(torch.split(row_M, 64))
@@ -87,19 +88,19 @@ def _examples(finished: FinishedRun, method: Fair, row_M: Tensor) -> pa.Table:
     )  # fmt: skip
     if not settings.crops:
         return pa.table(columns, schema=schema)
-    position_of = {int(table.row_N[i]): i for i in row_M[:_EXAMPLES].tolist()}
-    id_of = {row: table.id_N[i] for row, i in position_of.items()}
-    for row, encoded in encoded_images(finished.source, data, id_of).items():
+    shown = row_M[:_EXAMPLES].tolist()
+    ids = [table.id_N[row] for row in shown]
+    for at, encoded in reread_images(finished.source, table.row_N[shown].tolist(), data, ids=ids):
         try:
             pixel = decode_image(
                 encoded, finished.stored_spec, max_pixels=data.max_image_pixels, max_bytes=data.max_image_bytes
             )
         except BadImage:  # the source changed under the run
             continue
-        box_1K4 = boxes_of([id_of[row]], crop_spec(settings))
+        box_1K4 = boxes_of([ids[at]], crop_spec(settings))
         class_, weight_K = _judge(method, torch.from_numpy(pixel)[None], box_1K4)
-        columns["id"].append(id_of[row])
-        columns["path"].append(table.path_N[position_of[row]])
+        columns["id"].append(ids[at])
+        columns["path"].append(table.path_N[shown[at]])
         columns["image"].append(outlined(pixel, box_1K4[0], weight_K))
         columns["predicted"].append(finished.classes.names[class_])
         columns["weights"].append(weight_K.tolist())

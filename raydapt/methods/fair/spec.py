@@ -4,15 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from raydapt.artefacts.crops import KIND, crops_recipe
+from raydapt.artefacts.inputs import InputKind
+from raydapt.artefacts.spec import ArtefactSpec, PlanFacts
 from raydapt.data.decode import ImageSpec
-from raydapt.methods.contract import Method, Reads
-from raydapt.methods.fair.method import Fair, reads_of
+from raydapt.methods.contract import Method
+from raydapt.methods.fair.method import Fair, input_kind_of
 from raydapt.methods.fair.outcome import alignment_outcome
 from raydapt.methods.fair.resolve import resolve_fair
 from raydapt.methods.fair.settings import FairSettings
-from raydapt.methods.spec import ArtefactSpec, BuildContext, FinishedRun, MethodSpec, PlanFacts
+from raydapt.methods.spec import BuildContext, FinishedRun, MethodSpec
 from raydapt.settings.config import Config
-from raydapt.stages.crops import KIND, crop_spec, crops_recipe
+from raydapt.stages.crops import crop_spec
 
 
 class CropSpecs(MethodSpec):
@@ -58,9 +61,9 @@ class FairSpec(CropSpecs):
         settings, batch_size = config.of(FairSettings), config.train.batch_size
         return Fair(context.clip, context.classes, context.images, settings=settings, batch_size=batch_size)
 
-    def input_kind(self, config: Config) -> Reads:
+    def input_kind(self, config: Config) -> InputKind:
         """Pixels where LayerNorms are learned, else cached features with those of crops."""
-        return reads_of(config.of(FairSettings))
+        return input_kind_of(config.of(FairSettings))
 
     def learned(self, config: Config) -> str:
         """Anchors, LayerNorms, or both."""

@@ -18,7 +18,7 @@ class FplSpec(PromptSpec):
         config = context.config
         return Fpl(
             prompted_clip(context),
-            context.zero_shot_CD(),
+            context.zero_shot_embeddings(),
             context.images,
             shots=config.of(FplSettings).shots,
             batch_size=config.train.batch_size,

@@ -19,7 +19,7 @@ class GripSpec(PromptSpec):
         config = context.config
         return Grip(
             prompted_clip(context),
-            context.zero_shot_CD(),
+            context.zero_shot_embeddings(),
             context.images,
             settings=config.of(GripSettings),
             batch_size=config.train.batch_size,

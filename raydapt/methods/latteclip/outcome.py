@@ -11,10 +11,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS, load_captions
 from raydapt.data.reread import thumbnails
 from raydapt.methods.latteclip.method import SOURCES
 from raydapt.methods.spec import FinishedRun
-from raydapt.stages.caption import GROUP_CAPTIONS, IMAGE_CAPTIONS, load_captions
 
 _EXAMPLES = 12
 _MOST_CHARACTERS = 400
@@ -112,20 +112,19 @@ def captions_table(
     """
     table, row_N, seed = finished.table, finished.row_N, finished.config.seed
     order_N = torch.randperm(len(row_N), generator=torch.Generator().manual_seed(seed))[:_EXAMPLES].tolist()
-    position_of = {int(row_N[i]): i for i in order_N}
-    at_of = {int(table.row_N[at]): at for at in position_of}
-    images = thumbnails(finished.source, finished.config.data, {row: table.id_N[at] for row, at in at_of.items()})
+    shown = row_N[order_N].tolist()
+    ids = [table.id_N[row] for row in shown]
+    images = thumbnails(finished.source, table.row_N[shown].tolist(), finished.config.data, ids)
     rows = [
         {
-            "id": table.id_N[at],
-            "path": table.path_N[at],
-            "image": images[row],
-            "zero_shot": finished.classes.names[int(class_N[position_of[at]])],
-            "image_caption": _shown(image_captions, at),
-            "group_caption": _shown(group_captions, at),
+            "id": ids[at],
+            "path": table.path_N[shown[at]],
+            "image": image,
+            "zero_shot": finished.classes.names[int(class_N[order_N[at]])],
+            "image_caption": _shown(image_captions, shown[at]),
+            "group_caption": _shown(group_captions, shown[at]),
         }
-        for row, at in at_of.items()
-        if row in images
+        for at, image in images.items()
     ]
     return pa.Table.from_pylist(rows, schema=_SCHEMA)
 

@@ -5,16 +5,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from raydapt.methods.contract import Method, Reads
-from raydapt.methods.latteclip.method import LatteClip, reads_of
+from raydapt.artefacts.captions import caption_recipes
+from raydapt.artefacts.inputs import InputKind
+from raydapt.artefacts.spec import ArtefactSpec, PlanFacts
+from raydapt.methods.contract import Method
+from raydapt.methods.latteclip.method import LatteClip, input_kind_of
 from raydapt.methods.latteclip.outcome import latteclip_outcome
 from raydapt.methods.latteclip.resolve import caption_kinds, check_latteclip, latteclip_learns
 from raydapt.methods.latteclip.settings import LatteclipSettings
-from raydapt.methods.spec import ArtefactSpec, BuildContext, FinishedRun, MethodSpec, PlanFacts
+from raydapt.methods.spec import BuildContext, FinishedRun, MethodSpec
 from raydapt.models.clip import Clip
 from raydapt.models.deployed import DeployedClip
 from raydapt.settings.config import Config
-from raydapt.stages.captioning import caption_specs
 
 
 class LatteclipSpec(MethodSpec):
@@ -42,13 +44,17 @@ class LatteclipSpec(MethodSpec):
         check_latteclip(config)
         return config
 
-    def input_kind(self, config: Config) -> Reads:
+    def input_kind(self, config: Config) -> InputKind:
         """Features for a text prompt, pixels for all else."""
-        return reads_of(config.of(LatteclipSettings))
+        return input_kind_of(config.of(LatteclipSettings))
 
     def artefacts(self, config: Config, facts: PlanFacts, *, to_learn: bool = True) -> list[ArtefactSpec]:
         """Captions of images and of groups, as far as they are used; nothing but learning needs them."""
-        return caption_specs(config, facts, caption_kinds(config)) if to_learn else []
+        kinds = caption_kinds(config) if to_learn else ()
+        if not kinds:
+            return []
+        recipes = caption_recipes(config.caption, config.data, facts.source, facts.classes, facts.features)
+        return [ArtefactSpec(name=kind, kind=kind, recipe=recipes[kind], depends_on=("features",)) for kind in kinds]
 
     def inputs(self, config: Config, facts: PlanFacts) -> list[str]:
         """The captions."""

@@ -5,8 +5,9 @@ from abc import abstractmethod
 import torch
 from torch import nn
 
+from raydapt.artefacts.inputs import InputKind
 from raydapt.methods.air.part import AirPart
-from raydapt.methods.contract import Method, Reads
+from raydapt.methods.contract import Method
 from raydapt.methods.deployed import deployed_clip
 from raydapt.methods.prompting.method import PromptMethod
 from raydapt.methods.spec import BuildContext, MethodSpec
@@ -27,7 +28,7 @@ class PromptSpec(MethodSpec):
         """The method by itself."""
         return self.build_over(context, None)
 
-    def input_kind(self, config: Config) -> Reads:
+    def input_kind(self, config: Config) -> InputKind:
         """A text prompt learns from cached features, a visual one from pixels."""
         return "features" if config.model.prompt == "text" else "pixels"
 
@@ -49,7 +50,7 @@ def deployed_prompt(method: Method, clip: Clip) -> nn.Module:
     """CLIP's image tower, with the visual prompt where one was learned, in evaluation mode."""
     assert isinstance(method, PromptMethod)
     prompted = method.prompted
-    if method.reads != "pixels" or prompted.visual is None:
+    if method.input_kind != "pixels" or prompted.visual is None:
         return deployed_clip(method, clip)
     prompt_LD = prompted.visual.prompt_LD
     if prompted.joint is not None and prompted.text is not None:

@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
-from raydapt.methods.contract import Method, Reads
-from raydapt.methods.fair.method import reads_of
+from raydapt.artefacts.inputs import InputKind
+from raydapt.methods.contract import Method
+from raydapt.methods.fair.method import input_kind_of
 from raydapt.methods.fair.settings import FairSettings
 from raydapt.methods.fair.spec import CropSpecs
 from raydapt.methods.spec import BuildContext
@@ -20,9 +21,9 @@ class WcaSpec(CropSpecs):
         """The classifier."""
         return Wca(context.clip, context.classes, settings=context.config.of(FairSettings))
 
-    def input_kind(self, config: Config) -> Reads:
+    def input_kind(self, config: Config) -> InputKind:
         """Cached features, with those of crops where some are taken."""
-        return reads_of(replace(config.of(FairSettings), layer_norms=False))
+        return input_kind_of(replace(config.of(FairSettings), layer_norms=False))
 
 
 SPEC = WcaSpec()

@@ -12,7 +12,7 @@ class ZeroShotSpec(MethodSpec):
 
     def build(self, context: BuildContext) -> Method:
         """The classifier."""
-        return ZeroShot(context.clip, context.zero_shot_CD())
+        return ZeroShot(context.clip, context.zero_shot_embeddings())
 
 
 SPEC = ZeroShotSpec()
