@@ -29,10 +29,10 @@ from raydapt.methods.latteclip.outcome import write_latteclip
 from raydapt.models.clip import load_clip
 from raydapt.models.deployed import deployed, size_and_speed
 from raydapt.progress import TrainingProgress, say
-from raydapt.report.page import write_report
 from raydapt.run import evaluation as outcome
 from raydapt.run.gallery import gallery_table, synthetic_table
 from raydapt.run.plan import Plan, describe_plan, make_plan, prompt_of, rows_of_splits
+from raydapt.run.reporting import write_run_report
 from raydapt.run.tensorboard import write_events
 from raydapt.settings.config import Config
 from raydapt.settings.tree import as_tree
@@ -85,7 +85,7 @@ def run(config: Config, *, overwrite: bool = False) -> Run:
         else:
             _run(record, plan)
         if not record.exists("report.html"):
-            write_report(record.folder)
+            write_run_report(record.folder)
     return record
 
 
