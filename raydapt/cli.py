@@ -163,8 +163,9 @@ def evaluate(run_folder: str, overrides: tuple[str, ...]) -> None:
 def compare(run_folders: tuple[str, ...], output: str | None) -> None:
     """Prints finished runs side by side, mean and deviation over seeds."""
     from raydapt.report import compare as compare_
+    from raydapt.run.reporting import compare_runs
 
-    rows = compare_.compare(list(run_folders))
+    rows = compare_runs(list(run_folders))
     click.echo(compare_.format_table(rows))
     if output:
         for path in compare_.write_tables(rows, output):
@@ -175,9 +176,9 @@ def compare(run_folders: tuple[str, ...], output: str | None) -> None:
 @click.argument("run_folder")
 def report(run_folder: str) -> None:
     """Writes the report of a finished run anew."""
-    from raydapt.report.page import write_report
+    from raydapt.run.reporting import write_run_report
 
-    click.echo(write_report(run_folder))
+    click.echo(write_run_report(run_folder))
 
 
 @cli.command()

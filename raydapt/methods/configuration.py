@@ -62,7 +62,9 @@ def config_from_tree(tree: Mapping[str, Any], *, of_a_run: bool = False) -> Conf
             raise UserError(_foreign(method, name, given[name], groups))
     names = tuple(key for name in groups for key in setting_names(GROUPS[name], f"{name}."))
     shared = settings_from_tree(Config, {**merged, "method": method}, others=(*groups, *names))
-    own = {name: settings_from_tree(GROUPS[name], given.get(name, {}), prefix=f"{name}.") for name in groups}
+    own: dict[str, Any] = {
+        name: settings_from_tree(GROUPS[name], given.get(name, {}), prefix=f"{name}.") for name in groups
+    }
     return replace(shared, own=own)
 
 

@@ -24,7 +24,7 @@ from raydapt.data.sources import Source
 from raydapt.errors import UserError
 from raydapt.methods.contract import Method, TrainingImages
 from raydapt.methods.deployed import deployed_clip
-from raydapt.methods.table import setting_groups
+from raydapt.methods.table import TABLE, setting_groups
 from raydapt.models.clip import Clip
 from raydapt.settings.config import Config
 from raydapt.settings.tree import as_tree
@@ -103,12 +103,15 @@ class MethodSpec(ABC):
 
     name: str
     """As in the setting ``method``; also the name of its folder and of its group of settings."""
-    learns: bool = True
-    """False for classifiers that are only made and asked."""
     deployed_words: str = "CLIP's image tower and class embeddings"
     """What `deployable` gives, in words."""
     paradigms: Sequence[str] = ("ul", "ssl", "trzsl")
     """What it can learn with: no labels, a few, or those of seen classes."""
+
+    @property
+    def learns(self) -> bool:
+        """False for classifiers that are only made and asked."""
+        return TABLE[self.name].learns
 
     @abstractmethod
     def build(self, context: BuildContext) -> Method:

@@ -21,6 +21,8 @@ from raydapt.methods.latteclip.settings import LatteclipSettings
 
 if TYPE_CHECKING:
     from raydapt.methods.spec import MethodSpec
+    from raydapt.report.run_files import RunRecord
+    from raydapt.report.sections import Section
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,23 +32,29 @@ class Room:
     Attributes:
         settings: The settings of its own group; None for a method without any.
         groups: The names of all groups that it uses, given the nested settings; None: the group of its own name.
+        adapts: False where the answers are the frozen model's own, so that there is no before and after.
+        learns: False for classifiers that are only made and asked.
+        shared: Groups of shared settings that it goes by and most methods do not.
     """
 
     settings: type | None = None
     groups: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
+    adapts: bool = True
+    learns: bool = True
+    shared: tuple[str, ...] = ()
 
 
 TABLE: dict[str, Room] = {
-    "zero_shot": Room(),
-    "ensemble": Room(),
-    "wca": Room(groups=lambda tree: ("fair",)),
+    "zero_shot": Room(adapts=False, learns=False),
+    "ensemble": Room(learns=False),
+    "wca": Room(groups=lambda tree: ("fair",), learns=False),
     "fpl": Room(settings=FplSettings),
     "grip": Room(settings=GripSettings),
     "cpl": Room(settings=CplSettings),
-    "air": Room(settings=AirSettings, groups=air_groups),
+    "air": Room(settings=AirSettings, groups=air_groups, shared=("synthesis", "lora")),
     "fair": Room(settings=FairSettings),
     "coreg": Room(settings=CoregSettings),
-    "latteclip": Room(settings=LatteclipSettings),
+    "latteclip": Room(settings=LatteclipSettings, shared=("caption",)),
 }
 METHODS = tuple(TABLE)
 GROUPS: dict[str, type] = {name: room.settings for name, room in TABLE.items() if room.settings is not None}
@@ -80,6 +88,14 @@ def setting_groups(method: str, tree: Mapping[str, Any]) -> tuple[str, ...]:
 def recipe_file(method: str) -> Path:
     """The job file that comes with a method: its defaults of shared settings, as published or as measured here."""
     return Path(__file__).parent / method / "job.yaml"
+
+
+def sections_of(method: str, run: "RunRecord") -> "list[Section]":
+    """The method's own sections of a run's report, from ``section.py`` in its folder; imports nothing heavy."""
+    if not (Path(__file__).parent / method / "section.py").exists():
+        return []
+    sections: list[Section] = import_module(f"raydapt.methods.{method}.section").sections(run)
+    return sections
 
 
 def spec_of(method: str) -> "MethodSpec":

@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from raydapt.report.run_files import number
+from raydapt.report.sections import Picture
 
 MOST_POINTS = 600
 Floats = NDArray[np.float64]
@@ -41,23 +42,14 @@ LIGHT = Palette(text="#3d4653", grid="#dfe3e8", before="#98a2b3", after="#2563eb
 DARK = Palette(text="#c3cad4", grid="#2a3038", before="#8590a2", after="#6ea0ff", third="#f59e5b")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """One figure as two data: URIs and the words for those who cannot see it."""
-
-    light: str
-    dark: str
-    alt: str
-
-
 def rounds_picture(rounds: Sequence[Mapping[str, Any]]) -> Picture | None:
     """Pseudo-labels per round: how many, and how many of them are right; None without rounds."""
     if not rounds:
         return None
     x = list(range(1, len(rounds) + 1))
     selected = [number(entry.get("selected")) or 0.0 for entry in rounds]
-    right = _series(rounds, "accuracy")
-    holds = _series(rounds, "holds_truth")
+    right = series(rounds, "accuracy")
+    holds = series(rounds, "holds_truth")
     judged = bool(np.isfinite(right).any())
 
     def draw(figure: Figure) -> None:
@@ -85,9 +77,9 @@ def curves_picture(steps: Sequence[Mapping[str, Any]]) -> Picture | None:
         return None
     keep = np.unique(np.linspace(0, len(lines) - 1, min(len(lines), MOST_POINTS)).astype(int))
     x = keep + 1
-    loss = _series(lines, "loss")
+    loss = series(lines, "loss")
     panels = [("learning_rate", "Learning rate", ""), ("images_per_s", "Speed", "images/s")]
-    panels = [panel for panel in panels if np.isfinite(_series(lines, panel[0])).any()]
+    panels = [panel for panel in panels if np.isfinite(series(lines, panel[0])).any()]
     numbers = [int(entry.get("round") or 0) for entry in lines]
     starts = [i for i in range(1, len(lines)) if numbers[i] != numbers[i - 1]]
     smooth = np.concatenate([_smooth(part) for part in np.split(loss, starts)])
@@ -101,7 +93,7 @@ def curves_picture(steps: Sequence[Mapping[str, Any]]) -> Picture | None:
             axes[0].axvline(start + 0.5, color=LIGHT.grid, linewidth=1, zorder=0)
         dress(axes[0], x_name="logged step", y_name="loss", title="Training loss")
         for panel, (key, title, unit) in zip(axes[1:], panels, strict=True):
-            panel.plot(x, _series(lines, key)[keep], color=LIGHT.after, linewidth=1.2)
+            panel.plot(x, series(lines, key)[keep], color=LIGHT.after, linewidth=1.2)
             dress(panel, x_name="logged step", y_name=unit, title=title)
 
     alt = f"Training curves over {len(lines):,} logged steps: loss from {loss[0]:.3g} to {loss[-1]:.3g}."
@@ -139,43 +131,6 @@ def confidence_picture(classifiers: Mapping[str, tuple[Floats, Floats]]) -> Pict
     return picture(draw, alt=f"Confidence of the predictions: mean {means}.")
 
 
-def students_picture(coreg: Mapping[str, Any]) -> Picture | None:
-    """Candidates per image, how the images were divided, and both students over the epochs; None without them.
-
-    Args:
-        coreg: The ``coreg`` group of metrics.json.
-    """
-    annotation, division, lines = coreg.get("annotation"), coreg.get("division"), coreg.get("students") or []
-    if not annotation or not division:
-        return None
-    counts = np.array(annotation["candidate_counts"], dtype=np.float64)
-    epochs = _series(lines, "epoch")
-    curves = {key: _series(lines, key) for key in ("first", "second", "disagreement")}
-
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots(1, 3, squeeze=False)[0]
-        axes[0].bar(range(len(counts)), 100 * counts / max(1.0, counts.sum()), color=LIGHT.before, width=0.8)
-        dress(axes[0], x_name="candidates", y_name="% of images", title="Candidates per image")
-        axes[0].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
-        for heights, colour, name in zip(division["histogram"], (LIGHT.after, LIGHT.third), ("1", "2"), strict=True):
-            share = 100 * np.array(heights) / max(1, sum(heights))
-            axes[1].stairs(share, np.linspace(0, 1, len(share) + 1), color=colour, label=f"for student {name}")
-        dress(axes[1], x_name="probability that the label is right", y_name="% of images", title="Last division")
-        colours = {"first": LIGHT.after, "second": LIGHT.third, "disagreement": LIGHT.before}
-        names = {"first": "student 1 right", "second": "student 2 right", "disagreement": "they disagree"}
-        for key, values in curves.items():
-            if np.isfinite(values).any():
-                axes[2].plot(epochs, values, color=colours[key], linewidth=1.4, label=names[key])
-        dress(axes[2], x_name="epochs learned", y_name="% of training images", title="Both students")
-        for panel in axes[1:]:
-            panel.legend(frameon=False, labelcolor=LIGHT.text)
-
-    alt = f"Partial labels with {annotation['candidates']:.2f} candidates per image"
-    if len(lines) and np.isfinite(curves["first"]).all():
-        alt += f"; the students' labels go from {curves['first'][0]:.1f} % to {curves['first'][-1]:.1f} % right"
-    return picture(draw, alt=alt + ".")
-
-
 def _reliability(sure: Floats, right: Floats) -> tuple[Floats, Floats]:
     """Mean confidence and percent right in ten bins of confidence; bins of fewer than 5 images are left out."""
     known = np.isfinite(right)
@@ -187,7 +142,7 @@ def _reliability(sure: Floats, right: Floats) -> tuple[Floats, Floats]:
     return sure_sum / images[full], 100.0 * right_sum / images[full]
 
 
-def _series(entries: Sequence[Mapping[str, Any]], key: str) -> Floats:
+def series(entries: Sequence[Mapping[str, Any]], key: str) -> Floats:
     """The figures under a key; NaN where there is none."""
     return np.array([np.nan if (v := number(e.get(key))) is None else v for e in entries], dtype=np.float64)
 

@@ -1,9 +1,8 @@
 """The report's gallery: which images to show, and their cards."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +10,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raydapt.report.classes import truth_column
-from raydapt.report.run_files import group, number
 
 MOST_CONFIDENT = 48
 LARGEST_THUMBNAIL_BYTES = 512 * 1024
@@ -19,10 +17,10 @@ _SIGNATURES = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpe
 
 
 @dataclass(frozen=True, kw_only=True)
-class Card:
-    """One image with what was said of it; confidences in percent."""
+class GalleryCard:
+    """One image (encoded) with what was said of it; confidences in percent."""
 
-    uri: str
+    image: bytes
     path: str
     predicted: str
     confidence: float | None
@@ -30,17 +28,6 @@ class Card:
     zero_shot_confidence: float | None
     label: str | None
     right: bool | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class SyntheticRow:
-    """The synthetic images of a class (data: URIs) beside real ones that are taken for it; `accepted` in percent."""
-
-    name: str
-    images: int | None
-    accepted: float | None
-    made: list[str]
-    real: list[Card]
 
 
 def choose_gallery(
@@ -96,7 +83,7 @@ def _in_turn(
 
 def gallery_cards(
     gallery: pa.Table | None, predictions: pa.Table | None, names: Sequence[str]
-) -> dict[str, list[Card]]:
+) -> dict[str, list[GalleryCard]]:
     """The cards of each kind; images of an unknown format or too large to embed are left out.
 
     Args:
@@ -104,20 +91,20 @@ def gallery_cards(
         predictions: The table of ``predictions.parquet``.
         names: The class names; a label that is none of them is unknown.
     """
-    cards: dict[str, list[Card]] = {"confident": [], "changed": []}
+    cards: dict[str, list[GalleryCard]] = {"confident": [], "changed": []}
     if gallery is None or predictions is None:
         return cards
     known, column = set(names), truth_column(predictions)
     wanted = pa.array(gallery["id"].to_pylist(), pa.string())
     said = {row["id"]: row for row in predictions.filter(pc.is_in(predictions["id"], wanted)).to_pylist()}
     for image in gallery.to_pylist():
-        row, uri = said.get(image["id"]), image_uri(image["image"] or b"")
-        if row is None or uri is None or image["kind"] not in cards:
+        row = said.get(image["id"])
+        if row is None or image_uri(image["image"] or b"") is None or image["kind"] not in cards:
             continue
         truth = row[column] if row[column] in known else None
         cards[image["kind"]].append(
-            Card(
-                uri=uri,
+            GalleryCard(
+                image=image["image"],
                 path=str(image.get("path") or row.get("path") or image["id"]),
                 predicted=str(row["predicted"]),
                 confidence=_percent(row["confidence"]),
@@ -128,37 +115,6 @@ def gallery_cards(
             )
         )
     return cards
-
-
-def synthetic_rows(
-    table: pa.Table | None, metrics: Mapping[str, Any], cards: Mapping[str, Sequence[Card]]
-) -> list[SyntheticRow]:
-    """The rows of the synthetic gallery, one per shown class in the order of the classes; empty without a table.
-
-    Args:
-        table: class, index, image.
-        metrics: ``metrics.json``; its ``synthetic`` group has the acceptance.
-        cards: Those of `gallery_cards`.
-    """
-    if table is None:
-        return []
-    rows = table.to_pylist()
-    facts = {str(entry.get("name")): entry for entry in group(metrics, "synthetic").get("per_class") or []}
-    found = []
-    for name in dict.fromkeys(str(row["class"]) for row in rows):
-        made = [image_uri(row["image"] or b"") for row in rows if row["class"] == name]
-        fact = facts.get(name, {})
-        images = number(fact.get("images"))
-        found.append(
-            SyntheticRow(
-                name=name,
-                images=None if images is None else int(images),
-                accepted=number(fact.get("accepted")),
-                made=[uri for uri in made if uri is not None],
-                real=[card for card in cards.get("confident", ()) if card.predicted == name],
-            )
-        )
-    return found
 
 
 def image_uri(data: bytes) -> str | None:

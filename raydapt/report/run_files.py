@@ -30,9 +30,7 @@ class RunRecord:
             class or null).
         pseudo_labels: ``pseudo_labels.parquet``: round, id, classes, weights.
         gallery: ``gallery.parquet``: id, image (encoded bytes), kind, path.
-        crops: ``crops.parquet`` of FAIR: id, path, image with crops outlined, predicted, weights.
-        captions: ``captions.parquet`` of LatteCLIP: id, path, image, zero_shot, image_caption, group_caption.
-        synthetic: ``synthetic.parquet``: class, index, image (encoded bytes).
+        folder: Where it was read from; None for a record that was made in memory.
     """
 
     metrics: dict[str, Any]
@@ -42,9 +40,11 @@ class RunRecord:
     predictions: pa.Table | None = None
     pseudo_labels: pa.Table | None = None
     gallery: pa.Table | None = None
-    crops: pa.Table | None = None
-    captions: pa.Table | None = None
-    synthetic: pa.Table | None = None
+    folder: Folder | None = None
+
+    def table(self, name: str) -> pa.Table | None:
+        """Another Parquet file of the folder, such as a method's own ``crops.parquet``; None where there is none."""
+        return None if self.folder is None else _table(self.folder, name)
 
 
 def open_run(run_folder: str | Path | Folder) -> Folder:
@@ -68,6 +68,7 @@ def read_summary(folder: Folder) -> RunRecord:
         metrics=_mapping(folder, "metrics.json", text),
         config=_mapping(folder, "config.yaml", read_bytes(folder, "config.yaml") or b""),
         environment=_mapping(folder, "environment.json", read_bytes(folder, "environment.json") or b""),
+        folder=folder,
     )
 
 
@@ -79,9 +80,6 @@ def read_run(folder: Folder) -> RunRecord:
         predictions=_table(folder, "predictions.parquet"),
         pseudo_labels=_table(folder, "pseudo_labels.parquet"),
         gallery=_table(folder, "gallery.parquet"),
-        crops=_table(folder, "crops.parquet"),
-        captions=_table(folder, "captions.parquet"),
-        synthetic=_table(folder, "synthetic.parquet"),
     )
 
 

@@ -9,11 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raydapt.methods.table import METHODS
 from raydapt.report.classes import ClassRow, Predictions
+from raydapt.report.facts import RunFacts
 from raydapt.report.run_files import RunRecord, flat_settings, group, number
-from raydapt.settings.config import Config
-from raydapt.settings.tree import as_tree
 
 SMALL_CLASS = 10
 MOST_NAMES = 6
@@ -56,17 +54,25 @@ class Headline:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a run concludes of itself without labels: a word, a sentence, and what it rests on."""
+
+    verdict: str
+    sentence: str
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Round:
     """One round of pseudo-labels, in counts of images; accuracies in percent, `candidates` per image."""
 
     selected: int | None
     accuracy: float | None
     holds_truth: float | None
-    waiting: float | None
-    dropped: float | None
+    unplaced: float | None
+    without_candidates: float | None
     candidates: float | None
     classes: int | None
-    judges: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,11 +193,11 @@ def rounds_of(run: RunRecord) -> list[Round]:
                 selected=None if selected is None else int(selected),
                 accuracy=number(entry.get("accuracy")),
                 holds_truth=number(entry.get("holds_truth")),
-                waiting=number(entry.get("waiting")),
-                dropped=number(entry.get("dropped")),
+                # Folders of earlier releases call them otherwise.
+                unplaced=number(entry.get("unplaced", entry.get("waiting"))),
+                without_candidates=number(entry.get("without_candidates", entry.get("dropped"))),
                 candidates=candidates,
                 classes=classes,
-                judges={name: number(right) for name, right in group(entry, "judges").items()},
             )
         )
     return found
@@ -235,24 +241,21 @@ def _speeds(entry: dict[str, Any], rate: str) -> dict[str, Any]:
     }
 
 
-def deployment_rows(run: RunRecord) -> list[tuple[str, float | None, float | None, float | None]]:
-    """Name, parameters, megabytes and images/s of what is deployed, and of CLIP's image tower beside it."""
-    measured = group(group(run.metrics, "coreg"), "deployment")
-    names = {"student": "both students", "clip_image_tower": "CLIP's image tower"}
-    rows = []
-    for key, name in names.items():
-        entry = group(measured, key)
-        if entry:
-            size = number(entry.get("bytes"))
-            megabytes = None if size is None else size / 1e6
-            rows.append((name, number(entry.get("parameters")), megabytes, number(entry.get("images_per_s"))))
-    return rows
+def verdict_of(run: RunRecord) -> Verdict | None:
+    """The group ``verdict`` of metrics.json; None where a run has none."""
+    stored = group(run.metrics, "verdict")
+    if not stored:
+        return None
+    evidence = {
+        name: f"{value:.4g}" if isinstance(value, float) else value
+        for name, value in flat_settings(group(stored, "evidence")).items()
+    }
+    return Verdict(verdict=str(stored.get("verdict", "")), sentence=str(stored.get("sentence", "")), evidence=evidence)
 
 
-def settings_of(run: RunRecord) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings that are not the defaults, and all settings that matter to this method."""
-    method = str(run.config.get("method", run.metrics.get("method")))
-    others = tuple(f"{name}." for name in METHODS if name != method)
-    everything = {k: v for k, v in flat_settings(run.config).items() if not k.startswith(others)}
-    defaults = flat_settings(as_tree(Config()))
-    return {k: v for k, v in everything.items() if k not in defaults or defaults[k] != v}, everything
+def settings_of(run: RunRecord, facts: RunFacts) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings that are not the defaults (empty where nobody knows these), and all that the run goes by."""
+    everything = flat_settings(facts.settings_that_matter(run.config))
+    defaults = flat_settings(dict(facts.defaults))
+    different = {k: v for k, v in everything.items() if k not in defaults or defaults[k] != v} if defaults else {}
+    return different, everything

@@ -40,8 +40,9 @@ def settings_from_tree(
 
 def as_tree(config: Any) -> dict[str, Any]:
     """The settings as plain dictionaries and lists, ready for YAML or JSON; a method's own groups beside the others."""
-    tree = dataclasses.asdict(config)
-    return tree | tree.pop("own", {})
+    tree: dict[str, Any] = dataclasses.asdict(config)
+    own: dict[str, Any] = tree.pop("own", {})
+    return tree | own
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -8,8 +8,9 @@ import click
 from raydapt.errors import UserError
 from raydapt.methods.configuration import config_from_tree
 from raydapt.methods.table import METHODS
-from raydapt.report import compare
+from raydapt.report.compare import format_table
 from raydapt.run import pipeline
+from raydapt.run.reporting import compare_runs
 from raydapt.settings.tree import merge_trees, read_yaml
 from raydapt.store.folder import Folder
 
@@ -42,8 +43,7 @@ def demo(overrides: list[str]) -> list[Folder]:
         own = _OWN.get(method, {})
         tree = merge_trees(read_yaml(JOBS / f"{method}.yaml"), common, own, overrides=overrides)
         folders.append(pipeline.run(config_from_tree(tree)).folder)
-    rows = compare.compare(folders)
     click.echo()
-    click.echo(compare.format_table(rows))
+    click.echo(format_table(compare_runs(folders)))
     click.echo(f"Report of the last run: {folders[-1].file('report.html')}")
     return folders

@@ -16,7 +16,6 @@ import numpy as np
 from safetensors import safe_open
 from sklearn.datasets import load_digits
 
-from raydapt.artefacts.synthesis import plan_synthesis
 from raydapt.data import digits
 from raydapt.methods.configuration import load_config
 from raydapt.run.pipeline import run
@@ -33,6 +32,7 @@ JOB_FILES = ("air-samples", "air", "coreg-full", "coreg", "cpl", "demo", "ensemb
 # Name of an entry: its job file (None: the defaults) and what is set beside it.
 PLANS: dict[str, tuple[str | None, tuple[str, ...]]] = {
     **{name: (name, ()) for name in JOB_FILES},
+    "tune-study": ("tune-study", ("cpl.rounds=5",)),
     "defaults": (None, ()),
     "cpl-ssl": ("cpl", ("data.paradigm=ssl",)),
     "cpl-trzsl": ("cpl", ("data.paradigm=trzsl",)),
@@ -98,12 +98,7 @@ def fingerprints_of(name: str) -> dict[str, Any]:
 
 def recipes_of(plan: Plan) -> dict[str, str]:
     """Fingerprints of the artefacts of a plan, by kind; synthetic images of any use have one recipe."""
-    recipes = [plan.features, plan.pixels, plan.crops, plan.partial_labels, *plan.captions]
-    if plan.reads_synthetic or plan.config.synthesis.held_out:
-        config = plan.config
-        synthetic = plan_synthesis(config.synthesis, config.lora, config.data, plan.classes, plan.features)
-        recipes += [synthetic.lora, synthetic.job.recipe]
-    return {recipe.kind: recipe.fingerprint for recipe in recipes if recipe is not None}
+    return {spec.recipe.kind: spec.recipe.fingerprint for spec in plan.artefacts if spec.recipe is not None}
 
 
 @contextmanager

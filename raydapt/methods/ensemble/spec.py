@@ -8,7 +8,7 @@ from raydapt.methods.spec import BuildContext, MethodSpec
 class EnsembleSpec(MethodSpec):
     """The frozen model with the mean of all templates."""
 
-    name, learns = "ensemble", False
+    name = "ensemble"
 
     def build(self, context: BuildContext) -> Method:
         """The classifier."""

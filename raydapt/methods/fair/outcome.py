@@ -20,10 +20,10 @@ from raydapt.data.classes import ClassSpace
 from raydapt.data.decode import BadImage, decode_image
 from raydapt.data.reread import reread_images
 from raydapt.methods.fair.method import Anchors, Fair
+from raydapt.methods.fair.resolve import crop_spec
 from raydapt.methods.fair.rules import crop_weights
 from raydapt.methods.spec import FinishedRun
 from raydapt.models.views import crop_view, whole_view
-from raydapt.stages.crops import crop_spec
 
 _EXAMINED = 512
 _EXAMPLES = 12

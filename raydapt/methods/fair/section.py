@@ -1,63 +1,70 @@
 """The report's section on FAIR: crops that counted, weights beside correctness, anchors that moved."""
 
-from dataclasses import dataclass
 from typing import Any
 
-from raydapt.report.gallery import image_uri
 from raydapt.report.run_files import RunRecord, group, number
+from raydapt.report.sections import Block, Card, Cards, Column, Section, Table
 
 MOST_ANCHORS = 12
 
 
-@dataclass(frozen=True, kw_only=True)
-class CropCard:
-    """One image with its crops outlined."""
-
-    uri: str
-    path: str
-    predicted: str
-    kept: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class AlignmentView:
-    """What the template shows; every list may be empty.
-
-    Attributes:
-        examined: Training images that were looked at.
-        weights: Bounds of the weight, images within them, and the right ones in percent or None.
-        anchors: Class, degrees from the start, nearest other class; those that moved most.
-        cards: Images with crops.
-    """
-
-    examined: int
-    weights: list[tuple[str, int, float | None]]
-    anchors: list[tuple[str, float, str]]
-    cards: list[CropCard]
-
-
-def alignment_view(run: RunRecord) -> AlignmentView | None:
-    """The section's content; None for other methods."""
+def sections(run: RunRecord) -> list[Section]:
+    """From the group ``alignment`` of metrics.json and ``crops.parquet``; none where there is no such group."""
     stored = group(run.metrics, "alignment")
-    if not stored:
-        return None
-    weights = [
+    blocks = [block for block in (_weights(stored), _anchors(stored), _crops(run)) if block is not None]
+    if not stored or not blocks:
+        return []
+    return [Section(anchor="alignment", title="Crops and anchors", blocks=blocks)]
+
+
+def _weights(stored: dict[str, Any]) -> Block | None:
+    rows = [
         (f"{row['from']:g} to {row['to']:g}", int(row["images"]), number(row.get("accuracy")))
         for row in stored.get("weights") or []
     ]
-    anchors = [(str(row["class"]), float(row["degrees"]), str(row["nearest"])) for row in stored.get("anchors") or []]
-    anchors.sort(key=lambda row: -row[1])
-    return AlignmentView(
-        examined=int(stored.get("examined") or 0),
-        weights=weights,
-        anchors=anchors[:MOST_ANCHORS],
-        cards=[] if run.crops is None else [card for row in run.crops.to_pylist() if (card := _card(row))],
+    if not rows:
+        return None
+    return Table(
+        caption="Weights of pseudo-labels",
+        note=f"{int(stored.get('examined') or 0):,} training images under the final model; the weight should be small "
+        "where the pseudo-label is wrong.",
+        columns=[
+            Column("weight", "What an image counts for in the loss, 0 to 1; above the first bound, up to the second."),
+            Column("images", "Examined training images with such a weight.", "count"),
+            Column("right %", "Share of them whose pseudo-label is the true class; needs labels.", "percent"),
+        ],
+        rows=rows,
     )
 
 
-def _card(row: dict[str, Any]) -> CropCard | None:
-    uri = image_uri(row["image"] or b"")
-    if uri is None:
+def _anchors(stored: dict[str, Any]) -> Block | None:
+    rows = [(str(row["class"]), float(row["degrees"]), str(row["nearest"])) for row in stored.get("anchors") or []]
+    if not rows:
         return None
-    kept = sum(weight > 0 for weight in row["weights"])
-    return CropCard(uri=uri, path=str(row["path"]), predicted=str(row["predicted"]), kept=kept)
+    rows.sort(key=lambda row: -row[1])
+    return Table(
+        caption="Anchors",
+        note="How far the anchor of a class is from the mean of its descriptions; the largest movement first.",
+        columns=[
+            Column("class", "The class of the anchor."),
+            Column("degrees moved", "Angle between the anchor now and where it began.", "number"),
+            Column("nearest class now", "The class whose anchor is most like this one: the likeliest confusion."),
+        ],
+        rows=rows[:MOST_ANCHORS],
+    )
+
+
+def _crops(run: RunRecord) -> Block | None:
+    table = run.table("crops.parquet")
+    if table is None or not table.num_rows:
+        return None
+    cards = []
+    for row in table.to_pylist():
+        kept = sum(weight > 0 for weight in row["weights"])
+        alt = f"{row['path']}, {kept} crops kept"
+        cards.append(Card(image=row["image"] or b"", alt=alt, title=str(row["predicted"])))
+    note = (
+        "Crops of training images, below each its pseudo-label: in colour those most like the whole image, which make "
+        "the pseudo-label; in grey those left out."
+    )
+    return Cards(caption="Crops", note=note, cards=cards)

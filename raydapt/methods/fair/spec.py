@@ -11,11 +11,10 @@ from raydapt.data.decode import ImageSpec
 from raydapt.methods.contract import Method
 from raydapt.methods.fair.method import Fair, input_kind_of
 from raydapt.methods.fair.outcome import alignment_outcome
-from raydapt.methods.fair.resolve import resolve_fair
+from raydapt.methods.fair.resolve import crop_spec, resolve_fair
 from raydapt.methods.fair.settings import FairSettings
 from raydapt.methods.spec import BuildContext, FinishedRun, MethodSpec
 from raydapt.settings.config import Config
-from raydapt.stages.crops import crop_spec
 
 
 class CropSpecs(MethodSpec):

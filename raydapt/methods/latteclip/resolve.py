@@ -2,16 +2,9 @@
 
 from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS
 from raydapt.errors import UserError
+from raydapt.methods.latteclip.section import learned
 from raydapt.methods.latteclip.settings import LatteclipSettings
 from raydapt.settings.config import Config
-
-_WORDS = {
-    "full": "both towers of CLIP",
-    "ln": "LayerNorms of both towers",
-    "lora": "adapters in both towers",
-    "text_prompt": "text prompt",
-    "visual_prompt": "visual prompt",
-}
 
 
 def check_latteclip(config: Config) -> None:
@@ -42,5 +35,4 @@ def caption_kinds(config: Config) -> tuple[str, ...]:
 
 def latteclip_learns(settings: LatteclipSettings) -> str:
     """What is learned, in words."""
-    words = _WORDS[settings.tune]
-    return words.replace("both towers", "the image tower") if settings.towers == "image" else words
+    return learned(settings.tune, settings.towers)

@@ -15,7 +15,7 @@ from raydapt.settings.config import Config
 class WcaSpec(CropSpecs):
     """See `raydapt.methods.wca.method.Wca`."""
 
-    name, learns = "wca", False
+    name = "wca"
 
     def build(self, context: BuildContext) -> Method:
         """The classifier."""

@@ -8,7 +8,7 @@ from raydapt.methods.zero_shot.method import ZeroShot
 class ZeroShotSpec(MethodSpec):
     """The frozen model with the first template."""
 
-    name, learns = "zero_shot", False
+    name = "zero_shot"
 
     def build(self, context: BuildContext) -> Method:
         """The classifier."""
