@@ -28,9 +28,9 @@ from raydapt.stages import features, synthesis
 from raydapt.stages.context import ActorPlan
 from raydapt.stages.features import Encoder, features_stage
 from raydapt.stages.reading import read_and_decode
-from raydapt.stages.run import MODEL_S, PART, PART_ROWS, StageResult, whole_parts
+from raydapt.stages.run import MODEL_S, PART, PART_ROWS, whole_parts
 from raydapt.stages.synthesis import Synthesizer
-from raydapt.store.artefact import Artefact, Shard, Store
+from raydapt.store.artefact import Artefact, Shard, StageResult, Store
 from raydapt.store.folder import Folder
 from raydapt.train.checkpoint import Checkpoints, TrainState
 from raydapt.train.loop import Log, Place, fit

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from raydapt.methods.contract import PseudoLabels, SyntheticImages
+from raydapt.artefacts.synthetic_images import SyntheticImages
+from raydapt.methods.contract import PseudoLabels
 from raydapt.run.evaluation import round_metrics, synthetic_metrics
 
 

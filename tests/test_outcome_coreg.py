@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from raydapt.artefacts.partial_labels import PartialLabels
 from raydapt.methods.coreg.outcome import coreg_metrics
-from raydapt.methods.partial_labels import PartialLabels
 from raydapt.report.page import write_report
 from raydapt.store.run_record import Run
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from raydapt.artefacts.synthetic_images import SyntheticImages
 from raydapt.data.augment import Augmentation
 from raydapt.data.classes import ClassSpace
 from raydapt.errors import UserError
 from raydapt.methods.air.part import AirPart
 from raydapt.methods.air.settings import AirSettings
-from raydapt.methods.contract import Method, SyntheticImages, TrainingImages
+from raydapt.methods.contract import Method, TrainingImages
 from raydapt.methods.coreg.method import CoReg
 from raydapt.methods.cpl.method import Cpl
 from raydapt.methods.ensemble.method import Ensemble

@@ -48,6 +48,15 @@ def model_identity(address: str) -> str:
     return files_digest(used, folder)
 
 
+def engine_address(settings: EngineSettings, *, setting: str) -> str:
+    """The address of the model that settings name; empty with a server, which has its own.
+
+    Raises:
+        UserError: See `model_address`.
+    """
+    return "" if settings.engine == "openai" else model_address(settings.model, setting=f"{setting}.model")
+
+
 def who_answers(settings: EngineSettings, *, setting: str) -> tuple[str, str]:
     """The address of the model that settings name, and the identity of what answers; with a server, no address.
 
@@ -56,7 +65,7 @@ def who_answers(settings: EngineSettings, *, setting: str) -> tuple[str, str]:
     """
     if settings.engine == "openai":
         return "", f"{settings.base_url} {settings.model}"
-    address = model_address(settings.model, setting=f"{setting}.model")
+    address = engine_address(settings, setting=setting)
     return address, model_identity(address)
 
 

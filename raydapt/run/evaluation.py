@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from raydapt.artefacts.features import FeatureTable
+from raydapt.artefacts.synthetic_images import SyntheticImages
 from raydapt.data.classes import ClassSpace
-from raydapt.methods.contract import Method, PseudoLabels, SyntheticImages
+from raydapt.methods.contract import Method, PseudoLabels
 from raydapt.run.accuracy import Accuracies, evaluate, pseudo_label_accuracy
 from raydapt.settings.groups import TrainSettings
-from raydapt.stages.features import FeatureTable
 from raydapt.train.checkpoint import TrainState
 
 

@@ -1,19 +1,18 @@
 """The thumbnails of the report: few images, read again from the source, since the store keeps none."""
 
 import io
-from bisect import bisect_right
-from collections import defaultdict
 from collections.abc import Sequence
 
 import pyarrow as pa
 import torch
 from PIL import Image
 
+from raydapt.artefacts.features import FeatureTable
+from raydapt.artefacts.synthetic_images import load_synthetic
 from raydapt.data.decode import BadImage, ImageSpec, decode_image
-from raydapt.data.sources import read_parts
+from raydapt.data.reread import reread_images
 from raydapt.report.gallery import choose_gallery
 from raydapt.run.plan import Plan
-from raydapt.stages.features import FeatureTable
 from raydapt.store.artefact import Artefact
 
 SHOWN_CLASSES, SHOWN_PER_CLASS = 24, 6
@@ -43,32 +42,13 @@ def gallery_table(plan: Plan, table: FeatureTable, row_T: torch.Tensor, predicti
 
 def thumbnails(plan: Plan, table: FeatureTable, positions: Sequence[int]) -> dict[int, bytes]:
     """Small PNGs of a few positions of the features; empty where an image can no longer be read."""
-    data = plan.config.data
-    return {
-        position: _thumbnail(encoded, data.max_image_pixels, data.max_image_bytes)
-        for position, encoded in image_bytes(plan, table, positions).items()
-    }
-
-
-def image_bytes(plan: Plan, table: FeatureTable, positions: Sequence[int]) -> dict[int, bytes]:
-    """The encoded images of a few positions of the features, read again from the source; those that are still there."""
-    position_of = {table.id_N[position]: position for position in positions}
-    firsts = [part.first_row for part in plan.source.parts]
-    wanted: dict[int, set[str]] = defaultdict(set)
-    for id_, position in position_of.items():
-        wanted[bisect_right(firsts, int(table.row_N[position])) - 1].add(id_)
-    found: dict[int, bytes] = {}
-    for part, rows in read_parts([plan.source.parts[index] for index in sorted(wanted)], plan.config.data):
-        for id_, image in zip(rows["id"].to_pylist(), rows["image"], strict=True):
-            if id_ in wanted[part.index] and image.is_valid:
-                found[position_of[id_]] = image.as_py()
-    return found
+    data, rows = plan.config.data, table.row_N[list(positions)].tolist()
+    again = reread_images(plan.source, rows, data, ids=[table.id_N[position] for position in positions])
+    return {positions[at]: _thumbnail(encoded, data.max_image_pixels, data.max_image_bytes) for at, encoded in again}
 
 
 def synthetic_table(artefact: Artefact, plan: Plan) -> pa.Table:
     """``synthetic.parquet``: thumbnails of the first synthetic images of each of the first classes, none picked."""
-    from raydapt.stages.synthesis import load_synthetic  # diffusers takes seconds to import
-
     data, names = plan.config.data, plan.classes.names
     made = load_synthetic(artefact, min(SHOWN_PER_CLASS, plan.config.synthesis.samples_per_class))
     rows = [

@@ -17,6 +17,10 @@ from typing import Any
 import torch
 import yaml
 
+from raydapt.artefacts.features import FeatureTable, load_features, load_labels
+from raydapt.artefacts.inputs import images_of
+from raydapt.artefacts.partial_labels import load_partial_labels
+from raydapt.artefacts.synthetic_images import SYNTHETIC
 from raydapt.cluster.joining import ensure_ray, require_shared
 from raydapt.data.splits import Division, divide
 from raydapt.errors import UserError
@@ -36,7 +40,6 @@ from raydapt.run.plan import Plan, describe_plan, make_plan, prompt_of, rows_of_
 from raydapt.run.tensorboard import write_events
 from raydapt.settings.config import Config
 from raydapt.settings.tree import as_tree
-from raydapt.stages.annotate import load_partial_labels
 from raydapt.stages.artefacts import (
     FEATURES,
     PARTIAL_LABELS,
@@ -45,10 +48,7 @@ from raydapt.stages.artefacts import (
     make_artefacts,
     make_features,
 )
-from raydapt.stages.features import FeatureTable, load_features, load_labels
-from raydapt.stages.run import StageResult
-from raydapt.stages.synthetic_images import SYNTHETIC
-from raydapt.store.artefact import Artefact
+from raydapt.store.artefact import Artefact, StageResult
 from raydapt.store.environment import environment
 from raydapt.store.run_record import Run
 from raydapt.train.checkpoint import TrainState
@@ -59,7 +59,6 @@ from raydapt.train.job import (
     TrainingJob,
     build_for_prediction,
     division_bytes,
-    images_of,
     synthetic_of,
 )
 from raydapt.train.ray_train import local_place, train_on_workers

@@ -7,6 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raydapt.artefacts.captions import caption_recipes
+from raydapt.artefacts.crops import crops_recipe
+from raydapt.artefacts.features import FeatureTable, features_recipe
+from raydapt.artefacts.inputs import InputKind
+from raydapt.artefacts.partial_labels import partial_labels_recipe
+from raydapt.artefacts.pixels import pixels_recipe
 from raydapt.data.classes import ClassSpace, resolve_classes
 from raydapt.data.decode import ImageSpec
 from raydapt.data.named_sets import default_thresholds, named_set
@@ -14,21 +20,16 @@ from raydapt.data.sources import Source, resolve_source
 from raydapt.data.splits import seen_unseen_classes
 from raydapt.errors import UserError
 from raydapt.methods.build import LEARNING_METHODS, has_a_part
-from raydapt.methods.contract import Reads
 from raydapt.methods.coreg.resolve import resolve_coreg, voter_digests
 from raydapt.methods.cpl.settings import CplSettings
 from raydapt.methods.fair.method import reads_of
-from raydapt.methods.fair.resolve import resolve_fair
+from raydapt.methods.fair.resolve import crop_spec, resolve_fair
 from raydapt.methods.latteclip.method import reads_of as latteclip_reads_of
 from raydapt.methods.latteclip.resolve import caption_kinds, check_latteclip, latteclip_learns
 from raydapt.models.clip import load_clip
 from raydapt.settings.config import Config
 from raydapt.settings.groups import DataSettings
 from raydapt.settings.tree import as_tree
-from raydapt.stages.annotate import partial_labels_recipe
-from raydapt.stages.crops import crop_spec, crops_recipe
-from raydapt.stages.features import FeatureTable, features_recipe
-from raydapt.stages.pixels import pixels_recipe
 from raydapt.store.artefact import Artefact, Store
 from raydapt.store.fingerprint import Recipe, fingerprint
 from raydapt.store.run_record import Run, run_name
@@ -188,7 +189,7 @@ def _resolve(config: Config, classes: ClassSpace, image_spec: ImageSpec) -> Conf
     return replace(config, coreg=resolve_coreg(config)) if config.method == "coreg" else config
 
 
-def _reads(config: Config) -> Reads:
+def _reads(config: Config) -> InputKind:
     """What the method takes for an image."""
     if config.method in FAIR_METHODS:
         return reads_of(config.fair if config.method == "fair" else replace(config.fair, layer_norms=False))
@@ -236,16 +237,23 @@ def _captions(config: Config, source: Source, classes: ClassSpace, features: Rec
     kinds = caption_kinds(config)
     if not kinds:
         return ()
-    from raydapt.stages.captioning import caption_jobs  # which needs plans
-
-    jobs = caption_jobs(config, source, classes, features)
-    return tuple(jobs[kind].recipe for kind in kinds)
+    recipes = caption_recipes(config.caption, config.data, source, classes, features)
+    return tuple(recipes[kind] for kind in kinds)
 
 
 def _partial_labels(config: Config, classes: ClassSpace, features: Recipe, voters: tuple[str, ...]) -> Recipe | None:
     if config.method != "coreg":
         return None
-    return partial_labels_recipe(features, classes.names, config.coreg, voters)
+    coreg = config.coreg
+    return partial_labels_recipe(
+        features,
+        classes.names,
+        annotation=coreg.annotation,
+        topk=coreg.topk,
+        prob_ratio=coreg.prob_ratio,
+        templates=coreg.templates,
+        voters=voters,
+    )
 
 
 def _learns(config: Config) -> bool:

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from raydapt.artefacts.features import FeatureTable, load_features, load_labels
+from raydapt.artefacts.inputs import images_of
 from raydapt.errors import UserError
 from raydapt.run import evaluation as outcome
 from raydapt.run.finished import load_learned, open_run, split_folder
@@ -13,11 +15,10 @@ from raydapt.run.plan import Plan, make_plan
 from raydapt.settings.config import Config, config_from_tree
 from raydapt.settings.tree import apply_override, as_tree
 from raydapt.stages.artefacts import FEATURES, artefacts_of, make_artefacts
-from raydapt.stages.features import FeatureTable, load_features, load_labels
 from raydapt.store.artefact import Artefact
 from raydapt.store.fingerprint import fingerprint
 from raydapt.store.run_record import Run, safe_name
-from raydapt.train.job import build_for_prediction, images_of
+from raydapt.train.job import build_for_prediction
 from raydapt.train.ray_train import local_place
 
 

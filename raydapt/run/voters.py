@@ -10,13 +10,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from raydapt.methods.partial_labels import PartialLabels, annotate_votes
+from raydapt.artefacts.features import load_features
+from raydapt.artefacts.inputs import images_of
+from raydapt.artefacts.partial_labels import PartialLabels
+from raydapt.methods.coreg.partial_labels import annotate_votes
 from raydapt.run.finished import load_learned, open_run
 from raydapt.run.plan import Plan, make_plan
 from raydapt.stages.annotate import Annotator
 from raydapt.stages.artefacts import FEATURES, artefacts_of, make_artefacts
-from raydapt.stages.features import load_features
-from raydapt.train.job import build_for_prediction, images_of
+from raydapt.train.job import build_for_prediction
 from raydapt.train.loop import predict
 from raydapt.train.ray_train import local_place
 

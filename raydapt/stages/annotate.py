@@ -11,36 +11,16 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from raydapt.artefacts.partial_labels import PartialLabels
+from raydapt.methods.coreg.partial_labels import annotate
 from raydapt.methods.coreg.settings import CoregSettings
-from raydapt.methods.partial_labels import PartialLabels, annotate
 from raydapt.models.clip import Clip
-from raydapt.stages.run import StageResult
-from raydapt.store.artefact import Artefact, Store
+from raydapt.store.artefact import Artefact, StageResult, Store
 from raydapt.store.environment import versions
 from raydapt.store.fingerprint import Recipe
 
-KIND = "partial_labels"
-
 Annotator = Callable[[Tensor, Tensor], PartialLabels]
 """Annotates images, given their rows [M] among the features and their features [M, D]."""
-
-
-def partial_labels_recipe(
-    features: Recipe, class_names: Sequence[str], settings: CoregSettings, voters: Sequence[str] = ()
-) -> Recipe:
-    """What partial labels depend on: the features, the names, the wordings and the rule; templates are resolved.
-
-    Args:
-        features: Of the images.
-        class_names: The classes.
-        settings: The rule.
-        voters: Digests of the runs that vote in place of the templates.
-    """
-    used = {"prompts": (), "topk": ("topk",), "prob_ratio": ("prob_ratio",), "mean": ()}[settings.annotation]
-    rule = {"annotation": settings.annotation} | {name: getattr(settings, name) for name in used}
-    words = {"class_names": list(class_names)} | ({} if voters else {"templates": list(settings.templates)})
-    inputs = (features.fingerprint, *voters)
-    return Recipe(kind=KIND, settings=rule | words, inputs=inputs, weights=features.weights)
 
 
 def partial_labels_stage(
@@ -85,24 +65,6 @@ def template_annotator(clip: Clip, class_names: Sequence[str], settings: CoregSe
         return annotate(feature_MD, class_RCD, clip.logit_scale, mode=mode, topk=topk, ratio=ratio)
 
     return annotate_rows
-
-
-def load_partial_labels(artefact: Artefact) -> PartialLabels:
-    """The partial labels in the order of the features; an image in error has no candidate."""
-    manifest = artefact.manifest
-    n_classes, soft = len(manifest.settings["class_names"]), manifest.settings["annotation"] == "mean"
-    candidate_NC, probability_NC = (torch.zeros(manifest.rows, n_classes) for _ in range(2))
-    start = 0
-    for table in artefact.iter_tables(["candidates", "probability"]):
-        stop, column = start + table.num_rows, table["candidates"].combine_chunks()
-        row_M = np.repeat(np.arange(start, stop), np.diff(column.offsets.to_numpy()))
-        candidate_NC[torch.from_numpy(row_M), torch.from_numpy(column.values.to_numpy().astype(np.int64))] = 1.0
-        probability = table["probability"].combine_chunks().flatten().to_numpy().copy()
-        probability_NC[start:stop] = torch.from_numpy(probability).view(-1, n_classes)
-        start = stop
-    return PartialLabels(
-        candidate_NC=candidate_NC * probability_NC if soft else candidate_NC, probability_NC=probability_NC
-    )
 
 
 def _annotate(table: pa.Table, start: int, annotator: Annotator) -> tuple[pa.Table, float]:

@@ -3,28 +3,30 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from raydapt.data.sources import Source, resolve_source
-from raydapt.methods.latteclip.resolve import caption_kinds
-from raydapt.models.clip import load_clip
-from raydapt.run.plan import Plan
-from raydapt.stages.annotate import Annotator, partial_labels_stage, template_annotator
-from raydapt.stages.caption import GROUP_CAPTIONS
-from raydapt.stages.crops import crop_spec, crops_stage
-from raydapt.stages.features import features_stage
-from raydapt.stages.pixels import pixels_stage
-from raydapt.stages.run import StageResult
-from raydapt.stages.synthetic_images import (
+from raydapt.artefacts import crops, features, lora, partial_labels, pixels
+from raydapt.artefacts.captions import GROUP_CAPTIONS
+from raydapt.artefacts.synthetic_images import (
     HELD_OUT,
     HELD_OUT_FEATURES,
     HELD_OUT_PIXELS,
     SYNTHETIC,
     SYNTHETIC_FEATURES,
     SYNTHETIC_PIXELS,
-    first_held_out,
 )
-from raydapt.store.artefact import Artefact
+from raydapt.data.sources import Source, resolve_source
+from raydapt.methods.fair.resolve import crop_spec
+from raydapt.methods.latteclip.resolve import caption_kinds
+from raydapt.models.clip import load_clip
+from raydapt.run.plan import Plan
+from raydapt.stages.annotate import Annotator, partial_labels_stage, template_annotator
+from raydapt.stages.crops import crops_stage
+from raydapt.stages.features import features_stage
+from raydapt.stages.pixels import pixels_stage
+from raydapt.store.artefact import Artefact, StageResult
+from raydapt.train.job import first_held_out
 
-FEATURES, PIXELS, CROPS, PARTIAL_LABELS, LORA = "features", "pixels", "crops", "partial_labels", "lora"
+FEATURES, PIXELS, CROPS = features.KIND, pixels.KIND, crops.KIND
+PARTIAL_LABELS, LORA = partial_labels.KIND, lora.KIND
 
 
 def make_artefacts(plan: Plan, *, to_learn: bool = True) -> dict[str, StageResult]:
@@ -81,9 +83,10 @@ def _annotator(plan: Plan) -> Annotator:
 
 def _lora(plan: Plan) -> StageResult | None:
     """The adapter of the plan's pipeline, trained or still to be; None without one of our own."""
-    from raydapt.stages.synthetic import plan_synthesis
+    from raydapt.artefacts.synthesis import plan_synthesis  # diffusers takes seconds to import
 
-    recipe = plan_synthesis(plan.config, plan.classes, plan.features).lora
+    config = plan.config
+    recipe = plan_synthesis(config.synthesis, config.lora, config.data, plan.classes, plan.features).lora
     if recipe is None:
         return None
     artefact = plan.store.artefact_of(recipe)
@@ -116,10 +119,10 @@ def describe_synthesis(plan: Plan) -> list[str]:
     """What a run makes of synthetic images, in the order in which it is made, and what of it is there."""
     if not plan.reads_synthetic:
         return []
-    from raydapt.stages.synthetic import plan_synthesis
+    from raydapt.artefacts.synthesis import plan_synthesis  # diffusers takes seconds to import
 
     config, lines = plan.config, []
-    wanted = plan_synthesis(config, plan.classes, plan.features)
+    wanted = plan_synthesis(config.synthesis, config.lora, config.data, plan.classes, plan.features)
     if wanted.lora is not None:
         there = "there" if plan.store.artefact_of(wanted.lora).complete() else f"{config.lora.steps:,} steps to be made"
         lines.append(f"lora {wanted.lora.fingerprint}: {there}")

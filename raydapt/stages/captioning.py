@@ -6,29 +6,24 @@ Features are needed only where groups are described, or where a prompt names the
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from raydapt.data.caption_prompts import caption_prompts
+from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS, caption_recipes, checked_prompts
+from raydapt.artefacts.features import load_features
 from raydapt.data.classes import ClassSpace
 from raydapt.data.groups import draw_groups
 from raydapt.data.sources import Source, resolve_source
-from raydapt.errors import UserError
 from raydapt.models.clip import load_clip
-from raydapt.models.language import who_answers
+from raydapt.models.language import engine_address
 from raydapt.run.plan import Plan, make_plan, rows_of_splits
 from raydapt.settings.config import Config
 from raydapt.stages.artefacts import make_features
-from raydapt.stages.caption import GROUP_CAPTIONS, IMAGE_CAPTIONS, CaptionJob, KnownRows, caption_stage
-from raydapt.stages.features import load_features
-from raydapt.stages.run import StageResult
-from raydapt.store.artefact import Artefact, Store
+from raydapt.stages.caption import CaptionJob, KnownRows, caption_stage
+from raydapt.store.artefact import Artefact, StageResult, Store
 from raydapt.store.fingerprint import Recipe
-
-_MOST_CHARACTERS = 4000
 
 
 def caption(config: Config, *, groups: bool = False, output: str | None = None) -> list[str]:
@@ -43,7 +38,7 @@ def caption(config: Config, *, groups: bool = False, output: str | None = None) 
     Returns:
         The folders of the artefacts, or the files in `output`.
     """
-    if groups or "{}" in _checked_prompts(config)[0]:
+    if groups or "{}" in checked_prompts(config.caption, config.data)[0]:
         plan = make_plan(config)
         made = make_captions(plan, make_features(plan).artefact, all_splits=True, groups=groups)
     else:
@@ -89,58 +84,25 @@ def caption_jobs(
     *,
     all_splits: bool = False,
 ) -> dict[str, CaptionJob]:
-    """What is described, with the recipes of the captions, before anything is made; loads no model.
-
-    Args:
-        config: The settings.
-        source: The images.
-        classes: The classes; None for captions of images without regard to a class.
-        features: The recipe of the features that the zero-shot classes come from, with `classes`.
-        all_splits: See `make_captions`.
+    """What is described, by kind, before anything is made (see `raydapt.artefacts.captions.caption_recipes`).
 
     Raises:
         UserError: For a model or a prompt that cannot work.
     """
-    settings, (image_prompt, group_prompt) = config.caption, _checked_prompts(config)
-    address, identity = who_answers(settings, setting="caption")
-    limits = {"max_image_bytes": config.data.max_image_bytes, "max_image_pixels": config.data.max_image_pixels}
-    shared: dict[str, Any] = limits | {"max_tokens": settings.max_tokens, "greedy": settings.greedy}
-    shared |= {"image_px": settings.image_px, "max_model_len": settings.max_model_len}
-    if classes is not None and not all_splits:
-        shared["splits"] = [config.data.train_splits, config.data.test_splits]
-    words = {} if classes is None else {"class_names": list(classes.names), "template": classes.templates[0]}
-    canvas = {"canvas_px": settings.canvas_px, "gap_px": settings.gap_px, "seed": settings.seed}
-    jobs = {}
-    for kind, prompt, own in ((IMAGE_CAPTIONS, image_prompt, {}), (GROUP_CAPTIONS, group_prompt, canvas)):
-        of_classes = kind == GROUP_CAPTIONS or "{}" in prompt
-        if of_classes and (classes is None or features is None):
-            continue
-        by_class = of_classes or "splits" in shared  # which images there are to adapt to is known from the features
-        recipe = Recipe(
-            kind=kind,
-            settings=shared | {"prompt": prompt} | own | (words if of_classes else {}),
-            inputs=(features.fingerprint,) if features is not None and by_class else (source.identity,),
-            weights=identity,
-        )
-        jobs[kind] = CaptionJob(
-            recipe=recipe, source=source, prompt=prompt, address=address, settings=settings, data=config.data
-        )
-    return jobs
-
-
-def _checked_prompts(config: Config) -> tuple[str, str]:
-    """The prompts for images and groups, those of the set where the settings leave them open."""
-    own_image, own_group = caption_prompts(config.data.source)
     settings = config.caption
-    image = own_image if settings.image_prompt == "auto" else settings.image_prompt
-    group = own_group if settings.group_prompt == "auto" else settings.group_prompt
-    for name, prompt in (("image_prompt", image), ("group_prompt", group)):
-        if not prompt.strip() or len(prompt) > _MOST_CHARACTERS or prompt.count("{}") > 1:
-            raise UserError(
-                f"Setting caption.{name}={prompt[:60]!r} must be a text of at most {_MOST_CHARACTERS} characters with "
-                "at most one {}, the place of the class."
-            )
-    return image, group
+    recipes = caption_recipes(settings, config.data, source, classes, features, all_splits=all_splits)
+    address = engine_address(settings, setting="caption")
+    return {
+        kind: CaptionJob(
+            recipe=recipe,
+            source=source,
+            prompt=recipe.settings["prompt"],
+            address=address,
+            settings=settings,
+            data=config.data,
+        )
+        for kind, recipe in recipes.items()
+    }
 
 
 def _known_rows(plan: Plan, features: Artefact, *, all_splits: bool) -> KnownRows:

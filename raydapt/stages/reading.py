@@ -98,15 +98,6 @@ def fixed_binary(value_N: np.ndarray[Any, np.dtype[np.uint8]], valid: np.ndarray
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(value_N), buffers)
 
 
-def pixels_of(table: pa.Table) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The column ``pixel`` as a read-only uint8 array [N, 3, S, S]; rows in error are zeros."""
-    column = table["pixel"].combine_chunks()
-    width = column.type.byte_width
-    side = int((width // 3) ** 0.5)
-    flat = np.frombuffer(column.buffers()[1], dtype=np.uint8, count=len(column) * width, offset=column.offset * width)
-    return flat.reshape(len(column), 3, side, side)
-
-
 def with_part(table: pa.Table, part: int) -> pa.Table:
     """Adds the columns that `run_stage` wants."""
     counts = pa.array(np.full(table.num_rows, table.num_rows))

@@ -23,7 +23,7 @@ from raydapt.progress import Progress
 from raydapt.settings.groups import RaySettings
 from raydapt.stages.context import configure
 from raydapt.stages.metrics import StageMetrics
-from raydapt.store.artefact import Artefact, Store
+from raydapt.store.artefact import Artefact, StageResult, Store
 from raydapt.store.environment import versions
 from raydapt.store.fingerprint import Recipe
 
@@ -57,14 +57,6 @@ class Stage:
     ray: RaySettings
     unit: str = "images"
     grows: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageResult:
-    """A finished artefact, and whether it had been there already."""
-
-    artefact: Artefact
-    reused: bool
 
 
 @dataclass

@@ -257,3 +257,11 @@ def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     for count in counts:
         total.update(count)
     return dict(sorted(total.items()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResult:
+    """A finished artefact, and whether it had been there already."""
+
+    artefact: Artefact
+    reused: bool

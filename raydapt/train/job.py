@@ -2,27 +2,24 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import gettempdir
 
 import numpy as np
 import torch
 from safetensors.numpy import load, save
 from torch import Tensor
 
+from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS, Captions, captions_of, load_captions
+from raydapt.artefacts.crops import load_crops
+from raydapt.artefacts.features import load_features
+from raydapt.artefacts.partial_labels import load_partial_labels
+from raydapt.artefacts.pixels import SCRATCH, PixelRows, load_pixels
+from raydapt.artefacts.synthetic_images import SYNTHETIC, SyntheticImages, held_out_images, synthetic_images
 from raydapt.data.classes import ClassSpace
 from raydapt.data.splits import Division
 from raydapt.methods.build import build_method
-from raydapt.methods.captions import Captions, captions_of
-from raydapt.methods.contract import Method, PixelRows, Reads, SyntheticImages, TrainingImages
+from raydapt.methods.contract import Method, TrainingImages
 from raydapt.models.clip import load_clip
 from raydapt.settings.config import Config
-from raydapt.stages.annotate import load_partial_labels
-from raydapt.stages.caption import GROUP_CAPTIONS, IMAGE_CAPTIONS, load_captions
-from raydapt.stages.crops import load_crops
-from raydapt.stages.features import FeatureTable, load_features
-from raydapt.stages.pixels import load_pixels
-from raydapt.stages.synthetic_images import SYNTHETIC, first_held_out, held_out_images, synthetic_images
 from raydapt.store.artefact import Artefact
 from raydapt.store.run_record import Run
 from raydapt.train.checkpoint import Checkpoints, TrainState, to_bytes
@@ -31,8 +28,6 @@ from raydapt.train.scoring import Examiner, examiner_of
 
 DIVISION = "division.safetensors"
 CHECKPOINT = "checkpoint/state.safetensors"
-SCRATCH = Path(gettempdir()) / "raydapt-pixels"
-"""Where pixels that do not fit in memory are laid out, on each machine."""
 
 
 class FileCheckpoints:
@@ -139,13 +134,6 @@ class TrainingJob:
         )
 
 
-def images_of(reads: Reads, table: FeatureTable, artefacts: Mapping[str, Artefact]) -> Tensor:
-    """What a method reads of every row of the features (see `Reads`)."""
-    if reads == "crops":
-        return load_crops(artefacts["crops"])
-    return table.feature_ND if reads == "features" else load_pixels(artefacts["pixels"], SCRATCH)
-
-
 def captions_in(artefacts: Mapping[str, Artefact], kind: str, row_N: Tensor) -> Captions | None:
     """The captions of the training images among the artefacts; None without them."""
     if kind not in artefacts:
@@ -159,6 +147,11 @@ def synthetic_of(config: Config, classes: ClassSpace, artefacts: Mapping[str, Ar
     if SYNTHETIC not in artefacts:
         return None
     return synthetic_images(artefacts, classes.names, config.synthesis.samples_per_class, SCRATCH)
+
+
+def first_held_out(config: Config) -> int:
+    """The number of the first image of a class that is not left to the method; 0 where it learns from none."""
+    return config.synthesis.samples_per_class if config.method == "air" else 0
 
 
 def build_for_prediction(

@@ -31,8 +31,7 @@ from raydapt.models.diffusion_lora import (
     lora_bytes,
 )
 from raydapt.settings.groups import LoraSettings, RaySettings, TrainSettings
-from raydapt.stages.run import StageResult
-from raydapt.store.artefact import Artefact, Store
+from raydapt.store.artefact import Artefact, StageResult, Store
 from raydapt.store.environment import versions
 from raydapt.store.fingerprint import Recipe
 from raydapt.train.checkpoint import Checkpoints, TrainState, from_bytes, optimizer_tensors, restore_optimizer, to_bytes
@@ -40,7 +39,6 @@ from raydapt.train.loop import Log, Place
 from raydapt.train.ray_train import local_place, train_on_workers
 from raydapt.train.sampling import StreamOrder, seed_of
 
-KIND = "lora"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 _CLIP_GRAD_NORM = 1.0
 _WEIGHT_DECAY = 1e-2
@@ -280,9 +278,3 @@ def tune_lora(
         artefact.finish(recipe, {0}, stats, versions())
         artefact.folder.remove(CHECKPOINT_FILE)
     return StageResult(artefact=artefact, reused=False)
-
-
-def load_lora(artefact: Artefact) -> bytes:
-    """The LoRA file of a finished artefact."""
-    content: bytes = artefact.read(["content"])["content"][0].as_py()
-    return content

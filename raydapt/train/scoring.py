@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from raydapt.artefacts.inputs import InputKind
+from raydapt.artefacts.synthetic_images import SyntheticImages
 from raydapt.data.classes import ClassSpace
 from raydapt.data.descriptions import check_descriptions, packaged_descriptions
 from raydapt.errors import UserError
 from raydapt.methods import scores
 from raydapt.methods.air.rules import centred, class_weights
-from raydapt.methods.contract import Method, Reads, SyntheticImages, TrainingImages
+from raydapt.methods.contract import Method, TrainingImages
 from raydapt.models.clip import Clip
 from raydapt.models.views import crop_view, square_boxes
 from raydapt.settings.config import Config
@@ -119,7 +121,7 @@ class Examiner:
             "calibrated_accuracy": scores.calibrated_accuracy(best.values, right_H, confidence_E),
         }
 
-    def _view(self, image_B: Tensor, reads: Reads, generator: torch.Generator) -> Tensor:
+    def _view(self, image_B: Tensor, reads: InputKind, generator: torch.Generator) -> Tensor:
         """Another view of the same images, for `stability`.
 
         Pixels: a square of 0.75 to 0.95 of the side. Crops: a random one of them in the place of the whole image.
@@ -142,7 +144,7 @@ def examiner_of(
     clip: Clip,
     images: TrainingImages,
     *,
-    reads: Reads,
+    reads: InputKind,
     held_out: SyntheticImages | None,
 ) -> Examiner | None:
     """What the scores of a run are computed from; None where there are too few images for any.

@@ -14,6 +14,7 @@ import torch
 from ray.train import UserCallback
 from safetensors.torch import load, save
 
+from raydapt.artefacts.features import FeatureTable, load_features, load_labels
 from raydapt.errors import UserError
 from raydapt.methods.build import LEARNING_METHODS
 from raydapt.methods.contract import Method
@@ -22,7 +23,6 @@ from raydapt.run.accuracy import evaluate
 from raydapt.run.plan import Plan, make_plan, rows_of_splits
 from raydapt.settings.config import Config
 from raydapt.stages.artefacts import FEATURES, artefacts_of, make_artefacts
-from raydapt.stages.features import FeatureTable, load_features, load_labels
 from raydapt.store.artefact import Artefact
 from raydapt.store.run_record import Run
 from raydapt.train.checkpoint import TrainState

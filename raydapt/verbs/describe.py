@@ -4,12 +4,13 @@ from pathlib import Path
 
 import yaml
 
+from raydapt.artefacts.descriptions import load_descriptions
 from raydapt.data.classes import resolve_classes
 from raydapt.data.sources import resolve_source
 from raydapt.errors import UserError
 from raydapt.models.language import who_answers
 from raydapt.settings.config import Config
-from raydapt.stages.describe import DescribeJob, describe_stage, load_descriptions
+from raydapt.stages.describe import DescribeJob, describe_stage
 from raydapt.store.artefact import Store
 
 

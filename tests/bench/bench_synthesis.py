@@ -54,8 +54,9 @@ def plain_loop(pipeline_name: str, steps: int) -> dict[str, Any]:
 
 def through_the_stage(pipeline_name: str, steps: int, actors: int, samples: int) -> dict[str, Any]:
     """The stage, into an empty store."""
+    from raydapt.artefacts.synthesis import SynthesisJob
     from raydapt.models.diffusion import Sampling, native_size_px, pipeline_identity
-    from raydapt.stages.synthesis import SynthesisJob, synthesize_stage
+    from raydapt.stages.synthesis import synthesize_stage
     from raydapt.store.artefact import Store
 
     settings = SynthesisSettings(samples_per_class=samples, actors=actors)

@@ -16,11 +16,11 @@ import numpy as np
 from safetensors import safe_open
 from sklearn.datasets import load_digits
 
+from raydapt.artefacts.synthesis import plan_synthesis
 from raydapt.data import digits
 from raydapt.run.pipeline import run
 from raydapt.run.plan import Plan, make_plan
 from raydapt.settings.config import Config, load_config
-from raydapt.stages.synthetic import plan_synthesis
 
 GOLDEN = Path(__file__).with_name("golden.json")
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -99,7 +99,8 @@ def recipes_of(plan: Plan) -> dict[str, str]:
     """Fingerprints of the artefacts of a plan, by kind; synthetic images of any use have one recipe."""
     recipes = [plan.features, plan.pixels, plan.crops, plan.partial_labels, *plan.captions]
     if plan.reads_synthetic or plan.config.synthesis.held_out:
-        synthetic = plan_synthesis(plan.config, plan.classes, plan.features)
+        config = plan.config
+        synthetic = plan_synthesis(config.synthesis, config.lora, config.data, plan.classes, plan.features)
         recipes += [synthetic.lora, synthetic.job.recipe]
     return {recipe.kind: recipe.fingerprint for recipe in recipes if recipe is not None}
 

@@ -4,8 +4,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from raydapt.artefacts.pixels import PixelRows
+from raydapt.artefacts.synthetic_images import SyntheticImages
 from raydapt.data.classes import ClassSpace
-from raydapt.methods.contract import PixelRows, SyntheticImages, TrainingImages
+from raydapt.methods.contract import TrainingImages
 from tests.models.tiny import EMBED_DIM, pixels, tiny_clip
 
 NAMES = ("cat", "annual crop land", "sea / lake", "fox")

@@ -3,11 +3,12 @@
 import torch
 from torch import nn
 
+from raydapt.artefacts.partial_labels import PartialLabels
+from raydapt.artefacts.pixels import PixelRows
 from raydapt.data.augment import Augmentation
-from raydapt.methods.contract import PixelRows, TrainingImages
+from raydapt.methods.contract import TrainingImages
 from raydapt.methods.coreg.method import CoReg
 from raydapt.methods.coreg.settings import CoregSettings
-from raydapt.methods.partial_labels import PartialLabels
 from raydapt.settings.groups import TrainSettings
 from raydapt.train.loop import Place, fit
 

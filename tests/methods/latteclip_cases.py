@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 
-from raydapt.methods.captions import captions_of
+from raydapt.artefacts.captions import captions_of
 from raydapt.methods.latteclip.method import LatteClip
 from raydapt.methods.latteclip.settings import LatteclipSettings
 from raydapt.settings.groups import ModelSettings, TrainSettings

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from raydapt.artefacts.captions import captions_of
 from raydapt.data.classes import fill_template
 from raydapt.errors import UserError
-from raydapt.methods.captions import captions_of
 from raydapt.methods.contract import Batch
 from raydapt.methods.latteclip.method import IMAGES
 from raydapt.models.deployed import deployed

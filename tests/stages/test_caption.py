@@ -7,22 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS, load_captions
 from raydapt.data.sources import resolve_source
 from raydapt.errors import UserError
 from raydapt.models.language import model_address, model_identity
 from raydapt.settings.config import load_config
 from raydapt.settings.groups import DataSettings
-from raydapt.stages.caption import (
-    GROUP_CAPTIONS,
-    IMAGE_CAPTIONS,
-    IMAGES,
-    CaptionAsker,
-    as_captions,
-    asker_of,
-    compact,
-    load_captions,
-    read_images,
-)
+from raydapt.stages.caption import IMAGES, CaptionAsker, as_captions, asker_of, compact, read_images
 from raydapt.stages.captioning import caption, caption_jobs
 from raydapt.stages.endpoint import data_url
 from raydapt.stages.llm import ANSWER, ASKED, ERROR, SKIPPED, NoQuestion, as_result, engine_reason

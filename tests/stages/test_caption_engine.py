@@ -24,25 +24,17 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
+from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS
 from raydapt.data.groups import draw_groups
 from raydapt.data.sources import read_part, resolve_source
 from raydapt.models.language import MINI_CAPTIONER
 from raydapt.settings.config import Config, load_config
 from raydapt.settings.groups import RaySettings
 from raydapt.stages import caption
-from raydapt.stages.caption import (
-    GROUP_CAPTIONS,
-    IMAGE_CAPTIONS,
-    CaptionAsker,
-    CaptionJob,
-    KnownRows,
-    asker_of,
-    caption_stage,
-)
+from raydapt.stages.caption import CaptionAsker, CaptionJob, KnownRows, asker_of, caption_stage
 from raydapt.stages.captioning import caption_jobs
 from raydapt.stages.llm import Question
-from raydapt.stages.run import StageResult
-from raydapt.store.artefact import Artefact, Store
+from raydapt.store.artefact import Artefact, StageResult, Store
 from raydapt.store.fingerprint import Recipe
 from tests.stages.images import write_images
 

@@ -6,14 +6,15 @@ import pyarrow as pa
 import pytest
 import yaml
 
+from raydapt.artefacts.descriptions import load_descriptions
 from raydapt.data.descriptions import check_descriptions
 from raydapt.errors import UserError
 from raydapt.settings.config import load_config
 from raydapt.settings.language import DescribeSettings
-from raydapt.stages.describe import DescribeJob, TextAsker, load_descriptions
+from raydapt.stages.describe import DescribeJob, TextAsker
 from raydapt.stages.llm import ANSWER, ASKED
-from raydapt.stages.run import PART, PART_ROWS, StageResult
-from raydapt.store.artefact import Store
+from raydapt.stages.run import PART, PART_ROWS
+from raydapt.store.artefact import StageResult, Store
 from raydapt.verbs import describe as describing
 from raydapt.verbs.describe import describe, describe_job
 

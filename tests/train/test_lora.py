@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from raydapt.artefacts.lora import load_lora
 from raydapt.errors import UserError
 from raydapt.settings.groups import LoraSettings, RaySettings, TrainSettings
 from raydapt.store.artefact import Store
 from raydapt.store.fingerprint import Recipe
 from raydapt.train.checkpoint import TrainState
 from raydapt.train.loop import Place
-from raydapt.train.lora import LoraJob, confident_images, load_lora, tune_lora
+from raydapt.train.lora import LoraJob, confident_images, tune_lora
 from tests.models.tiny_diffusion import save_tiny_pipeline, tiny_pipeline
 
 SETTINGS = LoraSettings(rank=2, learning_rate=5e-3, steps=30, batch_size=4)

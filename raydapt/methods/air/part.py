@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raydapt.artefacts.synthetic_images import SyntheticImages
 from raydapt.methods.air.rules import centred, class_weights, fuse, matching_scale, recognised
 from raydapt.methods.air.settings import AirSettings
-from raydapt.methods.contract import Batch, Stream, SyntheticImages, TrainingImages, one_hot
+from raydapt.methods.contract import Batch, Stream, TrainingImages, one_hot
 from raydapt.methods.prompting.pseudo_labels import Probabilities
 from raydapt.models.prompts import PromptedClip
 

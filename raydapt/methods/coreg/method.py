@@ -34,8 +34,8 @@ from raydapt.methods.coreg.losses import (
     within_candidates,
 )
 from raydapt.methods.coreg.memory import CoMemory
+from raydapt.methods.coreg.partial_labels import restrict_classes
 from raydapt.methods.coreg.settings import CoregSettings
-from raydapt.methods.partial_labels import restrict_classes
 from raydapt.methods.workers import gather_rows, n_workers, share_running_statistics
 from raydapt.models.students import Student, follow
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raydapt.methods.partial_labels import PartialLabels
+from raydapt.artefacts.partial_labels import PartialLabels
 
 _BINS = 20
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raydapt.artefacts.inputs import InputKind
 from raydapt.data.classes import ClassSpace, fill_template
-from raydapt.methods.contract import Batch, Method, OverImages, Reads, Stream, TrainingImages
+from raydapt.methods.contract import Batch, Method, OverImages, Stream, TrainingImages
 from raydapt.methods.fair.rules import class_sums, composite, description_weights, fairness_loss, sample_weights
 from raydapt.methods.fair.settings import FairSettings
 from raydapt.methods.workers import gather_rows, gather_rows_with_gradients
@@ -194,7 +195,7 @@ class Fair(Method):
         return self.tower.encode(view)
 
 
-def reads_of(settings: FairSettings) -> Reads:
+def reads_of(settings: FairSettings) -> InputKind:
     """Pixels where the tower is learned; else what the frozen tower makes of images and crops, once."""
     if settings.layer_norms:
         return "pixels"

@@ -14,16 +14,18 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from raydapt.artefacts.crops import boxes_of
+from raydapt.artefacts.features import FeatureTable
+from raydapt.artefacts.inputs import images_of
 from raydapt.data.decode import BadImage, decode_image
+from raydapt.data.reread import reread_images
 from raydapt.methods.fair.method import Anchors, Fair
+from raydapt.methods.fair.resolve import crop_spec
 from raydapt.methods.fair.rules import crop_weights
 from raydapt.models.views import crop_view, whole_view
 from raydapt.run import evaluation as outcome
-from raydapt.run.gallery import image_bytes
 from raydapt.run.plan import Plan
-from raydapt.stages.crops import boxes_of, crop_spec
-from raydapt.stages.features import FeatureTable
-from raydapt.train.job import TrainingJob, images_of
+from raydapt.train.job import TrainingJob
 from raydapt.train.ray_train import local_place
 
 _EXAMINED = 512
@@ -98,7 +100,10 @@ def _examples(plan: Plan, method: Fair, table: FeatureTable, row_M: Tensor) -> p
     )  # fmt: skip
     if not settings.crops:
         return pa.table(columns, schema=schema)
-    for row, encoded in image_bytes(plan, table, row_M[:_EXAMPLES].tolist()).items():
+    row_E = row_M[:_EXAMPLES]
+    ids = [table.id_N[row] for row in row_E.tolist()]
+    for at, encoded in reread_images(plan.source, table.row_N[row_E].tolist(), data, ids=ids):
+        row = int(row_E[at])
         try:
             pixel = decode_image(
                 encoded, plan.stored_spec, max_pixels=data.max_image_pixels, max_bytes=data.max_image_bytes

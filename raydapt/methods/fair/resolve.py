@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from raydapt.artefacts.crops import CropSpec
 from raydapt.data.classes import ClassSpace
 from raydapt.data.decode import ImageSpec
 from raydapt.data.descriptions import check_descriptions, packaged_descriptions, read_descriptions
@@ -61,3 +62,8 @@ def descriptions_of(fair: FairSettings, data: DataSettings, classes: ClassSpace)
             "them, or set fair.anchor_text=names."
         )
     return check_descriptions(packaged_descriptions(known.name), classes.names, f"the package, for {known.name!r},")
+
+
+def crop_spec(settings: FairSettings) -> CropSpec:
+    """The crops that the settings ask for."""
+    return CropSpec(crops=settings.crops, least_side=settings.crop_least_side, most_side=settings.crop_most_side)

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from raydapt.artefacts.captions import Captions
+from raydapt.artefacts.inputs import InputKind
 from raydapt.data.classes import ClassSpace, fill_template
 from raydapt.errors import UserError
-from raydapt.methods.captions import Captions, GroupDraw
-from raydapt.methods.contract import Batch, Method, OverImages, Reads, Stream, TrainingImages
+from raydapt.methods.contract import Batch, Method, OverImages, Stream, TrainingImages
+from raydapt.methods.latteclip.group_draw import GroupDraw
 from raydapt.methods.latteclip.rules import (
     contrastive_loss,
     legacy_mixture,
@@ -42,7 +44,7 @@ _NO_CAPTIONS = Captions(texts=(), text_N=torch.empty(0, dtype=torch.int64))
 _TEXTS_PER_CHUNK = 256
 
 
-def reads_of(settings: LatteclipSettings) -> Reads:
+def reads_of(settings: LatteclipSettings) -> InputKind:
     """A text prompt learns from cached features; all else changes what the image tower makes of pixels."""
     return "features" if settings.tune == "text_prompt" else "pixels"
 

@@ -11,13 +11,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS, load_captions
+from raydapt.artefacts.features import FeatureTable
 from raydapt.methods.latteclip.method import SOURCES
 from raydapt.models.clip import load_clip
 from raydapt.run.evaluation import parquet_bytes
 from raydapt.run.gallery import thumbnails
 from raydapt.run.plan import Plan
-from raydapt.stages.caption import GROUP_CAPTIONS, IMAGE_CAPTIONS, load_captions
-from raydapt.stages.features import FeatureTable
 from raydapt.train.checkpoint import TrainState
 from raydapt.train.job import TrainingJob
 

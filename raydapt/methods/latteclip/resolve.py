@@ -1,9 +1,9 @@
 """LatteCLIP's settings, checked against each other."""
 
+from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS
 from raydapt.errors import UserError
 from raydapt.methods.latteclip.settings import LatteclipSettings
 from raydapt.settings.config import Config
-from raydapt.stages.caption import GROUP_CAPTIONS, IMAGE_CAPTIONS
 
 _WORDS = {
     "full": "both towers of CLIP",

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from raydapt.artefacts.inputs import InputKind
 from raydapt.data.classes import ClassSpace
-from raydapt.methods.contract import Batch, Method, Reads, Stream
+from raydapt.methods.contract import Batch, Method, Stream
 from raydapt.methods.fair.method import texts_of
 from raydapt.methods.fair.rules import class_sums, crop_weights, description_weights
 from raydapt.methods.fair.settings import FairSettings
@@ -36,7 +37,7 @@ class Wca(Method):
         super().__init__()
         self.frozen = OnClip(clip)
         self.settings = settings
-        self.reads: Reads = "crops" if settings.crops else "features"
+        self.reads: InputKind = "crops" if settings.crops else "features"
         texts = texts_of(classes, settings)
         class_M = torch.tensor([c for c, of_class in enumerate(texts) for _ in of_class], device=clip.device)
         embedding_MD = clip.encode_text([text for of_class in texts for text in of_class])

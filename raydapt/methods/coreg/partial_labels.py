@@ -3,28 +3,12 @@
 Legend: N images, R templates, C classes, D width of the shared space.
 """
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-Annotation = Literal["prompts", "topk", "prob_ratio", "mean"]
+from raydapt.artefacts.partial_labels import Annotation, PartialLabels
+
 _ROWS_PER_CHUNK = 4096
-
-
-@dataclass(frozen=True, kw_only=True)
-class PartialLabels:
-    """What the annotation says of N images."""
-
-    candidate_NC: Tensor
-    """float32: 1 for a candidate, 0 for the others; of `mean` the probabilities themselves."""
-    probability_NC: Tensor
-    """float32: mean over the templates of the softmax."""
-
-    def rows(self, row_M: Tensor) -> "PartialLabels":
-        """The partial labels of some images."""
-        return PartialLabels(candidate_NC=self.candidate_NC[row_M], probability_NC=self.probability_NC[row_M])
 
 
 @torch.no_grad()
