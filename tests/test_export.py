@@ -43,7 +43,7 @@ def test_a_clip_run_is_deployed_as_image_tower_and_class_embeddings(clip, method
     built = build_method(settings_of(method=method, model=model), clip, CLASSES).eval()
     pixel = pixels(5)
     with torch.no_grad():
-        read = pixel if built.reads == "pixels" else clip.encode_image(pixel)
+        read = pixel if built.input_kind == "pixels" else clip.encode_image(pixel)
         torch.testing.assert_close(deployed(built, clip)(pixel), built.logits(read), rtol=1e-3, atol=1e-3)
 
 
@@ -60,7 +60,7 @@ def test_both_students_are_deployed_without_projectors():
 
 def test_what_is_no_linear_classifier_is_refused_in_one_sentence(clip):
     class Crooked(torch.nn.Module):
-        reads = "features"
+        input_kind = "features"
 
         def logits(self, feature_BD):
             return F.relu(feature_BD)

@@ -33,7 +33,7 @@ from raydapt.stages.synthesis import Synthesizer
 from raydapt.store.artefact import Artefact, Shard, StageResult, Store
 from raydapt.store.folder import Folder
 from raydapt.train.checkpoint import Checkpoints, TrainState
-from raydapt.train.loop import Log, Place, fit
+from raydapt.train.loop import Log, WorkerContext, fit
 from raydapt.train.ray_train import train_on_workers
 from tests.models.tiny_diffusion import save_tiny_pipeline
 from tests.stages.images import write_images
@@ -234,16 +234,16 @@ class TrainSlowToy:
     def __init__(self, settings: TrainSettings, notes: Path | None = None) -> None:
         self.settings, self.notes = settings, notes
 
-    def __call__(self, place: Place, checkpoints: Checkpoints, log: Log) -> TrainState:
+    def __call__(self, context: WorkerContext, checkpoints: Checkpoints, log: Log) -> TrainState:
         def note(line: Any) -> None:
             if self.notes is not None:
-                with (self.notes / f"{place.rank}").open("a") as file:
+                with (self.notes / f"{context.rank}").open("a") as file:
                     file.write(f"{os.getpid()} {line['round']} {line['epoch']}\n")
 
         images = toy_images()
         toy = SlowToy(images)
         toy.sleep_s = STEP_SLEEP_S if self.notes else 0.0
-        return fit(toy, images, self.settings, seed=1, place=place, checkpoints=checkpoints, log=note)
+        return fit(toy, images, self.settings, seed=1, context=context, checkpoints=checkpoints, log=note)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -254,7 +254,9 @@ def test_training_survives_the_loss_of_a_node(nodes: Nodes, tmp_path: Path) -> N
         workers=2, cpus_per_worker=4, gpus_per_worker=0, epochs=6, learning_rate=0.1, warmup_epochs=1.0,
         checkpoint_every_s=0, max_failures=3,
     )  # fmt: skip
-    undisturbed = TrainSlowToy(settings)(Place(device=torch.device("cpu")), MemoryCheckpoints(), lambda line: None)
+    undisturbed = TrainSlowToy(settings)(
+        WorkerContext(device=torch.device("cpu")), MemoryCheckpoints(), lambda line: None
+    )
     lost: list[int] = []
 
     def lose_a_node_at_work() -> None:

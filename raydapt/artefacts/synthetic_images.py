@@ -61,9 +61,9 @@ class SyntheticImages:
     pixels: PixelRows | None = None
     """uint8 pixels; None when the method reads features."""
 
-    def take(self, index_B: Tensor, reads: InputKind) -> Tensor:
+    def take(self, index_B: Tensor, input_kind: InputKind) -> Tensor:
         """Features [B, D], or pixels [B, 3, S, S], of int64 indices."""
-        return take_images(self.feature_MD, self.pixels, index_B, reads)
+        return take_images(self.feature_MD, self.pixels, index_B, input_kind)
 
 
 def synthesis_recipe(
@@ -142,7 +142,7 @@ def held_out_images(
     class_names: Sequence[str],
     first: int,
     count: int,
-    reads: InputKind,
+    input_kind: InputKind,
     cache_folder: str | Path,
 ) -> SyntheticImages:
     """`count` images of every class from number `first` on, which no method has learned from, for the scores.
@@ -152,11 +152,11 @@ def held_out_images(
         class_names: All classes.
         first: Images of each class that are left to the method.
         count: Images of each class.
-        reads: What the method takes for an image.
+        input_kind: What the method takes for an image.
         cache_folder: See `raydapt.artefacts.pixels.load_pixels`.
     """
     names = [(SYNTHETIC, HELD_OUT), (SYNTHETIC_FEATURES, HELD_OUT_FEATURES)]
-    if reads == "pixels":
+    if input_kind == "pixels":
         names.append((SYNTHETIC_PIXELS, HELD_OUT_PIXELS))
     found = {name: artefacts[held_out] for name, held_out in names}
     return _of_numbers(found, class_names, range(first, first + count), cache_folder)

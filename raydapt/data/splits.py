@@ -16,7 +16,7 @@ Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Division:
+class LabelSplit:
     """The training images of one run, divided."""
 
     labelled_L: Indices
@@ -64,7 +64,7 @@ def divide(
     split_seed: int = 500,
     seen_share: float = 0.62,
     n_images: int | None = None,
-) -> Division:
+) -> LabelSplit:
     """Divides the training images.
 
     Args:
@@ -75,7 +75,7 @@ def divide(
         n_classes: Number of classes.
         shots: Labelled images per class in SSL; a class with fewer gives all that it has.
         seed: Seed of the SSL draw.
-        split_seed: Seed of the TRZSL division.
+        split_seed: Seed of the TRZSL split.
         seen_share: Share of the classes that is seen.
         n_images: Number of training images, needed when `class_index_N` is None.
 
@@ -86,7 +86,7 @@ def divide(
         n_images = len(class_index_N) if class_index_N is not None else n_images
         if n_images is None:
             raise ValueError("The number of training images is not known.")
-        return Division(
+        return LabelSplit(
             labelled_L=np.empty(0, np.int64),
             unlabelled_U=np.arange(n_images),
             candidate_classes=tuple(range(n_classes)),
@@ -105,7 +105,7 @@ def divide(
             f"data.paradigm=trzsl with data.split_seed={split_seed}: no training image belongs to a seen class; "
             "take another seed, or data.paradigm=ul."
         )
-    return Division(
+    return LabelSplit(
         labelled_L=np.flatnonzero(is_seen_N),
         unlabelled_U=np.flatnonzero(~is_seen_N),
         candidate_classes=unseen,
@@ -114,7 +114,7 @@ def divide(
     )
 
 
-def _divide_ssl(class_index_N: Indices, n_classes: int, shots: int, seed: int) -> Division:
+def _divide_ssl(class_index_N: Indices, n_classes: int, shots: int, seed: int) -> LabelSplit:
     generator = np.random.default_rng(seed)
     drawn = []
     for c in range(n_classes):
@@ -126,7 +126,7 @@ def _divide_ssl(class_index_N: Indices, n_classes: int, shots: int, seed: int) -
             )
         drawn.append(generator.choice(member, min(shots, len(member)), replace=False))
     labelled_L = np.sort(np.concatenate(drawn))
-    return Division(
+    return LabelSplit(
         labelled_L=labelled_L,
         unlabelled_U=np.setdiff1d(np.arange(len(class_index_N)), labelled_L),
         candidate_classes=tuple(range(n_classes)),

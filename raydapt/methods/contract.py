@@ -25,7 +25,7 @@ ImageSource = Literal["train", "synthetic"]
 
 
 OverImages = Callable[[Callable[[Tensor], Tensor]], Tensor]
-"""Applies a function of a batch of images (as the method `reads` them) to all training images."""
+"""Applies a function of a batch of images (as `input_kind` says) to all training images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,17 +72,17 @@ class TrainingImages:
     group_captions: Captions | None = None
     """For every training image, the description of a group of images of its zero-shot class."""
 
-    def take(self, index_B: Tensor, reads: InputKind, source: ImageSource = "train") -> Tensor:
+    def take(self, index_B: Tensor, input_kind: InputKind, source: ImageSource = "train") -> Tensor:
         """Features [B, D], pixels [B, 3, S, S], or features with crops' [B, 1 + K, D], of int64 indices."""
-        if reads == "crops":
+        if input_kind == "crops":
             if self.crop_NKD is None:
                 raise ValueError("The method reads crops, but there are none.")
             return self.crop_NKD[index_B]
         if source == "train":
-            return take_images(self.feature_ND, self.pixels, index_B, reads)
+            return take_images(self.feature_ND, self.pixels, index_B, input_kind)
         if self.synthetic is None:
             raise ValueError("A stream draws from synthetic images, but there are none.")
-        return self.synthetic.take(index_B, reads)
+        return self.synthetic.take(index_B, input_kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class Batch:
     """One worker's part of a batch of a stream, on its device."""
 
     image_B: Tensor
-    """Features [B, D] float32, or pixels [B, 3, S, S] uint8, as the method `reads`."""
+    """Features [B, D] float32, or pixels [B, 3, S, S] uint8, as `input_kind` says."""
     target_BC: Tensor
     index_B: Tensor
 
@@ -124,7 +124,7 @@ class Method(nn.Module, ABC):
 
     rounds: int = 0
     """Rounds of learning; 0 for a method that learns nothing."""
-    reads: InputKind = "features"
+    input_kind: InputKind = "features"
     """What `forward` and `logits` take for an image."""
     pseudo_labels: PseudoLabels | None = None
     """What the current round selected; None before the first round."""

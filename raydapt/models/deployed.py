@@ -93,7 +93,7 @@ def deployed(method: Method, clip: Clip) -> nn.Module:
             module = DeployedClip(model, method.class_embeddings(), prompt_LD)
             module.scale = float(method.scale)
             return module.eval()
-        if method.reads == "pixels" and prompted is not None and prompted.visual is not None:
+        if method.input_kind == "pixels" and prompted is not None and prompted.visual is not None:
             prompt_LD = prompted.visual.prompt_LD
             if prompted.joint is not None:
                 _, prompt_LD = prompted.joint(prompted.text.context_LD, prompt_LD)
@@ -103,7 +103,7 @@ def deployed(method: Method, clip: Clip) -> nn.Module:
 
 def _class_embeddings(method: Method, clip: Clip) -> Tensor:
     """Class embeddings [C, D] of a method whose logits are linear in the image feature, found by asking it."""
-    if method.reads == "features":
+    if method.input_kind == "features":
         unit_DD = torch.eye(clip.embed_dim, device=clip.device)
         logits_DC = method.eval().logits(unit_DD)
         if torch.allclose(method.logits(-2 * unit_DD), -2 * logits_DC, rtol=1e-4, atol=1e-4):

@@ -3,7 +3,7 @@
     source + class names
       -> features of the frozen CLIP            (Ray Data, kept in the store, shared by all runs)
       -> pixels, if a visual prompt is learned  (the same)
-      -> division: which images carry labels    (UL: none)
+      -> label split: which images carry labels    (UL: none)
       -> rounds of pseudo-labels and learning   (Ray Train, or this process)
       -> predictions, metrics, gallery, report
 
@@ -22,7 +22,7 @@ from raydapt.artefacts.inputs import images_of
 from raydapt.artefacts.partial_labels import load_partial_labels
 from raydapt.artefacts.synthetic_images import SYNTHETIC
 from raydapt.cluster.joining import ensure_ray, require_shared
-from raydapt.data.splits import Division, divide
+from raydapt.data.splits import LabelSplit, divide
 from raydapt.errors import UserError
 from raydapt.methods.build import LEARNING_METHODS
 from raydapt.methods.contract import Method
@@ -54,14 +54,14 @@ from raydapt.store.run_record import Run
 from raydapt.train.checkpoint import TrainState
 from raydapt.train.job import (
     CHECKPOINT,
-    DIVISION,
+    LABEL_SPLIT,
     FileCheckpoints,
     TrainingJob,
     build_for_prediction,
-    division_bytes,
+    label_split_bytes,
     synthetic_of,
 )
-from raydapt.train.ray_train import local_place, train_on_workers
+from raydapt.train.ray_train import local_context, train_on_workers
 
 
 def run(config: Config, *, overwrite: bool = False) -> Run:
@@ -113,11 +113,13 @@ def _run(record: Run, plan: Plan) -> None:
     artefacts = artefacts_of(stages)
     table = load_features(artefacts[FEATURES])
     row_N, row_T, transductive = rows_of_splits(plan.config.data, table)
-    division = divide_images(record, plan, artefacts[FEATURES], row_N)
+    label_split = divide_images(record, plan, artefacts[FEATURES], row_N)
     job = TrainingJob(config=plan.config, classes=plan.classes, run=record, artefacts=artefacts)
     state = _train(job)
     method = final_method(job, state)
-    metrics = _evaluate(job, plan, state, method, table, division, row_N=row_N, row_T=row_T, transductive=transductive)
+    metrics = _evaluate(
+        job, plan, state, method, table, label_split, row_N=row_N, row_T=row_T, transductive=transductive
+    )
     if SYNTHETIC in artefacts:
         metrics["synthetic"] = _show_synthetic(job, plan)
     metrics["stages"] = {name: _stage_metrics(result) for name, result in stages.items()}
@@ -138,21 +140,21 @@ def _claim(record: Run, plan: Plan, *, overwrite: bool) -> None:
             f"Run folder {record.path!r} holds a run with other settings: give another name=…, or pass --overwrite."
         )
     if overwrite:
-        for name in ("metrics.json", "report.html", CHECKPOINT, DIVISION):
+        for name in ("metrics.json", "report.html", CHECKPOINT, LABEL_SPLIT):
             record.remove(name)
     record.write_text("config.yaml", yaml.safe_dump(as_tree(plan.config), sort_keys=False, allow_unicode=True))
     record.write_json("fingerprint.json", {"fingerprint": plan.fingerprint})
     record.write_json("environment.json", environment())
 
 
-def divide_images(record: Run, plan: Plan, features: Artefact, row_N: torch.Tensor) -> Division:
+def divide_images(record: Run, plan: Plan, features: Artefact, row_N: torch.Tensor) -> LabelSplit:
     """Divides the training images; the labels of SSL and TRZSL are read here, those of UL are not."""
     data, n_classes = plan.config.data, len(plan.classes.names)
     class_N = None
     if data.paradigm != "ul":
         labels = load_labels(features)
         class_N = plan.classes.indices_of([labels[row] for row in row_N.tolist()])
-    division = divide(
+    label_split = divide(
         data.paradigm,
         class_N,
         n_classes,
@@ -162,8 +164,8 @@ def divide_images(record: Run, plan: Plan, features: Artefact, row_N: torch.Tens
         seen_share=data.seen_share,
         n_images=len(row_N),
     )
-    record.write_bytes(DIVISION, division_bytes(row_N.numpy(), division, class_N))
-    return division
+    record.write_bytes(LABEL_SPLIT, label_split_bytes(row_N.numpy(), label_split, class_N))
+    return label_split
 
 
 def _train(job: TrainingJob) -> TrainState:
@@ -174,7 +176,7 @@ def _train(job: TrainingJob) -> TrainState:
     checkpoints = FileCheckpoints(record)
     progress = TrainingProgress(rounds=rounds_of(job.config), epochs=settings.epochs, show=job.config.ray.progress)
     if settings.workers == 0:
-        state = job(local_place(settings), checkpoints, progress)
+        state = job(local_context(settings), checkpoints, progress)
     else:
         ensure_ray(job.config.ray)
         require_shared(job.config.store, setting="store")
@@ -197,7 +199,7 @@ def _evaluate(
     state: TrainState,
     method: Method,
     table: FeatureTable,
-    division: Division,
+    label_split: LabelSplit,
     *,
     row_N: torch.Tensor,
     row_T: torch.Tensor,
@@ -208,7 +210,7 @@ def _evaluate(
     before, after = guess_tests(job, method, table, row_T)
     labels = load_labels(job.artefacts[FEATURES])
     class_all = torch.from_numpy(plan.classes.indices_of(labels))
-    seen, unseen = (division.seen or None), (division.unseen or None)
+    seen, unseen = (label_split.seen or None), (label_split.unseen or None)
     n_classes = len(names)
     accuracy_before, accuracy_after = outcome.compare_guesses(before, after, class_all[row_T], n_classes, seen, unseen)
     predictions = outcome.predictions_table(table, labels, plan.classes, row_T, before, after)
@@ -218,10 +220,10 @@ def _evaluate(
         given = outcome.pseudo_labels_table(state.history, id_N, names)
         record.write_bytes("pseudo_labels.parquet", outcome.parquet_bytes(given))
     record.write_bytes("gallery.parquet", outcome.parquet_bytes(gallery_table(plan, table, row_T, predictions)))
-    unlabelled_U = torch.from_numpy(division.unlabelled_U)
+    unlabelled_U = torch.from_numpy(label_split.unlabelled_U)
     rounds = outcome.round_metrics(state.history, class_all[row_N], unlabelled_U)
     outcome.add_scores(rounds, state.lines)
-    examiner = job.examiner(method, device=local_place(config.train).device)
+    scorer = job.scorer(method, device=local_context(config.train).device)
     own = _coreg_metrics(job, state, table, class_all, row_N, row_T) if config.method == "coreg" else {}
     return own | {
         "name": record.name,
@@ -231,13 +233,13 @@ def _evaluate(
         "dataset": config.data.source,
         "classes": n_classes,
         "class_names": list(names),
-        "unseen_classes": [names[i] for i in division.unseen],
+        "unseen_classes": [names[i] for i in label_split.unseen],
         "seed": config.seed,
         "zero_shot": accuracy_before.as_dict(),
         "adapted": accuracy_after.as_dict(),
         "pseudo_labels": rounds[-1] if rounds else {"selected": 0, "accuracy": None},
         "label_free_score": after.mutual_information,
-        "scores": None if examiner is None else examiner(method),
+        "scores": None if scorer is None else scorer(method),
         "rounds": rounds,
         "evaluation": outcome.evaluation_metrics(
             accuracy_before, accuracy_after, names, images=len(row_T), transductive=transductive
@@ -255,7 +257,7 @@ def _coreg_metrics(
     row_T: torch.Tensor,
 ) -> dict[str, Any]:
     """Annotation, division, students, and the size and speed of what is deployed beside CLIP's image tower."""
-    device, config = local_place(job.config.train).device, job.config
+    device, config = local_context(job.config.train).device, job.config
     partial = load_partial_labels(job.artefacts[PARTIAL_LABELS])
     rows = torch.arange(len(class_all))
     zero_shot = outcome.guess(job.zero_shot(device), table.feature_ND, rows, batch_size=1024, device=device)
@@ -283,7 +285,7 @@ def _show_synthetic(job: TrainingJob, plan: Plan) -> dict[str, Any]:
 
 def final_method(job: TrainingJob, state: TrainState) -> Method:
     """The method with what it has learned, to predict with."""
-    method = build_for_prediction(job.config, job.classes, local_place(job.config.train).device, job.artefacts)
+    method = build_for_prediction(job.config, job.classes, local_context(job.config.train).device, job.artefacts)
     if state.method:
         method.load_state_dict(state.method)
     return method
@@ -293,13 +295,13 @@ def guess_tests(
     job: TrainingJob, method: Method, table: FeatureTable, row_T: torch.Tensor
 ) -> tuple[outcome.Guesses, outcome.Guesses]:
     """Zero-shot and adapted answers for the test images."""
-    place, batch_size = local_place(job.config.train), job.config.train.predict_batch_size
-    zero_shot = job.zero_shot(place.device)
-    before = outcome.guess(zero_shot, table.feature_ND, row_T, batch_size=batch_size, device=place.device)
+    context, batch_size = local_context(job.config.train), job.config.train.predict_batch_size
+    zero_shot = job.zero_shot(context.device)
+    before = outcome.guess(zero_shot, table.feature_ND, row_T, batch_size=batch_size, device=context.device)
     if job.config.method == "zero_shot":
         return before, before
-    images = images_of(method.reads, table, job.artefacts)
-    return before, outcome.guess(method, images, row_T, batch_size=batch_size, device=place.device)
+    images = images_of(method.input_kind, table, job.artefacts)
+    return before, outcome.guess(method, images, row_T, batch_size=batch_size, device=context.device)
 
 
 def _alignment(

@@ -22,9 +22,9 @@ from raydapt.errors import UserError
 from raydapt.methods.build import LEARNING_METHODS, has_a_part
 from raydapt.methods.coreg.resolve import resolve_coreg, voter_digests
 from raydapt.methods.cpl.settings import CplSettings
-from raydapt.methods.fair.method import reads_of
+from raydapt.methods.fair.method import input_kind_of
 from raydapt.methods.fair.resolve import crop_spec, resolve_fair
-from raydapt.methods.latteclip.method import reads_of as latteclip_reads_of
+from raydapt.methods.latteclip.method import input_kind_of as latteclip_input_kind_of
 from raydapt.methods.latteclip.resolve import caption_kinds, check_latteclip, latteclip_learns
 from raydapt.models.clip import load_clip
 from raydapt.settings.config import Config
@@ -86,10 +86,10 @@ def make_plan(config: Config) -> Plan:
     clip = load_clip(config.model.clip)
     config = _resolve(config, classes, clip.image_spec)
     features = features_recipe(source, clip.identity, clip.image_spec, config.data)
-    reads, stored_spec = _reads(config), _stored_spec(config, clip.image_spec)
-    pixels = pixels_recipe(source, stored_spec, config.data) if reads == "pixels" else None
+    input_kind, stored_spec = _input_kind(config), _stored_spec(config, clip.image_spec)
+    pixels = pixels_recipe(source, stored_spec, config.data) if input_kind == "pixels" else None
     spec = crop_spec(config.fair)
-    crops = crops_recipe(source, clip.identity, stored_spec, config.data, spec) if reads == "crops" else None
+    crops = crops_recipe(source, clip.identity, stored_spec, config.data, spec) if input_kind == "crops" else None
     voters = voter_digests(config, classes) if config.method == "coreg" else ()
     inputs = [features.fingerprint, *voters]
     if _reads_synthetic(config):
@@ -189,14 +189,14 @@ def _resolve(config: Config, classes: ClassSpace, image_spec: ImageSpec) -> Conf
     return replace(config, coreg=resolve_coreg(config)) if config.method == "coreg" else config
 
 
-def _reads(config: Config) -> InputKind:
+def _input_kind(config: Config) -> InputKind:
     """What the method takes for an image."""
     if config.method in FAIR_METHODS:
-        return reads_of(config.fair if config.method == "fair" else replace(config.fair, layer_norms=False))
+        return input_kind_of(config.fair if config.method == "fair" else replace(config.fair, layer_norms=False))
     if config.method == "coreg":
         return "pixels"
     if config.method == "latteclip":
-        return latteclip_reads_of(config.latteclip)
+        return latteclip_input_kind_of(config.latteclip)
     return "pixels" if config.method in LEARNING_METHODS and config.model.prompt != "text" else "features"
 
 

@@ -19,7 +19,7 @@ from raydapt.store.artefact import Artefact
 from raydapt.store.fingerprint import fingerprint
 from raydapt.store.run_record import Run, safe_name
 from raydapt.train.job import build_for_prediction
-from raydapt.train.ray_train import local_place
+from raydapt.train.ray_train import local_context
 
 
 def predict(run_folder: str, overrides: list[str], *, output: str | None = None) -> str:
@@ -107,13 +107,13 @@ def _apply(run_folder: str, overrides: list[str], *, all_images: bool) -> _Appli
 
 def _answer(applied: _Applied, artefacts: dict[str, Artefact]) -> None:
     config, table, row_T = applied.plan.config, applied.table, applied.row_T
-    place, batch_size = local_place(config.train), config.train.predict_batch_size
+    context, batch_size = local_context(config.train), config.train.predict_batch_size
     classes = applied.plan.classes
-    plain = build_for_prediction(replace(config, method="zero_shot"), classes, place.device)
-    applied.before = outcome.guess(plain, table.feature_ND, row_T, batch_size=batch_size, device=place.device)
-    method = load_learned(build_for_prediction(config, classes, place.device, artefacts), applied.run, config)
-    images = images_of(method.reads, table, artefacts)
-    applied.after = outcome.guess(method, images, row_T, batch_size=batch_size, device=place.device)
+    plain = build_for_prediction(replace(config, method="zero_shot"), classes, context.device)
+    applied.before = outcome.guess(plain, table.feature_ND, row_T, batch_size=batch_size, device=context.device)
+    method = load_learned(build_for_prediction(config, classes, context.device, artefacts), applied.run, config)
+    images = images_of(method.input_kind, table, artefacts)
+    applied.after = outcome.guess(method, images, row_T, batch_size=batch_size, device=context.device)
 
 
 def run_of_job(config: Config) -> str:

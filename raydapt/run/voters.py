@@ -20,7 +20,7 @@ from raydapt.stages.annotate import Annotator
 from raydapt.stages.artefacts import FEATURES, artefacts_of, make_artefacts
 from raydapt.train.job import build_for_prediction
 from raydapt.train.loop import predict
-from raydapt.train.ray_train import local_place
+from raydapt.train.ray_train import local_context
 
 
 def run_annotator(plan: Plan) -> Annotator:
@@ -44,7 +44,7 @@ def _answers_of(folder: str, plan: Plan) -> Callable[[Tensor], Tensor]:
     ours = plan.config
     applied = make_plan(replace(config, data=data, store=ours.store, ray=ours.ray, features=ours.features))
     artefacts = artefacts_of(make_artefacts(applied, to_learn=False))
-    device, batch_size = local_place(config.train).device, config.train.predict_batch_size
+    device, batch_size = local_context(config.train).device, config.train.predict_batch_size
     method = load_learned(build_for_prediction(applied.config, applied.classes, device, artefacts), run, config)
-    image_N = images_of(method.reads, load_features(artefacts[FEATURES]), artefacts)
+    image_N = images_of(method.input_kind, load_features(artefacts[FEATURES]), artefacts)
     return lambda row_M: predict(method, image_N.__getitem__, row_M, batch_size=batch_size, device=device)

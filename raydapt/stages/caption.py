@@ -27,7 +27,7 @@ from raydapt.data.sources import Part, Source, group_parts, read_parts
 from raydapt.settings.groups import DataSettings, RaySettings
 from raydapt.settings.language import CaptionSettings
 from raydapt.stages.asking import ask
-from raydapt.stages.llm import ANSWER, ASKED, ERROR, SKIPPED, NoQuestion, Question
+from raydapt.stages.llm import ANSWER, ASKED, ERROR, SKIPPED, Prompt, SkipRow
 from raydapt.stages.run import PART, PART_ROWS, Stage, run_stage
 from raydapt.store.artefact import StageResult, Store
 from raydapt.store.fingerprint import Recipe
@@ -104,8 +104,8 @@ class CaptionJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionAsker:
-    """Makes the question of a row out of its encoded images: one as it is, or four on a canvas."""
+class CaptionPromptBuilder:
+    """Makes the prompt of a row out of its encoded images: one as it is, or four on a canvas."""
 
     image_px: int
     canvas_px: int | None
@@ -113,17 +113,17 @@ class CaptionAsker:
     max_pixels: int
     max_bytes: int
 
-    def __call__(self, row: dict[str, Any]) -> Question:
+    def __call__(self, row: dict[str, Any]) -> Prompt:
         """Takes the column of encoded images out of the row."""
         encoded = row.pop(IMAGES, None) or []
         if row[ERROR]:
-            raise NoQuestion(row[ERROR])
+            raise SkipRow(row[ERROR])
         try:
             images = [decode_rgb(data, max_pixels=self.max_pixels, max_bytes=self.max_bytes) for data in encoded]
         except BadImage as error:
-            raise NoQuestion(error.reason) from None
+            raise SkipRow(error.reason) from None
         image = tile_group(images, self.canvas_px, self.gap_px) if len(images) > 1 else images[0]
-        return Question(text=row[ASKED], image=shrink(image, self.image_px), seed=int(row["id"], 16) >> 1)
+        return Prompt(text=row[ASKED], image=shrink(image, self.image_px), seed=int(row["id"], 16) >> 1)
 
 
 def caption_stage(job: CaptionJob, *, known: KnownRows | None, ray_settings: RaySettings, store: Store) -> StageResult:
@@ -148,10 +148,10 @@ def caption_stage(job: CaptionJob, *, known: KnownRows | None, ray_settings: Ray
             rows = _image_rows(job, known, pending, nodes)
         answered, engines = ask(
             rows,
-            asker_of(job),
+            prompt_builder_of(job),
             settings,
             address=job.address,
-            questions=lambda: _filled(job.prompt, known),
+            prompts=lambda: _filled(job.prompt, known),
             images=True,
             schema=_SCHEMAS[kind],
             setting="caption",
@@ -171,10 +171,10 @@ def caption_stage(job: CaptionJob, *, known: KnownRows | None, ray_settings: Ray
     return run_stage(store, stage)
 
 
-def asker_of(job: CaptionJob) -> CaptionAsker:
-    """What makes the questions of a job."""
+def prompt_builder_of(job: CaptionJob) -> CaptionPromptBuilder:
+    """What makes the prompts of a job."""
     settings, data = job.settings, job.data
-    return CaptionAsker(
+    return CaptionPromptBuilder(
         image_px=settings.image_px,
         canvas_px=None if settings.canvas_px == "auto" else settings.canvas_px,
         gap_px=None if settings.gap_px == "auto" else settings.gap_px,
@@ -213,10 +213,10 @@ def _asked(prompt: str, known: KnownRows, part: int) -> list[str | None]:
     """What is asked about each image of a part; None about those that are passed over (not bad ones: they stay bad)."""
     rows = known.part(part)
     wanted = zip(known.wanted_N[rows].tolist(), known.error_N[rows], known.class_N[rows].tolist(), strict=True)
-    return [_question(prompt, known, c) if want or error else None for want, error, c in wanted]
+    return [_prompt_of(prompt, known, c) if want or error else None for want, error, c in wanted]
 
 
-def _question(prompt: str, known: KnownRows, class_: int) -> str:
+def _prompt_of(prompt: str, known: KnownRows, class_: int) -> str:
     return fill_template(prompt, known.class_names[class_]) if "{}" in prompt and class_ >= 0 else prompt
 
 
@@ -305,7 +305,7 @@ def gather_groups(
         errors.append(passed_over or ("member_missing" if missing else None))
         images.append(None if errors[-1] else encoded)
         members.append([everything.id_N[i] for i in drawn] or None)
-    asked = [_question(prompt, everything, c) for c in everything.class_N[rows].tolist()]
+    asked = [_prompt_of(prompt, everything, c) for c in everything.class_N[rows].tolist()]
     table = pa.table(
         {
             "row": pa.array(everything.row_N[rows]),

@@ -13,7 +13,7 @@ from raydapt.data.groups import seed_of_text
 from raydapt.settings.groups import RaySettings
 from raydapt.settings.language import DescribeSettings
 from raydapt.stages.asking import ask
-from raydapt.stages.llm import ANSWER, ASKED, ERROR, SECONDS, Question
+from raydapt.stages.llm import ANSWER, ASKED, ERROR, SECONDS, Prompt
 from raydapt.stages.run import PART, PART_ROWS, Stage, run_stage
 from raydapt.store.artefact import StageResult, Store
 from raydapt.store.fingerprint import Recipe
@@ -72,14 +72,14 @@ class DescribeJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextAsker:
-    """Makes the question of a row; the seed of its answer depends on the setting and the row."""
+class TextPromptBuilder:
+    """Makes the prompt of a row; the seed of its answer depends on the setting and the row."""
 
     seed: int
 
-    def __call__(self, row: dict[str, Any]) -> Question:
-        """The question as it stands in the row."""
-        return Question(text=row[ASKED], seed=seed_of_text(self.seed, f"{row['row']} {row[ASKED]}") >> 1)
+    def __call__(self, row: dict[str, Any]) -> Prompt:
+        """The prompt as it stands in the row."""
+        return Prompt(text=row[ASKED], seed=seed_of_text(self.seed, f"{row['row']} {row[ASKED]}") >> 1)
 
 
 def describe_stage(job: DescribeJob, *, ray_settings: RaySettings, store: Store) -> StageResult:
@@ -94,10 +94,10 @@ def describe_stage(job: DescribeJob, *, ray_settings: RaySettings, store: Store)
         rows = ray.data.from_items([row for part in pending for row in job.rows(part)])
         return ask(
             rows,
-            TextAsker(seed=settings.seed),
+            TextPromptBuilder(seed=settings.seed),
             settings,
             address=job.address,
-            questions=lambda: [asked for class_ in range(len(job.class_names)) for asked in job.questions(class_)],
+            prompts=lambda: [asked for class_ in range(len(job.class_names)) for asked in job.questions(class_)],
             images=False,
             schema=_SCHEMA,
             setting="describe",

@@ -18,7 +18,7 @@ from raydapt.cluster.nodes import require_cpu
 from raydapt.errors import UserError
 from raydapt.settings.groups import RaySettings
 from raydapt.settings.language import EngineSettings
-from raydapt.stages.llm import ANSWER, ASKED, ERROR, SECONDS, Asker, NoQuestion, Question, as_result, engine_reason
+from raydapt.stages.llm import ANSWER, ASKED, ERROR, SECONDS, Prompt, PromptBuilder, SkipRow, as_result, engine_reason
 
 _TRIES = 6
 """Times that a request is repeated by the client, with growing pauses, when the server is busy or away."""
@@ -27,14 +27,14 @@ _TIMEOUT_S = 600.0
 
 def ask_endpoint(
     dataset: ray.data.Dataset,
-    asker: Asker,
+    prompt_builder: PromptBuilder,
     settings: EngineSettings,
     *,
     schema: pa.Schema,
     setting: str,
     ray_settings: RaySettings,
 ) -> tuple[ray.data.Dataset, int]:
-    """Puts every row's question to a server; see `raydapt.stages.llm.ask_vllm` for what goes in and comes out.
+    """Puts every row's prompt to a server; see `raydapt.stages.llm.ask_vllm` for what goes in and comes out.
 
     Raises:
         UserError: When no server is named, or its client is not installed.
@@ -51,7 +51,7 @@ def ask_endpoint(
     clients = 1 if settings.replicas == "auto" else settings.replicas
     answered = dataset.map_batches(
         EndpointClient,
-        fn_constructor_args=(asker, settings, schema, setting),
+        fn_constructor_args=(prompt_builder, settings, schema, setting),
         batch_size=settings.max_num_seqs,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=clients, max_tasks_in_flight_per_actor=2),
@@ -62,12 +62,14 @@ def ask_endpoint(
 
 
 class EndpointClient:
-    """The actor: asks the questions of a batch at the same time.
+    """The actor: sends the prompts of a batch at the same time.
 
     The key is read here, from the environment of the node: it is in no setting, no file and no message between nodes.
     """
 
-    def __init__(self, asker: Asker, settings: EngineSettings, schema: pa.Schema, setting: str) -> None:
+    def __init__(
+        self, prompt_builder: PromptBuilder, settings: EngineSettings, schema: pa.Schema, setting: str
+    ) -> None:
         self._openai: Any = importlib.import_module("openai")
         self._client = self._openai.OpenAI(
             base_url=settings.base_url,
@@ -75,7 +77,7 @@ class EndpointClient:
             max_retries=_TRIES,
             timeout=_TIMEOUT_S,
         )
-        self._asker, self._settings, self._schema, self._setting = asker, settings, schema, setting
+        self._prompt_builder, self._settings, self._schema, self._setting = prompt_builder, settings, schema, setting
         self._threads = ThreadPoolExecutor(max_workers=settings.max_num_seqs)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -85,27 +87,27 @@ class EndpointClient:
 
     def _answer(self, row: dict[str, Any]) -> dict[str, Any]:
         try:
-            question = self._asker(row)
-        except NoQuestion as verdict:
+            prompt = self._prompt_builder(row)
+        except SkipRow as verdict:
             return {**row, ERROR: str(verdict)}
         started = time.perf_counter()
-        asked = {**row, ASKED: question.text}
+        asked = {**row, ASKED: prompt.text}
         try:
-            text = self._ask(question)
+            text = self._ask(prompt)
         except self._openai.BadRequestError as error:
             return {**asked, ERROR: engine_reason(str(error))}
         except self._openai.OpenAIError as error:
             raise UserError(self._sentence(error)) from None
         return {**asked, ANSWER: text, SECONDS: time.perf_counter() - started}
 
-    def _ask(self, question: Question) -> str:
-        content: Any = question.text
-        if question.image is not None:
-            image = {"type": "image_url", "image_url": {"url": data_url(question.image)}}
-            content = [image, {"type": "text", "text": question.text}]
+    def _ask(self, prompt: Prompt) -> str:
+        content: Any = prompt.text
+        if prompt.image is not None:
+            image = {"type": "image_url", "image_url": {"url": data_url(prompt.image)}}
+            content = [image, {"type": "text", "text": prompt.text}]
         sampling: dict[str, Any] = {"temperature": 0.0}
         if not self._settings.greedy:
-            sampling = {"temperature": 1.0, "seed": question.seed}
+            sampling = {"temperature": 1.0, "seed": prompt.seed}
         answer = self._client.chat.completions.create(
             model=self._settings.model,
             messages=[{"role": "user", "content": content}],

@@ -1,6 +1,6 @@
 """Answers of a language model to the rows of a dataset, by vLLM through ``ray.data.llm``.
 
-A row that cannot be asked keeps its place with a reason; a question that the engine refuses does so too. What kills the
+A row that cannot be asked keeps its place with a reason; a prompt that the engine refuses does so too. What kills the
 engine kills its actor, which Ray starts again with the rows that were on their way.
 """
 
@@ -33,7 +33,7 @@ _FEW_CORES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class Prompt:
     """What is asked about one row."""
 
     text: str
@@ -42,12 +42,12 @@ class Question:
     """Of sampling, where it is not greedy."""
 
 
-class NoQuestion(Exception):  # noqa: N818 - it is a verdict on a row, not a failure of the program
+class SkipRow(Exception):  # noqa: N818 - it is a verdict on a row, not a failure of the program
     """A row that cannot be asked; its text is the reason."""
 
 
-Asker = Callable[[dict[str, Any]], Question]
-"""Makes the question of a row, or raises `NoQuestion`. It may take columns out of the row that are not to be kept."""
+PromptBuilder = Callable[[dict[str, Any]], Prompt]
+"""Makes the prompt of a row, or raises `SkipRow`. It may take columns out of the row that are not to be kept."""
 
 
 class _Opaque:
@@ -56,7 +56,7 @@ class _Opaque:
 
 def ask_vllm(
     dataset: ray.data.Dataset,
-    asker: Asker,
+    prompt_builder: PromptBuilder,
     settings: EngineSettings,
     *,
     address: str,
@@ -66,18 +66,18 @@ def ask_vllm(
     setting: str,
     ray_settings: RaySettings,
 ) -> tuple[ray.data.Dataset, int]:
-    """Puts every row's question to vLLM engines in a pool of actors.
+    """Puts every row's prompt to vLLM engines in a pool of actors.
 
     Args:
-        dataset: Rows; all their columns but those that the asker takes out go on to the result.
-        asker: Makes the questions; it runs in tasks of its own, on nodes that decode.
+        dataset: Rows; all their columns but those that `prompt_builder` takes out go on to the result.
+        prompt_builder: Makes the prompts; it runs in tasks of its own, on nodes that decode.
         settings: The engines.
         address: The model, see `raydapt.models.language.model_address`.
-        chat: Every question's text within the model's chat template.
-        images: Whether questions have an image.
+        chat: Every prompt's text within the model's chat template.
+        images: Whether prompts have an image.
         schema: Columns of the result, see `as_result`.
         setting: The group of settings, for messages.
-        ray_settings: Which nodes make the questions and which hold engines.
+        ray_settings: Which nodes make the prompts and which hold engines.
 
     Returns:
         The dataset of results and the number of engines.
@@ -110,7 +110,7 @@ def ask_vllm(
         detokenize_stage=False,
     )
     sampling = {"max_tokens": settings.max_tokens, "temperature": 0.0 if settings.greedy else 1.0}
-    before = partial(_to_engine, asker=asker, chat=dict(chat), sampling=sampling)
+    before = partial(_to_engine, prompt_builder=prompt_builder, chat=dict(chat), sampling=sampling)
     after = partial(_from_engine, kept=frozenset(schema.names))
     label = selector(ray_settings.decode_nodes)
     decode_on = {"label_selector": label}
@@ -147,17 +147,17 @@ def _reason(own: str | None, failed: str | None) -> str | None:
 
 
 def _to_engine(
-    row: dict[str, Any], *, asker: Asker, chat: Mapping[str, str], sampling: Mapping[str, Any]
+    row: dict[str, Any], *, prompt_builder: PromptBuilder, chat: Mapping[str, str], sampling: Mapping[str, Any]
 ) -> dict[str, Any]:
     try:
-        question = asker(row)
-    except NoQuestion as verdict:
+        prompt = prompt_builder(row)
+    except SkipRow as verdict:
         return {ERROR: str(verdict), _FAILED: str(verdict), "opaque": _Opaque()}
-    seed = {} if sampling["temperature"] == 0.0 else {"seed": question.seed}
-    shown = {} if question.image is None else {"multimodal_data": {"image": question.image}}
+    seed = {} if sampling["temperature"] == 0.0 else {"seed": prompt.seed}
+    shown = {} if prompt.image is None else {"multimodal_data": {"image": prompt.image}}
     return {
-        ASKED: question.text,
-        "prompt": chat[question.text],
+        ASKED: prompt.text,
+        "prompt": chat[prompt.text],
         "sampling_params": {**sampling, **seed},
         "opaque": _Opaque(),
         **shown,

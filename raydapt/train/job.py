@@ -15,7 +15,7 @@ from raydapt.artefacts.partial_labels import load_partial_labels
 from raydapt.artefacts.pixels import SCRATCH, PixelRows, load_pixels
 from raydapt.artefacts.synthetic_images import SYNTHETIC, SyntheticImages, held_out_images, synthetic_images
 from raydapt.data.classes import ClassSpace
-from raydapt.data.splits import Division
+from raydapt.data.splits import LabelSplit
 from raydapt.methods.build import build_method
 from raydapt.methods.contract import Method, TrainingImages
 from raydapt.models.clip import load_clip
@@ -23,10 +23,10 @@ from raydapt.settings.config import Config
 from raydapt.store.artefact import Artefact
 from raydapt.store.run_record import Run
 from raydapt.train.checkpoint import Checkpoints, TrainState, to_bytes
-from raydapt.train.loop import Examine, Log, Place, fit
-from raydapt.train.scoring import Examiner, examiner_of
+from raydapt.train.loop import Log, ScoreFunction, WorkerContext, fit
+from raydapt.train.scoring import LabelFreeScorer, scorer_of
 
-DIVISION = "division.safetensors"
+LABEL_SPLIT = "division.safetensors"
 CHECKPOINT = "checkpoint/state.safetensors"
 
 
@@ -52,7 +52,7 @@ class FileCheckpoints:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """What a worker needs to begin. It holds no label: the labelled images stand in the run's division."""
+    """What a worker needs to begin. It holds no label: the labelled images stand in the run's label split."""
 
     config: Config
     classes: ClassSpace
@@ -64,22 +64,22 @@ class TrainingJob:
     first_held_out: int | None = None
     """Number of the first synthetic image of a class that is kept for the scores; None: those after the method's."""
 
-    def __call__(self, place: Place, checkpoints: Checkpoints, log: Log) -> TrainState:
+    def __call__(self, context: WorkerContext, checkpoints: Checkpoints, log: Log) -> TrainState:
         """Builds the method where it is called and trains it (see `raydapt.train.loop.fit`)."""
-        method, images = self.build(place.device)
+        method, images = self.build(context.device)
         settings, before = self.config.train, torch.get_num_threads()
         # A step on cached features is many small operations: threads that wait for each other make it slower.
-        torch.set_num_threads(max(1, before // place.world) if method.reads == "pixels" else 1)
+        torch.set_num_threads(max(1, before // context.world) if method.input_kind == "pixels" else 1)
         try:
             return fit(
                 method,
                 images,
                 settings,
                 seed=self.config.seed,
-                place=place,
+                context=context,
                 checkpoints=checkpoints,
                 log=log,
-                examine=self._examine_rounds(self.examiner(method, images, place.device)),
+                score=self._score_rounds(self.scorer(method, images, context.device)),
             )
         finally:
             torch.set_num_threads(before)
@@ -90,31 +90,31 @@ class TrainingJob:
         images = self.images()
         return build_method(self.config, clip, self.classes, images).to(device), images
 
-    def examiner(
+    def scorer(
         self, method: Method, images: TrainingImages | None = None, device: torch.device | None = None
-    ) -> Examiner | None:
+    ) -> LabelFreeScorer | None:
         """What gives a method its label-free scores; None where there are too few images."""
         images = images or self.images()
         clip = load_clip(self.config.model.clip, device=str(device or "cpu"))
         held_out, count = None, self.config.synthesis.held_out
         if count:
             first = first_held_out(self.config) if self.first_held_out is None else self.first_held_out
-            held_out = held_out_images(self.artefacts, self.classes.names, first, count, method.reads, SCRATCH)
-        return examiner_of(self.config, self.classes, clip, images, reads=method.reads, held_out=held_out)
+            held_out = held_out_images(self.artefacts, self.classes.names, first, count, method.input_kind, SCRATCH)
+        return scorer_of(self.config, self.classes, clip, images, input_kind=method.input_kind, held_out=held_out)
 
-    def _examine_rounds(self, examiner: Examiner | None) -> Examine | None:
-        if examiner is None:
+    def _score_rounds(self, scorer: LabelFreeScorer | None) -> ScoreFunction | None:
+        if scorer is None:
             return None
-        return lambda method, over: examiner(method) if over or self.score_every_epoch else None
+        return lambda method, over: scorer(method) if over or self.score_every_epoch else None
 
     def zero_shot(self, device: torch.device) -> Method:
         """The frozen model with the first template, which every method is compared with."""
         return build_for_prediction(replace(self.config, method="zero_shot"), self.classes, device)
 
     def images(self) -> TrainingImages:
-        """Features (and pixels) of the training images, with the division of the run."""
+        """Features (and pixels) of the training images, with the label split of the run."""
         table = load_features(self.artefacts["features"])
-        tensors = load(self.run.read_bytes(DIVISION))
+        tensors = load(self.run.read_bytes(LABEL_SPLIT))
         row_N = torch.from_numpy(tensors["row"])
         pixels, crops = self.artefacts.get("pixels"), self.artefacts.get("crops")
         partial = self.artefacts.get("partial_labels")
@@ -171,21 +171,21 @@ def build_for_prediction(
     return build_method(config, clip, classes, synthetic=synthetic).to(device)
 
 
-def division_bytes(row_N: np.ndarray, division: Division, class_N: np.ndarray | None) -> bytes:
-    """The division of the training images, with the labels of the labelled ones and no other.
+def label_split_bytes(row_N: np.ndarray, label_split: LabelSplit, class_N: np.ndarray | None) -> bytes:
+    """The label split of the training images, with the labels of the labelled ones and no other.
 
     Args:
         row_N: int64 rows of the training images in the features artefact.
-        division: Indices into the training images.
+        label_split: Indices into the training images.
         class_N: int64 classes of the training images; None in UL, where nothing is labelled.
     """
-    labelled_L = division.labelled_L
+    labelled_L = label_split.labelled_L
     label_L = np.empty(0, np.int64) if class_N is None else class_N[labelled_L]
     arrays = {
         "row": row_N,
         "labelled": labelled_L,
         "label": label_L,
-        "unlabelled": division.unlabelled_U,
-        "candidate_classes": np.asarray(division.candidate_classes),
+        "unlabelled": label_split.unlabelled_U,
+        "candidate_classes": np.asarray(label_split.candidate_classes),
     }
     return save({name: np.ascontiguousarray(array, dtype=np.int64) for name, array in arrays.items()})

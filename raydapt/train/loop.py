@@ -26,12 +26,12 @@ from raydapt.train.sampling import StreamOrder, seed_of, steps_per_epoch
 _STEPS_BETWEEN_CLOCKS = 50
 
 Log = Callable[[Mapping[str, Any]], None]
-Examine = Callable[[Method, bool], Mapping[str, float | None] | None]
+ScoreFunction = Callable[[Method, bool], Mapping[str, float | None] | None]
 """Scores a method at the end of an epoch, told whether the round is over too; None is no score this time."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class WorkerContext:
     """Where this worker stands among the others, and on which device."""
 
     device: torch.device
@@ -45,22 +45,22 @@ def fit(
     settings: TrainSettings,
     *,
     seed: int,
-    place: Place,
+    context: WorkerContext,
     checkpoints: Checkpoints,
     log: Log,
-    examine: Examine | None = None,
+    score: ScoreFunction | None = None,
 ) -> TrainState:
     """Trains a method through all its rounds, from its latest checkpoint if there is one.
 
     Args:
-        method: On `place.device`.
+        method: On `context.device`.
         images: What the method may see.
         settings: The training settings; `batch_size` counts images over all workers.
         seed: Decides, with round and step, the order of the images and every random number drawn.
-        place: Rank and device; with more than one worker a process group must exist.
+        context: Rank and device; with more than one worker a process group must exist.
         checkpoints: Where the state is kept.
         log: Called about once an epoch on the first worker.
-        examine: Called as often, on the first worker; its scores join the line of the log. It may draw no random
+        score: Called as often, on the first worker; its scores join the line of the log. It may draw no random
             number of torch's own.
 
     Returns:
@@ -70,7 +70,7 @@ def fit(
     state = checkpoints_.from_bytes(data) if data is not None else TrainState()
     if state.method:
         method.load_state_dict(state.method)
-    trainer = _Trainer(method, images, settings, seed, place, checkpoints, log, examine, state)
+    trainer = _Trainer(method, images, settings, seed, context, checkpoints, log, score, state)
     while state.round_ < method.rounds or (state.streams and not state.finished):
         trainer.run_round()
     if not state.finished:
@@ -88,17 +88,17 @@ class _Trainer:
         images: TrainingImages,
         settings: TrainSettings,
         seed: int,
-        place: Place,
+        context: WorkerContext,
         checkpoints: Checkpoints,
         log: Log,
-        examine: Examine | None,
+        score: ScoreFunction | None,
         state: TrainState,
     ) -> None:
         self.method, self.images, self.settings, self.seed = method, images, settings, seed
-        self.place, self.checkpoints, self.log, self.examine, self.state = place, checkpoints, log, examine, state
-        self.amp = _autocast(settings, place.device)
+        self.context, self.checkpoints, self.log, self.score, self.state = context, checkpoints, log, score, state
+        self.amp = _autocast(settings, context.device)
         learns = any(p.requires_grad for p in method.parameters())
-        distributed = place.world > 1 and learns
+        distributed = context.world > 1 and learns
         self.model = DistributedDataParallel(method, broadcast_buffers=False) if distributed else method
         self.last_checkpoint_s = time.monotonic()
 
@@ -155,20 +155,20 @@ class _Trainer:
 
     def _step(self, optimizer: torch.optim.Optimizer, orders: Mapping[str, StreamOrder]) -> Tensor:
         """One optimiser step over all streams; returns the loss, detached, on the device."""
-        state, place = self.state, self.place
+        state, context = self.state, self.context
         # Re-seeding every step makes whatever a method draws a function of the step: resuming repeats it.
-        torch.manual_seed(seed_of(self.seed, state.round_, state.step, place.rank))
+        torch.manual_seed(seed_of(self.seed, state.round_, state.step, context.rank))
         self.method.train()
         batches = {
             stream.name: self._batch(
-                stream, orders[stream.name].positions(state.step, rank=place.rank, world=place.world)
+                stream, orders[stream.name].positions(state.step, rank=context.rank, world=context.world)
             )
             for stream in state.streams
         }
         optimizer.zero_grad(set_to_none=True)
         n_first = len(batches[state.streams[0].name].index_B)
         n_parts = min(self.settings.gradient_accumulation, n_first)
-        loss = torch.zeros((), device=place.device)
+        loss = torch.zeros((), device=context.device)
         for i, part in enumerate(_parts(batches, n_parts)):
             share = len(part[state.streams[0].name].index_B) / n_first
             with self._no_sync(last=i == n_parts - 1), self.amp():
@@ -183,8 +183,8 @@ class _Trainer:
 
     def _batch(self, stream: Stream, position_B: Tensor) -> Batch:
         index_B = stream.index_M[position_B]
-        device = self.place.device
-        image_B = self.images.take(index_B, self.method.reads, stream.source).to(device, non_blocking=True)
+        device = self.context.device
+        image_B = self.images.take(index_B, self.method.input_kind, stream.source).to(device, non_blocking=True)
         return Batch(image_B=image_B, target_BC=stream.target_MC[position_B].to(device), index_B=index_B)
 
     def _no_sync(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
@@ -202,17 +202,17 @@ class _Trainer:
             return self._gather(partial(apply, function=function), torch.arange(len(self.images.feature_ND)))
 
     def _gather(self, evaluate: Callable[..., Tensor], index_M: Tensor) -> Tensor:
-        place = self.place
+        context = self.context
         result = evaluate(
             self.method,
-            lambda index_B: self.images.take(index_B, self.method.reads),
-            index_M.tensor_split(place.world)[place.rank],
+            lambda index_B: self.images.take(index_B, self.method.input_kind),
+            index_M.tensor_split(context.world)[context.rank],
             batch_size=self.settings.predict_batch_size,
-            device=place.device,
+            device=context.device,
         )
-        if place.world == 1:
+        if context.world == 1:
             return result
-        parts: list[Tensor] = [torch.empty(0)] * place.world
+        parts: list[Tensor] = [torch.empty(0)] * context.world
         dist.all_gather_object(parts, result)
         return torch.cat(parts)
 
@@ -226,17 +226,17 @@ class _Trainer:
             "learning_rate": learning_rate,
             "images_per_s": tally.images_per_s(),
         }
-        if self.place.rank == 0 and self.examine is not None and (scores := self.examine(self.method, over)):
+        if self.context.rank == 0 and self.score is not None and (scores := self.score(self.method, over)):
             line["scores"] = dict(scores)
         self.state.lines.append(line)
-        if self.place.rank == 0:
+        if self.context.rank == 0:
             self.log(line)
 
     def _checkpoint_when_due(self, optimizer: torch.optim.Optimizer, tally: "_Tally") -> None:
         due = time.monotonic() - self.last_checkpoint_s >= self.settings.checkpoint_every_s
-        if self.place.world > 1:
+        if self.context.world > 1:
             # The first worker's clock decides, so that all of them take part.
-            answer = torch.tensor([int(due)], device=self.place.device)
+            answer = torch.tensor([int(due)], device=self.context.device)
             dist.broadcast(answer, src=0)
             due = bool(answer.item())
         if due:
@@ -248,7 +248,7 @@ class _Trainer:
         """Writes the state; every worker must call it."""
         state = self.state
         data = None
-        if self.place.rank == 0:
+        if self.context.rank == 0:
             state.method = {name: tensor.detach() for name, tensor in self.method.state_dict().items()}
             data = checkpoints_.to_bytes(state)
         scores = state.lines[-1].get("scores", {}) if state.lines else {}

@@ -35,8 +35,8 @@ from raydapt.store.artefact import Artefact, StageResult, Store
 from raydapt.store.environment import versions
 from raydapt.store.fingerprint import Recipe
 from raydapt.train.checkpoint import Checkpoints, TrainState, from_bytes, optimizer_tensors, restore_optimizer, to_bytes
-from raydapt.train.loop import Log, Place
-from raydapt.train.ray_train import local_place, train_on_workers
+from raydapt.train.loop import Log, WorkerContext
+from raydapt.train.ray_train import local_context, train_on_workers
 from raydapt.train.sampling import StreamOrder, seed_of
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -90,23 +90,25 @@ class LoraJob:
     seed: int
     checkpoint_every_s: float
 
-    def __call__(self, place: Place, checkpoints: Checkpoints, log: Log) -> TrainState:
+    def __call__(self, context: WorkerContext, checkpoints: Checkpoints, log: Log) -> TrainState:
         """Trains the adapters; `TrainState.method` of the finished state holds them in diffusers' layout."""
         data = checkpoints.load()
         state = from_bytes(data) if data is not None else TrainState()
         if not state.finished:
-            _Tuner(self, place, checkpoints, log, state).run()
+            _Tuner(self, context, checkpoints, log, state).run()
         return state
 
 
 class _Tuner:
     """What the steps of one fine-tuning share."""
 
-    def __init__(self, job: LoraJob, place: Place, checkpoints: Checkpoints, log: Log, state: TrainState) -> None:
-        self.job, self.place, self.checkpoints, self.log, self.state = job, place, checkpoints, log, state
+    def __init__(
+        self, job: LoraJob, context: WorkerContext, checkpoints: Checkpoints, log: Log, state: TrainState
+    ) -> None:
+        self.job, self.context, self.checkpoints, self.log, self.state = job, context, checkpoints, log, state
         settings = job.settings
         # Adapters are trained in single precision whatever the frozen weights are.
-        self.pipeline = load_pipeline(job.pipeline, device="cpu").to(place.device)
+        self.pipeline = load_pipeline(job.pipeline, device="cpu").to(context.device)
         torch.manual_seed(seed_of(job.seed, "lora"))
         add_adapters(self.pipeline, rank=settings.rank, text_encoder=settings.text_encoder)
         self.task = DenoisingWithAdapters(self.pipeline, text_encoder=settings.text_encoder).train()
@@ -122,7 +124,7 @@ class _Tuner:
         self.learned = self.task.learned()
         self.optimizer = torch.optim.AdamW(self.learned.values(), lr=settings.learning_rate, weight_decay=_WEIGHT_DECAY)
         self._restore()
-        distributed = place.world > 1
+        distributed = context.world > 1
         self.model = DistributedDataParallel(self.task, broadcast_buffers=False) if distributed else self.task
 
     def run(self) -> None:
@@ -146,9 +148,9 @@ class _Tuner:
         self._save()
 
     def _step(self, order: StreamOrder) -> Tensor:
-        job, place = self.job, self.place
-        torch.manual_seed(seed_of(job.seed, "lora", self.state.step, place.rank))
-        index_B = order.positions(self.state.step, rank=place.rank, world=place.world)
+        job, context = self.job, self.context
+        torch.manual_seed(seed_of(job.seed, "lora", self.state.step, context.rank))
+        index_B = order.positions(self.state.step, rank=context.rank, world=context.world)
         clean = self.mean_MChw[index_B] + self.deviation_MChw[index_B] * torch.randn_like(self.mean_MChw[index_B])
         inputs = (
             clean,
@@ -157,7 +159,7 @@ class _Tuner:
             self.token_CL[job.class_M[index_B]],
         )
         with self._amp():
-            loss: Tensor = self.model(*(one.to(place.device) for one in inputs))
+            loss: Tensor = self.model(*(one.to(context.device) for one in inputs))
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.learned.values(), _CLIP_GRAD_NORM)
@@ -165,7 +167,7 @@ class _Tuner:
         return loss.detach()
 
     def _amp(self) -> AbstractContextManager[Any]:
-        cuda = self.place.device.type == "cuda"
+        cuda = self.context.device.type == "cuda"
         return torch.autocast("cuda", torch.bfloat16) if cuda else nullcontext()
 
     def _note(self, losses: Sequence[Tensor]) -> None:
@@ -180,20 +182,20 @@ class _Tuner:
             "images_per_s": state.images / max(state.seconds, 1e-9),
         }
         state.lines.append(line)
-        if self.place.rank == 0:
+        if self.context.rank == 0:
             self.log(line)
 
     def _due(self, saved: float) -> bool:
         due = time.monotonic() - saved >= self.job.checkpoint_every_s
-        if self.place.world > 1:  # the first worker's clock decides, so that all of them take part
-            answer = torch.tensor([int(due)], device=self.place.device)
+        if self.context.world > 1:  # the first worker's clock decides, so that all of them take part
+            answer = torch.tensor([int(due)], device=self.context.device)
             dist.broadcast(answer, src=0)
             due = bool(answer.item())
         return due
 
     def _save(self) -> None:
         state, data = self.state, None
-        if self.place.rank == 0:
+        if self.context.rank == 0:
             if state.finished:
                 state.method = adapter_weights(self.pipeline, text_encoder=self.job.settings.text_encoder)
                 state.optimizer = {}
@@ -253,7 +255,7 @@ def tune_lora(
         started = time.monotonic()
         checkpoints = ArtefactCheckpoints(artefact)
         if train.workers == 0:
-            state = job(local_place(train), checkpoints, log)
+            state = job(local_context(train), checkpoints, log)
         else:
             ensure_ray(ray_settings)
             storage = artefact.folder.child("ray_train")

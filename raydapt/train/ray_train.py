@@ -14,11 +14,11 @@ from raydapt.cluster.nodes import capacity, require_nodes, selector
 from raydapt.settings.groups import RaySettings, TrainSettings
 from raydapt.store.folder import Folder
 from raydapt.train.checkpoint import Checkpoints, TrainState, from_bytes
-from raydapt.train.loop import Log, Place
+from raydapt.train.loop import Log, WorkerContext
 
 _FILE = "state.safetensors"
 
-TrainFunction = Callable[[Place, Checkpoints, Log], TrainState]
+TrainFunction = Callable[[WorkerContext, Checkpoints, Log], TrainState]
 """Builds the method and its images where it runs, and calls `raydapt.train.loop.fit`."""
 
 
@@ -94,16 +94,18 @@ def train_on_workers(
     return state
 
 
-def local_place(settings: TrainSettings) -> Place:
+def local_context(settings: TrainSettings) -> WorkerContext:
     """This process alone, on its GPU if there is one and the settings do not forbid it."""
     cuda = torch.cuda.is_available() and settings.gpus_per_worker != 0
-    return Place(device=torch.device("cuda" if cuda else "cpu"))
+    return WorkerContext(device=torch.device("cuda" if cuda else "cpu"))
 
 
 def _worker(config: dict[str, Any]) -> None:
-    context = ray.train.get_context()
-    place = Place(device=ray.train.torch.get_device(), rank=context.get_world_rank(), world=context.get_world_size())
-    config["train"](place, RayCheckpoints(), lambda line: None)
+    worker = ray.train.get_context()
+    context = WorkerContext(
+        device=ray.train.torch.get_device(), rank=worker.get_world_rank(), world=worker.get_world_size()
+    )
+    config["train"](context, RayCheckpoints(), lambda line: None)
 
 
 def _read(checkpoint: ray.train.Checkpoint) -> bytes:

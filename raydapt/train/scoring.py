@@ -1,6 +1,6 @@
 """Label-free scores of a method while it learns: what they are computed from, and when.
 
-Legend: N training images, E examined images, H held-out synthetic images, C classes, B batch, D width, K neighbours or
+Legend: N training images, E scored images, H held-out synthetic images, C classes, B batch, D width, K neighbours or
 crops, P stored side in px.
 """
 
@@ -51,7 +51,7 @@ _HEAD_IMAGES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Examiner:
+class LabelFreeScorer:
     """Scores a method on some of its unlabelled training images, always the same ones in the same views."""
 
     images: TrainingImages
@@ -60,7 +60,7 @@ class Examiner:
     heads: Mapping[str, Tensor]
     """The class, int64 [E], that each classifier gives which the method did not start from, by name."""
     neighbour_EK: Tensor
-    """int64 positions among the examined images of those most like each one, by the frozen features."""
+    """int64 positions among the scored images of those most like each one, by the frozen features."""
     held_out: SyntheticImages | None
     """Synthetic images that nothing learns from."""
     batch_size: int
@@ -68,19 +68,19 @@ class Examiner:
 
     def __call__(self, method: Method) -> dict[str, float | None]:
         """All scores, and the mean of those that a choice goes by."""
-        return self.examine(method)[0]
+        return self.score(method)[0]
 
     @torch.no_grad()
-    def examine(self, method: Method) -> tuple[dict[str, float | None], Tensor]:
-        """The scores, and the class int64 [E] that the method gives every examined image."""
+    def score(self, method: Method) -> tuple[dict[str, float | None], Tensor]:
+        """The scores, and the class int64 [E] that the method gives every scored image."""
         was_training = method.training
         method.eval()
         generator = torch.Generator().manual_seed(0)
         plain, viewed = [], []
         for index_B in torch.split(self.index_E, self.batch_size):
-            image_B = self.images.take(index_B, method.reads)
+            image_B = self.images.take(index_B, method.input_kind)
             plain.append(self._answer(method, image_B))
-            viewed.append(self._answer(method, self._view(image_B, method.reads, generator)))
+            viewed.append(self._answer(method, self._view(image_B, method.input_kind, generator)))
         probability_EC, view_EC = torch.cat(plain), torch.cat(viewed)
         found: dict[str, float | None] = dict.fromkeys(SCORES)
         found |= self._of_answers(probability_EC, view_EC)
@@ -107,11 +107,11 @@ class Examiner:
     def _of_held_out(self, method: Method, held_out: SyntheticImages, probability_EC: Tensor) -> dict[str, float]:
         parts = []
         for index_B in torch.split(torch.arange(len(held_out.class_M)), self.batch_size):
-            if method.reads == "crops":  # an image that was not cut stands for its own crops
+            if method.input_kind == "crops":  # an image that was not cut stands for its own crops
                 n_stored = self.images.take(self.index_E[:1], "crops").shape[1]
                 image_B = held_out.take(index_B, "features")[:, None].expand(-1, n_stored, -1)
             else:
-                image_B = held_out.take(index_B, method.reads)
+                image_B = held_out.take(index_B, method.input_kind)
             parts.append(self._answer(method, image_B))
         best = torch.cat(parts).max(dim=1)
         right_H = best.indices == held_out.class_M
@@ -121,16 +121,16 @@ class Examiner:
             "calibrated_accuracy": scores.calibrated_accuracy(best.values, right_H, confidence_E),
         }
 
-    def _view(self, image_B: Tensor, reads: InputKind, generator: torch.Generator) -> Tensor:
+    def _view(self, image_B: Tensor, input_kind: InputKind, generator: torch.Generator) -> Tensor:
         """Another view of the same images, for `stability`.
 
         Pixels: a square of 0.75 to 0.95 of the side. Crops: a random one of them in the place of the whole image.
         Features: noise of half the training images' own deviation, per dimension, since there is no image to cut.
         """
-        if reads == "pixels":
+        if input_kind == "pixels":
             box_B14 = square_boxes(len(image_B), 1, _CROP_SIDES, generator)
             return crop_view(image_B, box_B14, image_B.shape[-1]).round().clamp(0, 255).to(torch.uint8)
-        if reads == "crops" and image_B.shape[1] > 1:
+        if input_kind == "crops" and image_B.shape[1] > 1:
             place_B = torch.randint(1, image_B.shape[1], (len(image_B),), generator=generator)
             crop_B1D = image_B[torch.arange(len(image_B)), place_B][:, None]
             return torch.cat([crop_B1D, image_B[:, 1:]], dim=1)
@@ -138,15 +138,15 @@ class Examiner:
         return F.normalize(image_B + _NOISE_SHARE * noise, dim=-1)
 
 
-def examiner_of(
+def scorer_of(
     config: Config,
     classes: ClassSpace,
     clip: Clip,
     images: TrainingImages,
     *,
-    reads: InputKind,
+    input_kind: InputKind,
     held_out: SyntheticImages | None,
-) -> Examiner | None:
+) -> LabelFreeScorer | None:
     """What the scores of a run are computed from; None where there are too few images for any.
 
     Args:
@@ -154,18 +154,18 @@ def examiner_of(
         classes: Names and templates.
         clip: The frozen model.
         images: What the method may see.
-        reads: What the method takes for an image.
+        input_kind: What the method takes for an image.
         held_out: Synthetic images that nothing learns from, if there are any.
     """
     index_U = images.unlabelled_U.cpu() if len(images.unlabelled_U) else torch.arange(len(images.feature_ND))
     if len(index_U) < 3:
         return None
     most = min(len(index_U), _MOST_IMAGES)
-    # Of those that features are examined on, so that trials of both kinds have images in common.
-    every = math.ceil(most / _MOST_PIXELS) if reads == "pixels" else 1
+    # Of those that features are scored on, so that trials of both kinds have images in common.
+    every = math.ceil(most / _MOST_PIXELS) if input_kind == "pixels" else 1
     index_E = index_U[torch.linspace(0, len(index_U) - 1, most).long()][::every]
     feature_ED = images.feature_ND[index_E]
-    return Examiner(
+    return LabelFreeScorer(
         images=images,
         index_E=index_E,
         heads=_heads(config, classes, clip, feature_ED, held_out),

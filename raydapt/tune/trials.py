@@ -2,7 +2,7 @@
 
 A trial's folder, ``trials/<number>`` of the sweep, holds its checkpoint while it runs and ``trial.json`` once it is
 over, so that whoever asks for the same trial again goes on, or finds it done. ``answers.safetensors`` has the classes
-that it gives the examined images, for the consensus of all trials.
+that it gives the scored images, for the consensus of all trials.
 """
 
 import time
@@ -27,7 +27,7 @@ from raydapt.store.artefact import Artefact
 from raydapt.store.run_record import Run
 from raydapt.train.checkpoint import TrainState
 from raydapt.train.job import FileCheckpoints, TrainingJob
-from raydapt.train.ray_train import local_place, train_on_workers
+from raydapt.train.ray_train import local_context, train_on_workers
 from raydapt.tune.search_space import trial_config
 from raydapt.tune.selection import Trial
 
@@ -99,7 +99,7 @@ def read_trial(record: Run) -> Trial:
 
 
 def answers_of(record: Run) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of a finished trial: the examined images, int64 [E] ascending, and the classes int64 [E] that it gives them."""
+    """Of a finished trial: the scored images, int64 [E] ascending, and the classes int64 [E] that it gives them."""
     answers = load(record.read_bytes(ANSWERS))
     return answers["index_E"], answers["class_E"]
 
@@ -114,7 +114,7 @@ def _carry_out(
     artefacts = artefacts_of(make_artefacts(plan))
     table = load_features(artefacts[FEATURES])
     row_N, row_T, _ = rows_of_splits(plan.config.data, table)
-    division = pipeline.divide_images(record, plan, artefacts[FEATURES], row_N)
+    label_split = pipeline.divide_images(record, plan, artefacts[FEATURES], row_N)
     job = TrainingJob(
         config=replace(plan.config, synthesis=replace(plan.config.synthesis, held_out=count)),
         classes=plan.classes,
@@ -125,14 +125,16 @@ def _carry_out(
     )
     state = _train(job, report, callbacks)
     method = pipeline.final_method(job, state)
-    examiner = job.examiner(method, device=local_place(config.train).device)
-    if examiner is None:
+    scorer = job.scorer(method, device=local_context(config.train).device)
+    if scorer is None:
         raise UserError(f"Setting data.source={config.data.source!r} has too few images to score: give more.")
-    scores, class_E = examiner.examine(method)
-    record.write_bytes(ANSWERS, save({"index_E": examiner.index_E, "class_E": class_E}))
+    scores, class_E = scorer.score(method)
+    record.write_bytes(ANSWERS, save({"index_E": scorer.index_E, "class_E": class_E}))
     result: dict[str, Any] = {"scores": scores, "log": [line for line in state.lines if "scores" in line]}
     if config.tune.oracle:
-        result |= _look_at_labels(job, plan, method, table, row_T, (division.seen or None, division.unseen or None))
+        result |= _look_at_labels(
+            job, plan, method, table, row_T, (label_split.seen or None, label_split.unseen or None)
+        )
     return result
 
 
@@ -146,7 +148,7 @@ def _train(job: TrainingJob, report: Report, callbacks: Sequence[UserCallback]) 
             report(_numbers(line["scores"]))
 
     if settings.workers == 0:
-        return job(local_place(settings), FileCheckpoints(job.run), log)
+        return job(local_context(settings), FileCheckpoints(job.run), log)
     return train_on_workers(
         job,
         settings,

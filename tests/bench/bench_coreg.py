@@ -13,7 +13,7 @@ from raydapt.methods.contract import TrainingImages
 from raydapt.methods.coreg.method import CoReg
 from raydapt.methods.coreg.settings import CoregSettings
 from raydapt.settings.groups import TrainSettings
-from raydapt.train.loop import Place, fit
+from raydapt.train.loop import WorkerContext, fit
 
 IMAGES, CLASSES, SIDE, BATCH, STEPS = 1024, 10, 32, 128, 3
 VIEW = Augmentation(
@@ -91,7 +91,7 @@ def batched(data):
         data,
         settings,
         seed=0,
-        place=Place(device=torch.device("cpu")),
+        context=WorkerContext(device=torch.device("cpu")),
         checkpoints=NoCheckpoints(),
         log=lines.append,
     )

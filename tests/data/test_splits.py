@@ -32,22 +32,22 @@ def test_a_division_needs_both_sides(n_classes: int, share: float) -> None:
 def test_ul_looks_at_no_label() -> None:
     shuffled = np.random.default_rng(0).permutation(np.arange(30) % 3)
     for labels in (np.arange(30) % 3, shuffled, None):
-        division = divide("ul", labels, 3, n_images=30)
-        assert division.labelled_L.size == 0
-        np.testing.assert_array_equal(division.unlabelled_U, np.arange(30))
-        assert division.candidate_classes == (0, 1, 2)
+        split = divide("ul", labels, 3, n_images=30)
+        assert split.labelled_L.size == 0
+        np.testing.assert_array_equal(split.unlabelled_U, np.arange(30))
+        assert split.candidate_classes == (0, 1, 2)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_ssl_labels_some_of_each_class(seed: int) -> None:
     labels = np.random.default_rng(seed).integers(-1, 4, 60)
-    division = divide("ssl", labels, 4, shots=3, seed=seed)
-    assert sorted([*division.labelled_L, *division.unlabelled_U]) == list(range(60))
+    split = divide("ssl", labels, 4, shots=3, seed=seed)
+    assert sorted([*split.labelled_L, *split.unlabelled_U]) == list(range(60))
     for c in range(4):
-        assert sum(labels[i] == c for i in division.labelled_L) == 3
+        assert sum(labels[i] == c for i in split.labelled_L) == 3
     again = divide("ssl", labels, 4, shots=3, seed=seed)
-    np.testing.assert_array_equal(again.labelled_L, division.labelled_L)
-    assert not np.array_equal(divide("ssl", labels, 4, shots=3, seed=seed + 1).labelled_L, division.labelled_L)
+    np.testing.assert_array_equal(again.labelled_L, split.labelled_L)
+    assert not np.array_equal(divide("ssl", labels, 4, shots=3, seed=seed + 1).labelled_L, split.labelled_L)
     few = divide("ssl", np.array([0, 1, 1, 1]), 2, shots=2)
     assert 0 in few.labelled_L
     assert few.labelled_L.size == 3
@@ -55,11 +55,11 @@ def test_ssl_labels_some_of_each_class(seed: int) -> None:
 
 def test_trzsl_labels_the_seen_classes() -> None:
     labels = np.random.default_rng(0).integers(-1, 10, 200)
-    division = divide("trzsl", labels, 10, split_seed=500, seed=3)
-    expected = [i for i in range(200) if labels[i] in division.seen]
-    assert list(division.labelled_L) == expected
-    assert list(division.unlabelled_U) == [i for i in range(200) if i not in expected]
-    assert division.candidate_classes == division.unseen == (1, 6, 7, 8)
+    split = divide("trzsl", labels, 10, split_seed=500, seed=3)
+    expected = [i for i in range(200) if labels[i] in split.seen]
+    assert list(split.labelled_L) == expected
+    assert list(split.unlabelled_U) == [i for i in range(200) if i not in expected]
+    assert split.candidate_classes == split.unseen == (1, 6, 7, 8)
 
 
 def test_missing_labels_are_the_users_mistake() -> None:

@@ -10,7 +10,7 @@ from raydapt.methods.contract import TrainingImages
 from raydapt.methods.coreg.method import CoReg
 from raydapt.methods.coreg.settings import CoregSettings
 from raydapt.settings.groups import TrainSettings
-from raydapt.train.loop import Place, fit
+from raydapt.train.loop import WorkerContext, fit
 
 SIDE, CLASSES = 12, 3
 SETTINGS = CoregSettings(
@@ -30,7 +30,7 @@ TRAIN = TrainSettings(
     epochs=4, batch_size=8, learning_rate=0.05, weight_decay=0.0005, warmup_epochs=0, clip_grad_norm=0,
     checkpoint_every_s=0, predict_batch_size=7,
 )  # fmt: skip
-PLACE = Place(device=torch.device("cpu"))
+CONTEXT = WorkerContext(device=torch.device("cpu"))
 
 
 def coreg_images(n=30, *, candidate_NC=None):
@@ -72,9 +72,9 @@ def coreg_method(images, settings=SETTINGS, *, epochs=TRAIN.epochs, seed=1, stil
     return method
 
 
-def train_coreg(checkpoints, images=None, settings=SETTINGS, train=TRAIN, *, seed=1, place=PLACE, still=False):
+def train_coreg(checkpoints, images=None, settings=SETTINGS, train=TRAIN, *, seed=1, context=CONTEXT, still=False):
     """A trained method and its final state."""
     images = coreg_images() if images is None else images
-    method = coreg_method(images, settings, epochs=train.epochs, seed=seed, still=still).to(place.device)
-    state = fit(method, images, train, seed=seed, place=place, checkpoints=checkpoints, log=lambda line: None)
+    method = coreg_method(images, settings, epochs=train.epochs, seed=seed, still=still).to(context.device)
+    state = fit(method, images, train, seed=seed, context=context, checkpoints=checkpoints, log=lambda line: None)
     return method, state

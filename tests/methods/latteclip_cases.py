@@ -8,10 +8,10 @@ from raydapt.artefacts.captions import captions_of
 from raydapt.methods.latteclip.method import LatteClip
 from raydapt.methods.latteclip.settings import LatteclipSettings
 from raydapt.settings.groups import ModelSettings, TrainSettings
-from raydapt.train.loop import Place, fit
+from raydapt.train.loop import WorkerContext, fit
 from tests.methods.cases import CLASSES, training_images
 
-PLACE = Place(device=torch.device("cpu"))
+CONTEXT = WorkerContext(device=torch.device("cpu"))
 SETTINGS = LatteclipSettings(tune="ln", augmentation=False)
 TRAIN = TrainSettings(
     epochs=2, batch_size=8, optimizer="adamw_clip", learning_rate=1e-3, weight_decay=0.2, warmup_epochs=0,
@@ -37,8 +37,8 @@ def latteclip(clip, images, settings=SETTINGS, *, train=TRAIN, seed=0):
     return LatteClip(clip, CLASSES, images, settings=settings, model=model, seed=seed, **lengths)
 
 
-def train_latteclip(clip, checkpoints, settings=SETTINGS, *, images=None, train=TRAIN, place=PLACE, seed=0):
+def train_latteclip(clip, checkpoints, settings=SETTINGS, *, images=None, train=TRAIN, context=CONTEXT, seed=0):
     images = captioned_images(clip) if images is None else images
     method = latteclip(clip, images, settings, train=train, seed=seed)
-    fit(method, images, train, seed=seed, place=place, checkpoints=checkpoints, log=lambda line: None)
+    fit(method, images, train, seed=seed, context=context, checkpoints=checkpoints, log=lambda line: None)
     return method

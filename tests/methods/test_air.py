@@ -17,7 +17,7 @@ from raydapt.methods.prompting.pseudo_labels import cpl_candidates, cpl_select, 
 from raydapt.settings.config import Config
 from raydapt.settings.groups import ModelSettings, TrainSettings
 from raydapt.train.checkpoint import from_bytes
-from raydapt.train.loop import Place, fit
+from raydapt.train.loop import WorkerContext, fit
 from tests.methods.cases import CLASSES, synthetic_images, tiny_clip, training_images
 from tests.methods.test_prompt_methods import probability_of
 
@@ -57,8 +57,8 @@ def learned(config_, clip, images, *, stop_after=None):
 
     def train():
         method = build_method(config_, clip, CLASSES, images)
-        place = Place(device=torch.device("cpu"))
-        return fit(method, images, TRAIN, seed=1, place=place, checkpoints=Checkpoints(), log=lambda line: None)
+        context = WorkerContext(device=torch.device("cpu"))
+        return fit(method, images, TRAIN, seed=1, context=context, checkpoints=Checkpoints(), log=lambda line: None)
 
     if stop_after:
         with pytest.raises(KeyboardInterrupt):
@@ -107,7 +107,7 @@ def test_every_base_prompt_and_paradigm_learns_from_both_kinds_of_images(base, p
         assert streams[-1].source == "synthetic"
         batches = {
             s.name: Batch(
-                image_B=images.take(s.index_M[:6], method.reads, s.source),
+                image_B=images.take(s.index_M[:6], method.input_kind, s.source),
                 target_BC=s.target_MC[:6],
                 index_B=s.index_M[:6],
             )
@@ -234,7 +234,7 @@ def test_fusion_at_test_is_the_weighted_sum_of_both_and_off_while_learning(promp
     images = with_synthetic(clip=clip, prompt=prompt)
     settings = config(prompt=prompt, fusion_at_test=True, fusion_weight=0.5, image_scale=20.0)
     method = build_method(settings, clip, CLASSES, images)
-    image_B = images.take(images.unlabelled_U, method.reads)
+    image_B = images.take(images.unlabelled_U, method.input_kind)
     predictor = build_method(settings, clip, CLASSES, synthetic=images.synthetic)
     predictor.load_state_dict(method.state_dict())
     with torch.no_grad():

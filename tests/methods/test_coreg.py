@@ -5,7 +5,7 @@ import torch
 
 from raydapt.methods.coreg.losses import sharpen
 from raydapt.methods.coreg.memory import CoMemory
-from raydapt.train.loop import Place
+from raydapt.train.loop import WorkerContext
 from tests.methods.coreg_cases import CLASSES, SETTINGS, TRAIN, coreg_images, coreg_method, train_coreg
 from tests.train.test_loop import MemoryCheckpoints
 
@@ -145,10 +145,10 @@ def test_each_student_divides_and_labels_for_its_partner():
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_students_with_a_gpu_each_learn_what_they_do_on_one():
-    place = Place(device=torch.device("cuda", 0))
-    alone, _ = train_coreg(MemoryCheckpoints(), place=place, still=True)
+    context = WorkerContext(device=torch.device("cuda", 0))
+    alone, _ = train_coreg(MemoryCheckpoints(), context=context, still=True)
     apart, _ = train_coreg(
-        MemoryCheckpoints(), settings=replace(SETTINGS, gpu_per_student=True), place=place, still=True
+        MemoryCheckpoints(), settings=replace(SETTINGS, gpu_per_student=True), context=context, still=True
     )
     assert [student.device.index for student in apart.students] == [0, 1]
     for name, value in alone.state_dict().items():

@@ -14,7 +14,7 @@ from raydapt.methods.wca.method import Wca
 from raydapt.models.views import strong_view, whole_view
 from raydapt.settings.groups import TrainSettings
 from raydapt.stages.crops import encode_with_crops
-from raydapt.train.loop import Place, fit
+from raydapt.train.loop import WorkerContext, fit
 from raydapt.train.sampling import StreamOrder, seed_of
 from tests.methods.cases import CLASSES, NAMES, training_images
 from tests.models.tiny import SIDE_PX, pixels, tiny_clip
@@ -34,7 +34,7 @@ TRAIN_SETTINGS = TrainSettings(
     warmup_epochs=0,
     checkpoint_every_s=0,
 )
-PLACE = Place(device=torch.device("cpu"))
+CONTEXT = WorkerContext(device=torch.device("cpu"))
 
 
 def images_with(clip, settings):
@@ -47,11 +47,11 @@ def images_with(clip, settings):
     )
 
 
-def trained(clip, settings, *, latest=None, train=TRAIN_SETTINGS, place=PLACE, checkpoints=None):
+def trained(clip, settings, *, latest=None, train=TRAIN_SETTINGS, context=CONTEXT, checkpoints=None):
     images = images_with(clip, settings)
     method = Fair(clip, CLASSES, images, settings=settings, batch_size=train.batch_size)
     checkpoints = checkpoints or MemoryCheckpoints(latest=latest)
-    fit(method, images, train, seed=1, place=place, checkpoints=checkpoints, log=lambda line: None)
+    fit(method, images, train, seed=1, context=context, checkpoints=checkpoints, log=lambda line: None)
     return method, checkpoints
 
 
@@ -177,7 +177,7 @@ def test_every_switch_learns_and_resumes_bit_for_bit(changes):
     images = images_with(clip, settings)
     method = Fair(clip, CLASSES, images, settings=settings, batch_size=16)
     with pytest.raises(KeyboardInterrupt):
-        fit(method, images, TRAIN_SETTINGS, seed=1, place=PLACE, checkpoints=killed, log=lambda line: None)
+        fit(method, images, TRAIN_SETTINGS, seed=1, context=CONTEXT, checkpoints=killed, log=lambda line: None)
     resumed, _ = trained(clip, settings, latest=killed.saved[-1])
     for learned, expected in zip(resumed.parameters(), whole.parameters(), strict=True):
         assert torch.equal(learned, expected)

@@ -16,7 +16,7 @@ from raydapt.models.views import whole_view
 from raydapt.settings.groups import RaySettings
 from raydapt.store.folder import Folder
 from raydapt.train.checkpoint import Checkpoints, TrainState, from_bytes
-from raydapt.train.loop import Log, Place
+from raydapt.train.loop import Log, WorkerContext
 from raydapt.train.ray_train import train_on_workers
 from tests.methods.test_fair import SETTINGS, TRAIN_SETTINGS, trained
 from tests.models.tiny import tiny_clip
@@ -56,11 +56,11 @@ def work(rank: int, folder: str, case: str) -> None:
     if case in STILL:
         look_at_whole_images()
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    place = Place(device=torch.device("cpu"), rank=rank, world=2)
+    context = WorkerContext(device=torch.device("cpu"), rank=rank, world=2)
 
     def learn(name: str, *, die: bool = False):
         checkpoints = SharedCheckpoints(Path(folder) / name, die=die)
-        return trained(tiny_clip(), CASES[case], place=place, checkpoints=checkpoints)[0].state_dict()
+        return trained(tiny_clip(), CASES[case], context=context, checkpoints=checkpoints)[0].state_dict()
 
     torch.save(learn("whole"), f"{folder}/whole-{rank}.pt")
     with pytest.raises(KeyboardInterrupt):
@@ -102,9 +102,9 @@ class DyingOnce:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def learn_on_ray(place: Place, checkpoints: Checkpoints, log: Log, *, mark: Path) -> TrainState:
+def learn_on_ray(context: WorkerContext, checkpoints: Checkpoints, log: Log, *, mark: Path) -> TrainState:
     """What every worker of Ray Train does; the state is in its last checkpoint."""
-    trained(tiny_clip(), CASES["crops"], place=place, checkpoints=DyingOnce(checkpoints, place.rank, mark))
+    trained(tiny_clip(), CASES["crops"], context=context, checkpoints=DyingOnce(checkpoints, context.rank, mark))
     return TrainState()
 
 

@@ -33,14 +33,14 @@ def config(method, *, prompt="text", seed=0, **settings):
 
 def probability_of(method, images):
     with torch.no_grad():
-        image_U = images.take(images.unlabelled_U, method.reads)
+        image_U = images.take(images.unlabelled_U, method.input_kind)
         return method.logits(image_U).softmax(dim=1)
 
 
 def batches_of(method, images, streams):
     return {
         s.name: Batch(
-            image_B=images.take(s.index_M[:6], method.reads),
+            image_B=images.take(s.index_M[:6], method.input_kind),
             target_BC=s.target_MC[:6],
             index_B=s.index_M[:6],
         )
@@ -55,7 +55,7 @@ def test_two_rounds_in_every_paradigm_with_every_prompt(name, prompt, paradigm):
     clip = tiny_clip()
     images = training_images(paradigm, clip=clip, with_pixels=prompt != "text")
     method = build_method(config(name, prompt=prompt), clip, CLASSES, images)
-    assert (method.reads == "pixels") == (prompt != "text")
+    assert (method.input_kind == "pixels") == (prompt != "text")
     assert method.rounds == (1 if name == "fpl" else 4)
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
     for round_ in (1, 2):

@@ -13,16 +13,16 @@ from raydapt.errors import UserError
 from raydapt.models.language import model_address, model_identity
 from raydapt.settings.config import load_config
 from raydapt.settings.groups import DataSettings
-from raydapt.stages.caption import IMAGES, CaptionAsker, as_captions, asker_of, compact, read_images
+from raydapt.stages.caption import IMAGES, CaptionPromptBuilder, as_captions, compact, prompt_builder_of, read_images
 from raydapt.stages.captioning import caption, caption_jobs
 from raydapt.stages.endpoint import data_url
-from raydapt.stages.llm import ANSWER, ASKED, ERROR, SKIPPED, NoQuestion, as_result, engine_reason
+from raydapt.stages.llm import ANSWER, ASKED, ERROR, SKIPPED, SkipRow, as_result, engine_reason
 from raydapt.stages.run import PART, PART_ROWS
 from raydapt.store.artefact import Store
 from raydapt.store.fingerprint import Recipe
 from tests.stages.images import BAD, png, write_images
 
-ASKER = CaptionAsker(image_px=12, canvas_px=None, gap_px=None, max_pixels=1000, max_bytes=10_000)
+BUILDER = CaptionPromptBuilder(image_px=12, canvas_px=None, gap_px=None, max_pixels=1000, max_bytes=10_000)
 SCHEMA = pa.schema([("row", pa.int64()), (ANSWER, pa.string()), (ERROR, pa.string())])
 
 
@@ -37,23 +37,23 @@ def model_folder(folder: Path, **config: object) -> str:
 
 
 def test_one_image_is_asked_about_as_it_is_and_four_on_a_canvas():
-    one = ASKER(row_of(png(5, 10)))
+    one = BUILDER(row_of(png(5, 10)))
     assert (one.text, one.image.size) == ("what?", (10, 10))
-    assert ASKER(row_of(png(5, 24))).image.size == (12, 12)
-    group = ASKER(row_of(png(1, 4), png(2, 4), png(3, 4), png(4, 4)))
+    assert BUILDER(row_of(png(5, 24))).image.size == (12, 12)
+    group = BUILDER(row_of(png(1, 4), png(2, 4), png(3, 4), png(4, 4)))
     assert group.image.size == (12, 12)  # cells of 8 px and no gap worth a pixel, made smaller
 
 
 def test_a_bad_image_is_a_reason_and_its_bytes_do_not_travel_on():
     for image, reason in zip(BAD, ("empty", "not_an_image", "not_an_image|corrupt"), strict=True):
         row = row_of(image)
-        with pytest.raises(NoQuestion, match=reason):
-            ASKER(row)
+        with pytest.raises(SkipRow, match=reason):
+            BUILDER(row)
         assert IMAGES not in row
-    with pytest.raises(NoQuestion, match="too_many_pixels"):
-        ASKER(row_of(png(0, 40)))
-    with pytest.raises(NoQuestion, match="unreadable"):
-        ASKER(row_of(png(0), error="unreadable"))
+    with pytest.raises(SkipRow, match="too_many_pixels"):
+        BUILDER(row_of(png(0, 40)))
+    with pytest.raises(SkipRow, match="unreadable"):
+        BUILDER(row_of(png(0), error="unreadable"))
 
 
 def test_results_have_exactly_the_columns_of_the_schema():
@@ -139,7 +139,7 @@ def test_a_recipe_knows_what_decides_on_captions_and_nothing_else(tmp_path: Path
 def test_the_canvas_of_the_settings_reaches_the_questions(tmp_path: Path):
     overrides = [f"caption.model={model_folder(tmp_path / 'm')}", "caption.canvas_px=100", "caption.gap_px=4"]
     job = caption_jobs(load_config(None, overrides), resolve_source("digits", rows_per_part=512))[IMAGE_CAPTIONS]
-    assert (asker_of(job).canvas_px, asker_of(job).gap_px) == (100, 4)
+    assert (prompt_builder_of(job).canvas_px, prompt_builder_of(job).gap_px) == (100, 4)
 
 
 @pytest.mark.parametrize(
@@ -173,5 +173,5 @@ def test_a_folder_that_holds_no_model_is_one_sentence(tmp_path: Path):
 
 
 def test_a_server_gets_the_image_itself():
-    url = data_url(ASKER(row_of(png(5, 10))).image)
+    url = data_url(BUILDER(row_of(png(5, 10))).image)
     assert url.startswith("data:image/png;base64,iVBOR")

@@ -31,9 +31,9 @@ from raydapt.models.language import MINI_CAPTIONER
 from raydapt.settings.config import Config, load_config
 from raydapt.settings.groups import RaySettings
 from raydapt.stages import caption
-from raydapt.stages.caption import CaptionAsker, CaptionJob, KnownRows, asker_of, caption_stage
+from raydapt.stages.caption import CaptionJob, CaptionPromptBuilder, KnownRows, caption_stage, prompt_builder_of
 from raydapt.stages.captioning import caption_jobs
-from raydapt.stages.llm import Question
+from raydapt.stages.llm import Prompt
 from raydapt.store.artefact import Artefact, StageResult, Store
 from raydapt.store.fingerprint import Recipe
 from tests.stages.images import write_images
@@ -165,12 +165,12 @@ def test_groups_survive_the_death_of_their_engine(place: Path, ray_cluster: None
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatientAsker(CaptionAsker):
+class PatientPromptBuilder(CaptionPromptBuilder):
     """Asks about the last part only when the node is lost, so that there is something left to describe."""
 
     lost: Path
 
-    def __call__(self, row: dict[str, Any]) -> Question:
+    def __call__(self, row: dict[str, Any]) -> Prompt:
         while row["row"] >= ROWS - ROWS_PER_PART and not self.lost.exists():
             time.sleep(0.1)
         return super().__call__(row)
@@ -231,7 +231,9 @@ def test_captions_survive_the_loss_of_the_node_that_makes_them(place: Path, monk
         return shard
 
     monkeypatch.setattr(Artefact, "commit_part", commit_and_lose)
-    monkeypatch.setattr(caption, "asker_of", lambda job: PatientAsker(**vars(asker_of(job)), lost=lost))
+    monkeypatch.setattr(
+        caption, "prompt_builder_of", lambda job: PatientPromptBuilder(**vars(prompt_builder_of(job)), lost=lost)
+    )
     nodes = EngineNodes()
     settings = RaySettings(
         address=nodes.cluster.address,

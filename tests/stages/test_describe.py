@@ -11,7 +11,7 @@ from raydapt.data.descriptions import check_descriptions
 from raydapt.errors import UserError
 from raydapt.settings.config import load_config
 from raydapt.settings.language import DescribeSettings
-from raydapt.stages.describe import DescribeJob, TextAsker
+from raydapt.stages.describe import DescribeJob, TextPromptBuilder
 from raydapt.stages.llm import ANSWER, ASKED
 from raydapt.stages.run import PART, PART_ROWS
 from raydapt.store.artefact import StageResult, Store
@@ -38,10 +38,10 @@ def test_every_class_is_asked_every_question_as_often_as_wanted():
 
 def test_every_answer_has_its_own_seed_and_always_the_same_one():
     rows = job_of().rows(0)
-    seeds = [TextAsker(seed=0)(row).seed for row in rows]
+    seeds = [TextPromptBuilder(seed=0)(row).seed for row in rows]
     assert len(set(seeds)) == len(seeds)
-    assert seeds == [TextAsker(seed=0)(row).seed for row in rows]
-    assert seeds != [TextAsker(seed=1)(row).seed for row in rows]
+    assert seeds == [TextPromptBuilder(seed=0)(row).seed for row in rows]
+    assert seeds != [TextPromptBuilder(seed=1)(row).seed for row in rows]
 
 
 def test_a_recipe_knows_what_decides_on_answers():

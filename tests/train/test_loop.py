@@ -7,11 +7,11 @@ import torch
 
 from raydapt.settings.groups import TrainSettings
 from raydapt.train.checkpoint import TrainState, from_bytes, to_bytes
-from raydapt.train.loop import Place, cosine_with_warmup, fit, predict
+from raydapt.train.loop import WorkerContext, cosine_with_warmup, fit, predict
 from tests.train.toy import Toy, toy_images
 
 SETTINGS = TrainSettings(epochs=3, learning_rate=0.1, warmup_epochs=1.0, checkpoint_every_s=0, predict_batch_size=7)
-PLACE = Place(device=torch.device("cpu"))
+CONTEXT = WorkerContext(device=torch.device("cpu"))
 
 
 class MemoryCheckpoints:
@@ -34,7 +34,7 @@ class MemoryCheckpoints:
 def train(checkpoints: MemoryCheckpoints, settings: TrainSettings = SETTINGS, **kwargs: int) -> tuple[Toy, TrainState]:
     images = toy_images()
     method = Toy(images, **kwargs)
-    state = fit(method, images, settings, seed=1, place=PLACE, checkpoints=checkpoints, log=lambda line: None)
+    state = fit(method, images, settings, seed=1, context=CONTEXT, checkpoints=checkpoints, log=lambda line: None)
     return method, state
 
 
@@ -80,7 +80,7 @@ def test_gradient_accumulation_changes_memory_alone() -> None:
         images = toy_images()
         method = Still(images)
         settings = TrainSettings(epochs=2, learning_rate=0.1, gradient_accumulation=parts)
-        fit(method, images, settings, seed=1, place=PLACE, checkpoints=MemoryCheckpoints(), log=lambda line: None)
+        fit(method, images, settings, seed=1, context=CONTEXT, checkpoints=MemoryCheckpoints(), log=lambda line: None)
         weights.append(method.weight_CD.detach())
     torch.testing.assert_close(weights[0], weights[1])
     torch.testing.assert_close(weights[0], weights[2])
@@ -94,7 +94,7 @@ def test_a_round_without_pseudo_labels_is_passed_over() -> None:
             return [type(s)(name=s.name, index_M=none, target_MC=s.target_MC[:0], batch_size=8) for s in streams]
 
     images = toy_images()
-    state = fit(Empty(images), images, SETTINGS, seed=1, place=PLACE, checkpoints=MemoryCheckpoints(), log=print)
+    state = fit(Empty(images), images, SETTINGS, seed=1, context=CONTEXT, checkpoints=MemoryCheckpoints(), log=print)
     assert state.finished
     assert state.images == 0
 
@@ -144,14 +144,14 @@ def test_predict_equals_one_image_at_a_time() -> None:
 def test_scores_join_the_log_and_change_nothing_that_is_learned() -> None:
     asked: list[bool] = []
 
-    def examine(method: object, over: bool) -> dict[str, float | None] | None:
+    def score(method: object, over: bool) -> dict[str, float | None] | None:
         asked.append(over)
         return {"agreement": 0.5, "stability": None} if over else None
 
     images = toy_images()
     method, checkpoints = Toy(images), MemoryCheckpoints()
     state = fit(
-        method, images, SETTINGS, seed=1, place=PLACE, checkpoints=checkpoints, log=lambda line: None, examine=examine
+        method, images, SETTINGS, seed=1, context=CONTEXT, checkpoints=checkpoints, log=lambda line: None, score=score
     )
     assert asked == 2 * [False, False, True]
     assert [line.get("scores") for line in state.lines] == 2 * [None, None, {"agreement": 0.5, "stability": None}]

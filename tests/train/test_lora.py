@@ -14,7 +14,7 @@ from raydapt.settings.groups import LoraSettings, RaySettings, TrainSettings
 from raydapt.store.artefact import Store
 from raydapt.store.fingerprint import Recipe
 from raydapt.train.checkpoint import TrainState
-from raydapt.train.loop import Place
+from raydapt.train.loop import WorkerContext
 from raydapt.train.lora import LoraJob, confident_images, tune_lora
 from tests.models.tiny_diffusion import save_tiny_pipeline, tiny_pipeline
 
@@ -54,7 +54,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> LoraJob:
 
 
 def tune(job: LoraJob, checkpoints: Memory) -> TrainState:
-    return job(Place(device=torch.device("cpu")), checkpoints, lambda line: None)
+    return job(WorkerContext(device=torch.device("cpu")), checkpoints, lambda line: None)
 
 
 def test_confident_images_are_those_that_a_naive_loop_finds() -> None:

@@ -37,13 +37,13 @@ from raydapt.methods.coreg.memory import CoMemory
 from raydapt.methods.coreg.partial_labels import restrict_classes
 from raydapt.methods.coreg.settings import CoregSettings
 from raydapt.methods.workers import gather_rows, n_workers, share_running_statistics
-from raydapt.models.students import Student, follow
+from raydapt.models.students import Student, update_ema
 
 IMAGES = "images"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Taught:
+class StudentTargets:
     """What one student learns of one batch."""
 
     target_BC: Tensor
@@ -64,7 +64,7 @@ class CoReg(Method):
     """
 
     rounds = 1
-    reads = "pixels"
+    input_kind = "pixels"
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class CoReg(Method):
         super().__init__()
         self.settings, self.augmentation, self.batch_size, self.seed = settings, augmentation, batch_size, seed
         self.students = nn.ModuleList([_student(settings, n_classes, seed=seed, number=i) for i in (1, 2)])
-        self._news: list[dict[str, Tensor]] = []
+        self._step_outputs: list[dict[str, Tensor]] = []
         if images is None:
             self.register_load_state_dict_pre_hook(_forget_training)  # type: ignore[no-untyped-call]
             return
@@ -145,11 +145,11 @@ class CoReg(Method):
         loss_2N = torch.stack([division_loss(probability_NC, candidate_NC) for probability_NC in probability_2NC])
         mean_2N = self.memory.remember_losses(loss_2N).cpu()
         for i in (0, 1):
-            taught = 1 - i if settings.co_pseudo_labels else i
+            learner = 1 - i if settings.co_pseudo_labels else i
             clean_N = clean_probability(mean_2N[i], seed=self.seed).masked_fill(self._labelled_N, 1.0)
-            self.memory.clean_2N[taught] = clean_N.to(self.memory.clean_2N)
+            self.memory.clean_2N[learner] = clean_N.to(self.memory.clean_2N)
             label_NC = within_candidates(probability_2NC[i], candidate_NC)
-            self.memory.label_2NC[taught] = label_NC.to(self.memory.label_2NC)
+            self.memory.label_2NC[learner] = label_NC.to(self.memory.label_2NC)
 
     def forward(self, batches: Mapping[str, Batch]) -> Tensor:
         """The sum of both students' losses."""
@@ -177,20 +177,20 @@ class CoReg(Method):
                 [torch.stack([logits.softmax(-1) for logits, _ in views]).mean(0) for views in guesses]
             )
         index_B = batch.index_B.to(batch.image_B.device)
-        taught = [self._taught(i, index_B, guess_2BC) for i in (0, 1)]
+        targets = [self._student_targets(i, index_B, guess_2BC) for i in (0, 1)]
         contrast = settings.contrast != "none" and settings.contrast_weight > 0 and self._contrasts
-        losses, news = [], []
+        losses, outputs = [], []
         for i, student in enumerate(self.students):
             views = strong[i :: len(self.students)]
-            loss, projected_VD = self._consistency(student, views, taught[i])
-            keys = self._keys(i, views[1] if len(views) > 1 else weak[0], taught[i]) if contrast else None
+            loss, projected_VD = self._consistency(student, views, targets[i])
+            keys = self._keys(i, views[1] if len(views) > 1 else weak[0], targets[i]) if contrast else None
             if keys is not None:
                 # A mixed image has no class of its own: the contrast looks at the image itself.
                 query_BD = student(views[0])[1] if settings.mixup else projected_VD[: len(index_B)]
-                loss = loss + settings.contrast_weight * self._contrast(i, query_BD, taught[i], keys)
+                loss = loss + settings.contrast_weight * self._contrast(i, query_BD, targets[i], keys)
             losses.append(loss + 0.0 * projected_VD.sum())  # as in the warm-up: every parameter has a gradient
-            news.append(self._news_of(guesses[i][0][1], taught[i], keys))
-        self._news.append({name: torch.stack([new[name] for new in news]) for name in news[0]})
+            outputs.append(self._step_outputs_of(guesses[i][0][1], targets[i], keys))
+        self._step_outputs.append({name: torch.stack([output[name] for output in outputs]) for name in outputs[0]})
         return torch.stack(losses).sum()
 
     @property
@@ -204,7 +204,7 @@ class CoReg(Method):
         age = self._epoch - self.settings.warmup_epochs
         return self.settings.unlabelled_weight * min(1.0, age / max(1, self.settings.unlabelled_ramp))
 
-    def _taught(self, i: int, index_B: Tensor, guess_2BC: Tensor) -> _Taught:
+    def _student_targets(self, i: int, index_B: Tensor, guess_2BC: Tensor) -> StudentTargets:
         """Phase B, 3: co-pseudo-labels of one student."""
         memory, settings = self.memory, self.settings
         if settings.align_guesses:
@@ -214,13 +214,15 @@ class CoReg(Method):
         refined_BC = clean_B[:, None] * memory.label_2NC[i, index_B] + (1 - clean_B[:, None]) * guess_2BC[i]
         guess_BC = guess_2BC.mean(0) if settings.co_pseudo_labels else guess_2BC[i]
         label_BC = torch.where(partial_B[:, None], refined_BC, guess_BC)
-        return _Taught(target_BC=sharpen(label_BC, settings.sharpening), partial_B=partial_B)
+        return StudentTargets(target_BC=sharpen(label_BC, settings.sharpening), partial_B=partial_B)
 
-    def _consistency(self, student: nn.Module, views: tuple[Tensor, ...], taught: _Taught) -> tuple[Tensor, Tensor]:
+    def _consistency(
+        self, student: nn.Module, views: tuple[Tensor, ...], targets: StudentTargets
+    ) -> tuple[Tensor, Tensor]:
         """Phase B, 4: L_cr + lambda_1 L_prot, on mixed images where MixUp is on; and the projections [V B, D]."""
         settings, weight = self.settings, self._unlabelled_weight
         image = torch.cat(views).contiguous(memory_format=torch.channels_last)
-        target_VC, partial_V = taught.target_BC.repeat(len(views), 1), taught.partial_B.repeat(len(views))
+        target_VC, partial_V = targets.target_BC.repeat(len(views), 1), targets.partial_B.repeat(len(views))
         if settings.mixup:
             other_V = torch.randperm(len(image), device=image.device)
             share = float(torch.distributions.Beta(settings.mixup, settings.mixup).sample())
@@ -243,16 +245,16 @@ class CoReg(Method):
         return loss, projected_VD
 
     @torch.no_grad()
-    def _keys(self, i: int, view: Tensor, taught: _Taught) -> dict[str, Tensor]:
+    def _keys(self, i: int, view: Tensor, targets: StudentTargets) -> dict[str, Tensor]:
         """This step's keys of all workers, by the momentum copy."""
         _, key_BD = self.momentum[i](view)
         return {
             "key": gather_rows(key_BD),
-            "class": gather_rows(taught.target_BC.argmax(1)),
-            "partial": gather_rows(taught.partial_B.to(torch.uint8)).bool(),
+            "class": gather_rows(targets.target_BC.argmax(1)),
+            "partial": gather_rows(targets.partial_B.to(torch.uint8)).bool(),
         }
 
-    def _contrast(self, i: int, query_BD: Tensor, taught: _Taught, new: dict[str, Tensor]) -> Tensor:
+    def _contrast(self, i: int, query_BD: Tensor, targets: StudentTargets, new: dict[str, Tensor]) -> Tensor:
         key_QD, class_Q, partial_Q = self.memory.keys(i)
         world, settings = n_workers(), self.settings
         rank = torch.distributed.get_rank() if world > 1 else 0
@@ -261,45 +263,47 @@ class CoReg(Method):
             query_BD,
             torch.cat([new["key"], key_QD]),
             own_B,
-            taught.target_BC.argmax(1),
+            targets.target_BC.argmax(1),
             torch.cat([new["class"], class_Q]),
-            taught.partial_B,
+            targets.partial_B,
             torch.cat([new["partial"], partial_Q]),
             temperature=settings.contrast_temperature,
             mode="sup" if settings.contrast == "sup" else "noisy",
-            anchor_B=None if settings.unlabelled_weight else taught.partial_B,
+            anchor_B=None if settings.unlabelled_weight else targets.partial_B,
         )
 
     @torch.no_grad()
-    def _news_of(self, projected_BD: Tensor, taught: _Taught, keys: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    def _step_outputs_of(
+        self, projected_BD: Tensor, targets: StudentTargets, keys: dict[str, Tensor] | None
+    ) -> dict[str, Tensor]:
         """What the memory learns of a step, the same on every worker."""
-        news = {} if keys is None else {f"key_{name}": value for name, value in keys.items()}
-        return news | {
+        outputs = {} if keys is None else {f"key_{name}": value for name, value in keys.items()}
+        return outputs | {
             "projected": gather_rows(projected_BD),
-            "class": gather_rows(taught.target_BC.argmax(1)),
-            "partial": gather_rows(taught.partial_B.to(torch.uint8)).bool(),
+            "class": gather_rows(targets.target_BC.argmax(1)),
+            "partial": gather_rows(targets.partial_B.to(torch.uint8)).bool(),
         }
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Moves the momentum copies; the memory takes up the step's keys, and phase B, 5, its prototypes."""
         for copy_, student in zip(self.momentum, self.students, strict=True):
-            follow(copy_, student, self.settings.momentum)
+            update_ema(copy_, student, self.settings.momentum)
         memory, settings = self.memory, self.settings
-        for news in self._news:
+        for outputs in self._step_outputs:
             for i in (0, 1):
-                sure_B = news["partial"][i]
+                sure_B = outputs["partial"][i]
                 memory.prototype_CD.copy_(
                     move_prototypes(
                         memory.prototype_CD,
-                        news["projected"][i, sure_B],
-                        news["class"][i, sure_B],
+                        outputs["projected"][i, sure_B],
+                        outputs["class"][i, sure_B],
                         settings.prototype_momentum,
                     )
                 )
-            if "key_key" in news:
-                memory.enqueue(news["key_key"], news["key_class"], news["key_partial"])
-        self._news = []
+            if "key_key" in outputs:
+                memory.enqueue(outputs["key_key"], outputs["key_class"], outputs["key_partial"])
+        self._step_outputs = []
 
 
 def _student(settings: CoregSettings, n_classes: int, *, seed: int, number: int) -> Student:

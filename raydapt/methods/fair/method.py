@@ -88,7 +88,7 @@ class Fair(Method):
     ) -> None:
         super().__init__()
         self.settings, self.batch_size = settings, batch_size
-        self.reads = reads_of(settings)
+        self.input_kind = input_kind_of(settings)
         self.tower = TunedNorms(clip, learn=settings.layer_norms)
         self.anchors = Anchors(clip, classes, settings)
         self.rounds = int(any(parameter.requires_grad for parameter in self.parameters()))
@@ -156,15 +156,15 @@ class Fair(Method):
 
     def _whole(self, image_B: Tensor) -> Tensor:
         """Features [B, D] of whole images, given as pixels [B, 3, P, P], features [B, D], or features with crops'."""
-        if self.reads == "pixels":
+        if self.input_kind == "pixels":
             return self.tower.encode(whole_view(image_B, self.tower.clip.image_spec.size_px))
-        return image_B[:, 0] if self.reads == "crops" else image_B
+        return image_B[:, 0] if self.input_kind == "crops" else image_B
 
     def _whole_and_crops(self, image_B: Tensor, crop_seed: int | None) -> tuple[Tensor, Tensor]:
         """Features [B, D] and those of the crops [B, K, D]; without a seed, of the same places in all images."""
         settings, n_images = self.settings, len(image_B)
         whole_BD = self._whole(image_B)
-        if self.reads == "crops":
+        if self.input_kind == "crops":
             return whole_BD, image_B[:, 1 : 1 + settings.crops]
         if not settings.crops:
             return whole_BD, whole_BD[:, None][:, :0]
@@ -181,12 +181,12 @@ class Fair(Method):
     def _learned_view(self, image_B: Tensor) -> Tensor:
         """Features [B, D] to learn from: of a strong view, or where the tower stays as it is, of what is cached."""
         settings = self.settings
-        if self.reads == "crops" and settings.cached_view == "crop":
+        if self.input_kind == "crops" and settings.cached_view == "crop":
             place_B = torch.randint(1, 1 + settings.crops, (len(image_B),))
             return image_B[torch.arange(len(image_B)), place_B.to(image_B.device)]
-        if self.reads == "crops" and settings.cached_view == "composite":
+        if self.input_kind == "crops" and settings.cached_view == "composite":
             return self._composite(*self._whole_and_crops(image_B, None))
-        if self.reads != "pixels":
+        if self.input_kind != "pixels":
             return self._whole(image_B)
         side = self.tower.clip.image_spec.size_px
         view = strong_view(
@@ -195,7 +195,7 @@ class Fair(Method):
         return self.tower.encode(view)
 
 
-def reads_of(settings: FairSettings) -> InputKind:
+def input_kind_of(settings: FairSettings) -> InputKind:
     """Pixels where the tower is learned; else what the frozen tower makes of images and crops, once."""
     if settings.layer_norms:
         return "pixels"

@@ -26,7 +26,7 @@ from raydapt.models.views import crop_view, whole_view
 from raydapt.run import evaluation as outcome
 from raydapt.run.plan import Plan
 from raydapt.train.job import TrainingJob
-from raydapt.train.ray_train import local_place
+from raydapt.train.ray_train import local_context
 
 _EXAMINED = 512
 _EXAMPLES = 12
@@ -51,8 +51,8 @@ def write_alignment(
     """
     generator = torch.Generator().manual_seed(plan.config.seed)
     row_M = row_N[torch.randperm(len(row_N), generator=generator)[:_EXAMINED]]
-    device = local_place(job.config.train).device
-    image_N = images_of(method.reads, table, job.artefacts)
+    device = local_context(job.config.train).device
+    image_N = images_of(method.input_kind, table, job.artefacts)
     parts = [
         method.pseudo_label(image_N[row_B].to(device), crop_seed=i) for i, row_B in enumerate(torch.split(row_M, 64))
     ]

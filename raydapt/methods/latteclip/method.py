@@ -44,7 +44,7 @@ _NO_CAPTIONS = Captions(texts=(), text_N=torch.empty(0, dtype=torch.int64))
 _TEXTS_PER_CHUNK = 256
 
 
-def reads_of(settings: LatteclipSettings) -> InputKind:
+def input_kind_of(settings: LatteclipSettings) -> InputKind:
     """A text prompt learns from cached features; all else changes what the image tower makes of pixels."""
     return "features" if settings.tune == "text_prompt" else "pixels"
 
@@ -84,7 +84,7 @@ class LatteClip(Method):
         seed: int,
     ) -> None:
         super().__init__()
-        self.settings, self.batch_size, self.reads = settings, batch_size, reads_of(settings)
+        self.settings, self.batch_size, self.input_kind = settings, batch_size, input_kind_of(settings)
         self._build_learner(clip, classes, model, seed)
         start_CD = clip.class_embeddings(classes.names, classes.templates[:1])
         self.register_buffer("start_CD", start_CD, persistent=False)
@@ -171,7 +171,7 @@ class LatteClip(Method):
         """L = use_F L_F + use_Z L_Z (rules 1 to 8)."""
         settings, batch = self.settings, batches[IMAGES]
         view = batch.image_B
-        if self.reads == "pixels" and settings.augmentation:
+        if self.input_kind == "pixels" and settings.augmentation:
             view = light_view(view, self.clip.image_spec.size_px)
         feature_BD = self._image_features(view)
         label_2B = self._pseudo_labels(feature_BD, batch.index_B)
@@ -187,7 +187,7 @@ class LatteClip(Method):
 
     def _image_features(self, image_B: Tensor) -> Tensor:
         """Features [B, D] under what is learned; cached ones stay as they are."""
-        if self.reads == "features":
+        if self.input_kind == "features":
             return image_B
         if self.visual_prompt is not None:
             feature_BD: Tensor = self.visual_prompt(image_B)

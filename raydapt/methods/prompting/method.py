@@ -48,7 +48,7 @@ class PromptMethod(Method):
     ) -> None:
         super().__init__()
         self.prompted = prompted
-        self.reads = "pixels" if prompted.uses_pixels else "features"
+        self.input_kind = "pixels" if prompted.uses_pixels else "features"
         # Rounds that depend on no pseudo-labels are all the same.
         self.rounds = 1 if air is not None and air.settings.synthetic_only else rounds
         self.batch_size, self.seed = batch_size, seed

@@ -37,7 +37,7 @@ class Wca(Method):
         super().__init__()
         self.frozen = OnClip(clip)
         self.settings = settings
-        self.reads: InputKind = "crops" if settings.crops else "features"
+        self.input_kind: InputKind = "crops" if settings.crops else "features"
         texts = texts_of(classes, settings)
         class_M = torch.tensor([c for c, of_class in enumerate(texts) for _ in of_class], device=clip.device)
         embedding_MD = clip.encode_text([text for of_class in texts for text in of_class])
