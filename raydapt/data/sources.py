@@ -14,8 +14,10 @@ from raydapt.data.parts import ROW_SCHEMA, UNREADABLE, Part, Source
 from raydapt.errors import UserError
 from raydapt.settings.groups import DataSettings
 
-__all__ = ["ROW_SCHEMA", "UNREADABLE", "Part", "Source", "group_parts", "read_label_names", "read_part", "read_parts",
-           "resolve_source"]  # fmt: skip
+__all__ = ["ROW_SCHEMA", "UNREADABLE", "Part", "Source", "check_source", "group_parts", "read_label_names",
+           "read_part", "read_parts", "resolve_source"]  # fmt: skip
+_CLOSE = 0.7
+"""Likeness (difflib) from which on a name is taken for a mistyped one."""
 
 
 def resolve_source(source: str, *, rows_per_part: int, limit: int | None = None) -> Source:
@@ -48,6 +50,21 @@ def resolve_source(source: str, *, rows_per_part: int, limit: int | None = None)
         f"data.source={source!r}: no images found in {address!r}; expected image files "
         f"({', '.join(files.IMAGE_SUFFIXES)}), Parquet files or WebDataset tars."
     )
+
+
+def check_source(source: str) -> None:
+    """Looks a source up by its name or path without listing it, so that a mistyped one is answered at once.
+
+    Raises:
+        UserError: For an unknown name or a missing path.
+    """
+    if source == "digits":
+        return
+    known = named_set(source)
+    if known:
+        _address_of_set(known)
+    else:
+        _checked_address(source)
 
 
 def group_parts(parts: Sequence[Part]) -> list[tuple[Part, ...]]:
@@ -123,5 +140,6 @@ def _checked_address(source: str) -> str:
         return source
     if "/" in source or os.sep in source or "." in source:
         raise UserError(f"data.source={source!r} does not exist: check the path.")
-    near = difflib.get_close_matches(source.lower(), set_names(), n=1, cutoff=0.0)
-    raise UserError(f"data.source={source!r} is neither a path nor a named set: did you mean {near[0]!r}?")
+    near = difflib.get_close_matches(source.lower(), ("digits", *set_names()), n=1, cutoff=_CLOSE)
+    hint = f"did you mean {near[0]!r}?" if near else "check the path, or give a named set such as digits or eurosat."
+    raise UserError(f"data.source={source!r} is neither a path nor a named set: {hint}")

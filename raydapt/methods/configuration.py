@@ -4,13 +4,14 @@ Settings are laid over each other: the defaults, the recipe of the method (``job
 the overrides. ``load_config("jobs/cpl.yaml", ["data.source=eurosat", "seed=0"])`` is the only way in.
 """
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from raydapt.errors import UserError
-from raydapt.methods.table import GROUPS, check_method, recipe_file, setting_groups
+from raydapt.methods.table import GROUPS, METHODS, TABLE, check_method, recipe_file, setting_groups
 from raydapt.settings.config import Config
 from raydapt.settings.tree import (
     apply_override,
@@ -40,6 +41,31 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     for item in overrides:
         apply_override(tree, item)
     return config_from_tree(tree)
+
+
+def load_job(job: str | None, overrides: Sequence[str] = (), *, recipe: str | None = None) -> Config:
+    """A job as the command line names it: a method, a job file, or overrides alone.
+
+    Args:
+        job: The name of a method, the path of a YAML file, or an override.
+        overrides: Dotted keys and values.
+        recipe: Name of a folder of the package whose ``job.yaml`` stands in for a job file where none is given.
+
+    Raises:
+        UserError: As `load_config`.
+    """
+    given = list(overrides)
+    if job is not None and "=" in job:
+        given, job = [job, *given], None
+    elif job in TABLE:
+        given, job = [f"method={job}", *given], None
+    elif job is not None and Path(job).suffix not in (".yaml", ".yml") and not Path(job).exists():
+        near = difflib.get_close_matches(job, METHODS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"give one of {', '.join(METHODS)}, or a file."
+        raise UserError(f"Job {job!r} is neither a method nor a job file: {hint}")
+    if job is None and recipe is not None:
+        return load_config(Path(__file__).parents[1] / recipe / "job.yaml", given)
+    return load_config(job, given)
 
 
 def config_from_tree(tree: Mapping[str, Any], *, of_a_run: bool = False) -> Config:
