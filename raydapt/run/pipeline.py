@@ -11,6 +11,7 @@ Each step leaves its result behind and is passed over when it is there: running 
 """
 
 import json
+import logging
 import time
 from typing import Any
 
@@ -28,7 +29,7 @@ from raydapt.methods.fair.outcome import write_alignment
 from raydapt.methods.latteclip.outcome import write_latteclip
 from raydapt.models.clip import load_clip
 from raydapt.models.deployed import deployed, size_and_speed
-from raydapt.progress import TrainingProgress, say
+from raydapt.progress import TrainingProgress
 from raydapt.run import evaluation as outcome
 from raydapt.run.gallery import gallery_table, synthetic_table
 from raydapt.run.plan import Plan, describe_plan, make_plan, prompt_of, rows_of_splits
@@ -64,6 +65,8 @@ from raydapt.train.job import (
 )
 from raydapt.train.ray_train import local_place, train_on_workers
 
+_LOG = logging.getLogger(__name__)
+
 
 def run(config: Config, *, overwrite: bool = False) -> Run:
     """Runs one job and returns its folder; resumes whatever an earlier run of the same settings left.
@@ -81,7 +84,7 @@ def run(config: Config, *, overwrite: bool = False) -> Run:
     with record.lock():
         _claim(record, plan, overwrite=overwrite)
         if record.exists("metrics.json"):
-            say(f"{record.name} is finished already; --overwrite runs it again.")
+            _LOG.info(f"{record.name} is finished already; --overwrite runs it again.")
         else:
             _run(record, plan)
         if not record.exists("report.html"):
