@@ -23,6 +23,7 @@ from PIL import Image
 import raydapt.report
 from raydapt.errors import UserError
 from raydapt.report.gallery import choose_gallery, image_uri
+from raydapt.report.numbers import format_cell
 from raydapt.report.page import write_report
 from raydapt.report.sections import Card, Cards, Column, Facts, Line, Section, Table, Text, Thumbnail
 from raydapt.run.accuracy import evaluate
@@ -429,7 +430,7 @@ def test_zero_shots_own_scores_stand_beside_the_runs(tmp_path):
     text = page_of(tmp_path)
     words = Page(text.split('<section id="scores">')[1].split("</section>")[0].replace("</t", " </t")).text
     assert "agreement 0.500 0.750 0.250 " in words
-    assert "class balance 0.950 0.900 -0.050 " in words
+    assert "class balance 0.950 0.900 −0.050 " in words
     assert " stability " not in words
     make_run(tmp_path / "old", scores=scores)
     words = Page(page_of(tmp_path / "old").split('<section id="scores">')[1].split("</section>")[0]).text
@@ -514,3 +515,21 @@ def test_the_report_knows_no_method_and_no_room_above(tmp_path):
         assert found <= {"zero_shot"}, path  # the answers before adaptation
     code = "import sys, raydapt.run.reporting; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "digits", "words"),
+    [
+        (-0.00001, "number", 4, "0.0000"),
+        (-0.5, "percent", 1, "−0.5"),
+        (None, "count", 0, "–"),
+        (12345.6, "count", 1, "12,346"),
+        (0.04, "points", 1, "±0.0"),
+        (2.26, "points", 1, "+2.3"),
+        (94.4, "rate", 1, "94"),
+        (0.4219, "rate", 1, "0.42"),
+        (125, "duration", 1, "2 min 05 s"),
+    ],
+)
+def test_numbers_read_as_people_write_them(value, kind, digits, words):
+    assert format_cell(value, kind, digits) == words
