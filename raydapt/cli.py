@@ -305,6 +305,9 @@ def main() -> None:
     # Ray and its dependencies warn about each other's versions: nothing that a user of raydapt could mend.
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    from raydapt.progress import log_to_console
+
+    log_to_console()
     try:
         cli()
     except UserError as error:

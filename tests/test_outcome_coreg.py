@@ -57,6 +57,15 @@ def test_without_labels_accuracies_are_null_and_the_rest_is_told():
     assert found["students"][0]["disagreement"] == 50.0
 
 
+def test_a_training_without_a_trace_of_the_students_has_a_report(tmp_path):
+    run = Run(str(tmp_path), "run")
+    run.make()
+    own = metrics(torch.tensor([0, 0, 2, -1, 0, 1])) | {"students": []}
+    top1 = {"top1": 50.0}
+    run.write_json("metrics.json", {"method": "coreg", "zero_shot": top1, "adapted": top1, "coreg": own, "classes": 3})
+    assert "Partial labels and students" in Path(write_run_report(run.folder)).read_text()
+
+
 @pytest.mark.parametrize("labelled", [True, False])
 def test_the_report_shows_annotation_students_and_deployment(tmp_path, labelled):
     run = Run(str(tmp_path), "run")

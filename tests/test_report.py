@@ -23,6 +23,7 @@ from PIL import Image
 import raydapt.report
 from raydapt.errors import UserError
 from raydapt.report.gallery import choose_gallery, image_uri
+from raydapt.report.numbers import format_cell
 from raydapt.report.page import write_report
 from raydapt.report.sections import Card, Cards, Column, Facts, Line, Section, Table, Text, Thumbnail
 from raydapt.run.accuracy import evaluate
@@ -126,6 +127,12 @@ def make_run(folder, names=NAMES, images=200, *, labels=True, method="cpl", para
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "environment.json").write_text(json.dumps({"python": "3.11", "packages": {"torch": "2.13"}}))
     return metrics
+
+
+def without_pictures(folder):
+    """Leaves out what figures are drawn from, where a test is about words."""
+    (folder / "predictions.parquet").unlink()
+    return folder
 
 
 def add_training(folder, names=NAMES, rounds=2):
@@ -396,7 +403,7 @@ def test_synthetic_images_stand_beside_real_ones_of_their_class(tmp_path):
 )
 def test_the_settings_are_those_that_the_run_goes_by(tmp_path, method, shown, hidden):
     make_run(tmp_path, method=method)
-    text = page_of(tmp_path)
+    text = page_of(without_pictures(tmp_path))
     for name in shown:
         assert f"<bdi>{name}</bdi>" in text, name
     for name in hidden:
@@ -408,7 +415,7 @@ def test_a_setting_of_the_base_that_was_changed_is_told_before_all_others(tmp_pa
     tree = yaml.safe_load((tmp_path / "config.yaml").read_text())
     tree["cpl"]["alpha"] = 0.123
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
-    different = page_of(tmp_path).split("Settings other than the defaults")[1].split("</table>")[0]
+    different = page_of(without_pictures(tmp_path)).split("Settings other than the defaults")[1].split("</table>")[0]
     assert "<bdi>cpl.alpha</bdi>" in different
     assert "0.123" in different
     assert "cpl.beta" not in different
@@ -417,22 +424,24 @@ def test_a_setting_of_the_base_that_was_changed_is_told_before_all_others(tmp_pa
 def test_the_head_says_what_was_learned(tmp_path):
     for method, learned in (("coreg", "two preact_resnet18 students"), ("cpl", "text prompt")):
         make_run(tmp_path / method, method=method)
-        head = Page(page_of(tmp_path / method).split("</header>")[0] + "</header></body></html>").text
+        head = Page(page_of(without_pictures(tmp_path / method)).split("</header>")[0] + "</header></body></html>").text
         assert f"learned: {learned}" in head
     make_run(tmp_path / "wca", method="wca")
-    assert "learned:" not in page_of(tmp_path / "wca")
+    assert "learned:" not in page_of(without_pictures(tmp_path / "wca"))
 
 
 def test_zero_shots_own_scores_stand_beside_the_runs(tmp_path):
     scores = {"agreement": 0.75, "class_balance": 0.9, "stability": None}
     make_run(tmp_path, scores=scores, zero_shot_scores={"agreement": 0.5, "class_balance": 0.95})
-    text = page_of(tmp_path)
+    text = page_of(without_pictures(tmp_path))
     words = Page(text.split('<section id="scores">')[1].split("</section>")[0].replace("</t", " </t")).text
     assert "agreement 0.500 0.750 0.250 " in words
-    assert "class balance 0.950 0.900 -0.050 " in words
+    assert "class balance 0.950 0.900 −0.050 " in words
     assert " stability " not in words
     make_run(tmp_path / "old", scores=scores)
-    words = Page(page_of(tmp_path / "old").split('<section id="scores">')[1].split("</section>")[0]).text
+    words = Page(
+        page_of(without_pictures(tmp_path / "old")).split('<section id="scores">')[1].split("</section>")[0]
+    ).text
     assert "zero-shot" not in words.split("What the columns mean")[0]
 
 
@@ -441,7 +450,7 @@ def test_a_verdict_and_labels_that_are_no_class_stand_in_the_head(tmp_path):
     verdict = {"verdict": evil, "sentence": f"Prefer zero-shot {evil}.", "evidence": {"gain": {evil: 0.123456}}}
     left_out = [{"label": evil, "images": 1200, "nearest": "River"}, {"label": "sea", "images": 3, "nearest": None}]
     make_run(tmp_path, verdict=verdict, labels_left_out=left_out)
-    text = page_of(tmp_path)
+    text = page_of(without_pictures(tmp_path))
     page = check_contained(text)
     assert "<script" not in text
     head = text.split('<section id="classes">')[0]
@@ -449,8 +458,9 @@ def test_a_verdict_and_labels_that_are_no_class_stand_in_the_head(tmp_path):
         assert words in head
     assert f"Prefer zero-shot {evil}." in page.text
     make_run(tmp_path / "plain")
-    assert "Verdict without" not in page_of(tmp_path / "plain")
-    assert "Labels that are no class" not in page_of(tmp_path / "plain")
+    plain = page_of(without_pictures(tmp_path / "plain"))
+    assert "Verdict without" not in plain
+    assert "Labels that are no class" not in plain
 
 
 def test_sections_are_drawn_in_their_place_and_escaped(tmp_path):
@@ -514,3 +524,21 @@ def test_the_report_knows_no_method_and_no_room_above(tmp_path):
         assert found <= {"zero_shot"}, path  # the answers before adaptation
     code = "import sys, raydapt.run.reporting; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "digits", "words"),
+    [
+        (-0.00001, "number", 4, "0.0000"),
+        (-0.5, "percent", 1, "−0.5"),
+        (None, "count", 0, "–"),
+        (12345.6, "count", 1, "12,346"),
+        (0.04, "points", 1, "±0.0"),
+        (2.26, "points", 1, "+2.3"),
+        (94.4, "rate", 1, "94"),
+        (0.4219, "rate", 1, "0.42"),
+        (125, "duration", 1, "2 min 05 s"),
+    ],
+)
+def test_numbers_read_as_people_write_them(value, kind, digits, words):
+    assert format_cell(value, kind, digits) == words

@@ -4,6 +4,7 @@ Ray places nothing on a node without the label, and waits for one for ever. So b
 its needs are held against the nodes there are; on a cluster that can grow they are asked for and awaited.
 """
 
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -13,9 +14,9 @@ import ray
 from ray.autoscaler.sdk import request_resources
 
 from raydapt.errors import UserError
-from raydapt.progress import say
 from raydapt.settings.groups import RaySettings
 
+_LOG = logging.getLogger(__name__)
 _POLL_S = 1.0
 
 
@@ -78,7 +79,7 @@ def require_nodes(
         return
     patience = 0.0 if address_of(settings) == "local" else settings.wait_for_nodes_s
     if patience:
-        say(f"waiting up to {patience:g} s for {_words(label, need, count)} (ray.wait_for_nodes_s)")
+        _LOG.warning(f"waiting up to {patience:g} s for {_words(label, need, count)} (ray.wait_for_nodes_s)")
         request_resources(bundles=[dict(need)] * count, bundle_label_selectors=[selector(label) or {}] * count)
     deadline = time.monotonic() + patience
     try:

@@ -43,8 +43,8 @@ DARK = Palette(text="#c3cad4", grid="#2a3038", before="#8590a2", after="#6ea0ff"
 
 
 def rounds_picture(rounds: Sequence[Mapping[str, Any]]) -> Picture | None:
-    """Pseudo-labels per round: how many, and how many of them are right; None without rounds."""
-    if not rounds:
+    """Pseudo-labels per round: how many, and how many of them are right; None for fewer than two rounds."""
+    if len(rounds) < 2:
         return None
     x = list(range(1, len(rounds) + 1))
     selected = [number(entry.get("selected")) or 0.0 for entry in rounds]

@@ -17,8 +17,8 @@ def format_cell(value: float | None, kind: Kind, digits: int = 1) -> str:
 
 
 def format_number(value: float | None, digits: int = 1) -> str:
-    """With a fixed number of digits after the point."""
-    return DASH if value is None else f"{value:.{digits}f}"
+    """With a fixed number of digits after the point; what rounds to nothing has no sign."""
+    return DASH if value is None else f"{value:z.{digits}f}".replace("-", "−")
 
 
 def format_points(value: float | None) -> str:

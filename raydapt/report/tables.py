@@ -9,15 +9,14 @@ from raydapt.report.sections import Column, Table
 from raydapt.report.summary import Round, Timing
 
 _SCORES = {
-    "synthetic_accuracy": "Held-out synthetic images right: share of synthetic images, which nothing learned from, "
+    "synthetic_accuracy": "Share of held-out synthetic images, which nothing learned from, "
     "that are taken for their class.",
-    "agreement": "Agreement with other heads: share of images that other classifiers take for the same class.",
-    "class_balance": "Even classes: entropy of the predicted classes, 1 when all are predicted equally often.",
-    "mutual_information": "Mutual information of images and predicted classes: high when each image is sure and "
-    "the classes are even.",
-    "neighbourhood_density": "Soft neighbourhood density: high when images lie in dense groups of like answers.",
+    "agreement": "Share of images that other classifiers take for the same class.",
+    "class_balance": "Entropy of the predicted classes, 1 when all are predicted equally often.",
+    "mutual_information": "High when each image is sure and the classes are even.",
+    "neighbourhood_density": "High when images lie in dense groups of like answers.",
     "calibrated_accuracy": "Accuracy that the confidence predicts, after calibration on held-out synthetic images.",
-    "stability": "Stability: share of images whose class stays the same under another view.",
+    "stability": "Share of images whose class stays the same under another view.",
 }
 
 

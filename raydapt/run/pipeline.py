@@ -11,6 +11,7 @@ Each step leaves its result behind and is passed over when it is there: running 
 """
 
 import json
+import logging
 import time
 from typing import Any
 
@@ -27,7 +28,7 @@ from raydapt.methods.predictions import Predictions, predict_classes
 from raydapt.methods.spec import FinishedRun
 from raydapt.methods.table import spec_of
 from raydapt.models.clip import load_clip
-from raydapt.progress import TrainingProgress, say
+from raydapt.progress import TrainingProgress
 from raydapt.run import evaluation
 from raydapt.run.gallery import gallery_table
 from raydapt.run.making import artefacts_of, make_artefacts, make_features
@@ -42,6 +43,8 @@ from raydapt.store.run_record import Run
 from raydapt.train.checkpoint import TrainState
 from raydapt.train.job import CHECKPOINT, DIVISION, FileCheckpoints, TrainingJob, build_for_prediction, division_bytes
 from raydapt.train.ray_train import local_context, train_on_workers
+
+_LOG = logging.getLogger(__name__)
 
 
 def run(config: Config, *, overwrite: bool = False) -> Run:
@@ -60,7 +63,7 @@ def run(config: Config, *, overwrite: bool = False) -> Run:
     with record.lock():
         _claim(record, plan, overwrite=overwrite)
         if record.exists("metrics.json"):
-            say(f"{record.name} is finished already; --overwrite runs it again.")
+            _LOG.info(f"{record.name} is finished already; --overwrite runs it again.")
         else:
             _run(record, plan)
         if not record.exists("report.html"):

@@ -8,6 +8,7 @@
 Running the same command again goes on where it was; no label is read unless ``tune.oracle=true`` asks for the study.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,7 +23,6 @@ from raydapt.errors import UserError
 from raydapt.methods import scores
 from raydapt.methods.configuration import changed_settings
 from raydapt.methods.table import GROUPS, spec_of
-from raydapt.progress import say
 from raydapt.run.making import artefacts_of, make_all, make_artefacts, make_features
 from raydapt.run.plan import FEATURES, held_out_artefacts, make_plan
 from raydapt.settings.config import Config
@@ -36,6 +36,7 @@ from raydapt.tune.selection import CONSENSUS, Trial, available, ranking, study_o
 from raydapt.tune.trials import Sweep, answers_of
 from raydapt.tune.tuner import run_trials
 
+_LOG = logging.getLogger(__name__)
 RESULT, CHOSEN = "tune.json", "chosen.yaml"
 _COUNT = "synthesis.samples_per_class"
 _GROUPS_OF_ARTEFACTS = ("method", "model", "synthesis", "lora", *GROUPS)
@@ -82,7 +83,7 @@ def _run(
     config = replace(config, store=_absolute(config.store), ray=replace(config.ray, progress=False))
     points = drawn if drawn is not None else _corners(space)
     first = max([_count(config, settings) for settings in points], default=0)
-    say(f"tune: {len(drawn) if drawn is not None else config.tune.trials} trials in {record.path}")
+    _LOG.info(f"tune: {len(drawn) if drawn is not None else config.tune.trials} trials in {record.path}")
     held_out = _warm(config, points, first)
     sweep = Sweep(
         config=config, folder=_absolute(config.runs) + f"/{record.name}", held_out=held_out, first_held_out=first

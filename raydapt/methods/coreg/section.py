@@ -92,7 +92,8 @@ def _students_picture(coreg: Mapping[str, Any]) -> Picture | None:
                 axes[2].plot(epochs, values, color=colours[key], linewidth=1.4, label=names[key])
         dress(axes[2], x_name="epochs learned", y_name="% of training images", title="Both students")
         for panel in axes[1:]:
-            panel.legend(frameon=False, labelcolor=LIGHT.text)
+            if panel.get_legend_handles_labels()[0]:  # a training of few steps leaves no trace of the students
+                panel.legend(frameon=False, labelcolor=LIGHT.text)
 
     alt = f"Partial labels with {annotation['candidates']:.2f} candidates per image"
     if len(lines) and np.isfinite(curves["first"]).all():
