@@ -30,15 +30,13 @@ class Neighbours:
 
     index_NK: Tensor
     """int64 rows."""
-    weight_NK: Tensor
-    """float32 max(0, cosine), each row divided by its sum; 0 for a place that could not be filled."""
+    affinity_NK: Tensor
+    """float32 w_ij = max(0, f_i . f_j), TransCLIP's (Zanella et al., NeurIPS 2024, section 3); 0 for a place that could
+    not be filled."""
 
 
 def nearest(feature_ND: Tensor, k: int) -> Neighbours:
     """The `k` other images of largest cosine and their affinities.
-
-    The affinities are TransCLIP's (Zanella et al., NeurIPS 2024, section 3: w_ij = max(0, f_i . f_j)), normalised to a
-    weighted mean here so that their strength does not depend on `k`, nor on how narrow the features' cone is.
 
     Args:
         feature_ND: float32 L2-normalised features.
@@ -51,9 +49,7 @@ def nearest(feature_ND: Tensor, k: int) -> Neighbours:
         return Neighbours(empty.to(torch.int64), empty)
     cosine_NK, index_NK = _search(feature_ND, k + 1)
     cosine_NK, index_NK = _without_itself(cosine_NK, index_NK)
-    weight_NK = cosine_NK.clamp_min(0).masked_fill(index_NK < 0, 0)
-    weight_NK = weight_NK / weight_NK.sum(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    return Neighbours(index_NK.clamp_min(0), weight_NK)
+    return Neighbours(index_NK.clamp_min(0), cosine_NK.clamp_min(0).masked_fill(index_NK < 0, 0))
 
 
 def _without_itself(cosine_NK: Tensor, index_NK: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,146 @@
+"""The rules of transduction as pure functions: anchors, class means, class priors, and the classifier they make.
+
+All three rules end in scores that are linear in a feature: s t . f + w_c . f + b_c. With one covariance for all classes
+the part of a Gaussian that is quadratic in f is the same for every class and falls out of the softmax; the same holds
+for the cosine of unit vectors. A round is then two products of matrices, and a new image costs one.
+
+Legend: N images, C classes, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_TINY = torch.finfo(torch.float32).tiny
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a round needs to know of features f and soft labels z."""
+
+    sum_CD: Tensor
+    """sum_i z_ic f_i."""
+    mass_C: Tensor
+    """n_c = sum_i z_ic."""
+
+    @property
+    def n_images(self) -> float:
+        """N, since labels sum to 1."""
+        return float(self.mass_C.sum())
+
+
+@dataclass(frozen=True)
+class Head:
+    """Scores w_c . f + b_c, which are added to the zero-shot logits."""
+
+    weight_CD: Tensor
+    bias_C: Tensor
+
+
+def text_anchors(mean_D: Tensor, text_CD: Tensor, reach: float) -> Tensor:
+    """Where the images of a class are expected, a_c = norm(mean f + reach (t_c - mean t)), [C, D].
+
+    Texts and images lie in two cones (Liang et al., NeurIPS 2022); the shift puts the texts into the images' cone.
+
+    Args:
+        mean_D: Mean of the image features, not normalised.
+        text_CD: Class embeddings.
+        reach: Length of the step, in units of the text's own offset.
+    """
+    return F.normalize(mean_D + reach * (text_CD - text_CD.mean(dim=0)), dim=1)
+
+
+def unit_means(statistics: Statistics, anchor_CD: Tensor, anchor_images: float) -> Tensor:
+    """mu_c = norm(sum_i z_ic f_i + kappa a_c), [C, D]: spherical k-means' means with an anchor in them."""
+    return F.normalize(statistics.sum_CD + anchor_images * anchor_CD, dim=1)
+
+
+def spread(statistics: Statistics, mean_CD: Tensor) -> float:
+    """R = sum_ic z_ic (1 - cos(f_i, mu_c)) / N, the mean distance of an image to its class mean; above 0.
+
+    For unit f and mu the sum of cosines is sum_c (sum_i z_ic f_i) . mu_c.
+    """
+    cosine = float((statistics.sum_CD * mean_CD).sum()) / statistics.n_images
+    return max(1e-6, 1 - cosine)
+
+
+def tempered_head(statistics: Statistics, anchor_CD: Tensor, *, temper: float, anchor_images: float) -> Head:
+    """log p_ic = temper cos(f_i, mu_c) / r: a von Mises-Fisher mixture with a small concentration.
+
+    Dividing by r makes it free of how narrow the cone of the features is.
+    """
+    mean_CD = unit_means(statistics, anchor_CD, anchor_images)
+    return Head(temper / spread(statistics, mean_CD) * mean_CD, statistics.mass_C.new_zeros(len(mean_CD)))
+
+
+def shares_prior(statistics: Statistics, prior_images: float) -> Tensor:
+    """Log pi_c, pi_c = (n_c + a) / (N + a C): the shares found, each class with `prior_images` in advance."""
+    mass_C = statistics.mass_C + prior_images
+    return (mass_C / mass_C.sum()).log()
+
+
+def presence_prior(statistics: Statistics, presence: float) -> Tensor:
+    """Log of n_c / (n_c + tau N / C'), normalised: near 0 for a class that is not there, else nearly the same for all.
+
+    C' = exp(H(n / N)) is the effective number of classes. What is common is not made commoner by it, which is what
+    makes a mixture with estimated shares lose its rare classes.
+    """
+    n_images = statistics.n_images
+    effective = float(torch.special.entr(statistics.mass_C / n_images).sum().exp())
+    mass_C = statistics.mass_C + 0.1
+    there_C = mass_C / (mass_C + presence * n_images / effective)
+    return (there_C / there_C.sum()).log()
+
+
+def gaussian_head(mean_CD: Tensor, variance_D: Tensor) -> Head:
+    """Log density of Gaussians with one diagonal covariance, less what is the same for every class.
+
+    -1/2 sum_d (f_d - mu_cd)^2 / v_d = f . (mu_c / v) - 1/2 sum_d mu_cd^2 / v_d + const (TransCLIP, equation 4).
+    """
+    weight_CD = mean_CD / variance_D
+    return Head(weight_CD, -0.5 * (weight_CD * mean_CD).sum(dim=1))
+
+
+def weighted_means(statistics: Statistics) -> Tensor:
+    """mu_c = sum_i z_ic f_i / n_c (TransCLIP, equation 8)."""
+    return statistics.sum_CD / statistics.mass_C[:, None].clamp_min(_TINY)
+
+
+def shared_variance(statistics: Statistics, mean_CD: Tensor, square_D: Tensor) -> Tensor:
+    """v_d = sum_ic z_ic (f_id - mu_cd)^2 / N (TransCLIP, equation 9), [D].
+
+    Args:
+        statistics: Of features and labels.
+        mean_CD: Any means, not only the weighted ones.
+        square_D: sum_i f_id^2.
+    """
+    within_D = square_D - 2 * (mean_CD * statistics.sum_CD).sum(dim=0)
+    within_D = within_D + (statistics.mass_C[:, None] * mean_CD**2).sum(dim=0)
+    return (within_D / statistics.n_images).clamp_min(1e-9)
+
+
+def transclip_head(statistics: Statistics, square_D: Tensor) -> Head:
+    """TransCLIP's class likelihood (Zanella et al., NeurIPS 2024, equations 4, 8 and 9)."""
+    mean_CD = weighted_means(statistics)
+    return gaussian_head(mean_CD, shared_variance(statistics, mean_CD, square_D))
+
+
+def stata_head(
+    statistics: Statistics, text_CD: Tensor, anchor_variance_D: Tensor, square_D: Tensor, alpha: float
+) -> Head:
+    """StatA's anchored Gaussians (Zanella et al., CVPR 2025) with one covariance for all classes.
+
+    The minimum over mu and v of the expected negative log likelihood plus alpha sum_c KL(N(t_c, v') || N(mu_c, v)):
+    mu_c = (sum_i z_ic f_i + alpha t_c) / (n_c + alpha),
+    v = (sum_ic z_ic (f_i - mu_c)^2 + alpha sum_c ((t_c - mu_c)^2 + v')) / (N + alpha C).
+    The paper has a covariance of every class; with one, scores stay linear.
+    """
+    mean_CD = (statistics.sum_CD + alpha * text_CD) / (statistics.mass_C + alpha)[:, None]
+    within_D = statistics.n_images * shared_variance(statistics, mean_CD, square_D)
+    anchored_D = ((text_CD - mean_CD) ** 2).sum(dim=0) + len(text_CD) * anchor_variance_D
+    variance_D = (within_D + alpha * anchored_D) / (statistics.n_images + alpha * len(text_CD))
+    return gaussian_head(mean_CD, variance_D)
