@@ -1,7 +1,7 @@
 """The fixed point: rounds of class means from soft labels and soft labels from class means, block by block.
 
-Memory: beside the features nothing of size N x C exists. A block of rows has C scores at a time, and between rounds each
-image keeps its `kept_labels` largest labels, twice. For 10^6 images, 1,000 classes and width 512 that is 2 GB of
+Memory: beside the features nothing of size N x C exists. A block of rows has C scores at a time, and between rounds
+each image keeps its `kept_labels` largest labels, twice. For 10^6 images, 1,000 classes and width 512 that is 2 GB of
 features, 2 x 256 MB of labels and 120 MB of neighbours.
 
 Legend: N images, B block of images, C classes, D width.
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from raydapt.methods.transduct import rules
 from raydapt.methods.transduct.neighbours import Neighbours, nearest
-from raydapt.methods.transduct.rules import Head, Statistics
+from raydapt.methods.transduct.rules import Anchors, Head, Statistics
 from raydapt.methods.transduct.settings import TransductSettings
 from raydapt.methods.transduct.soft_labels import SoftLabels
 
@@ -129,44 +129,45 @@ def fit(
 
     problem = _Problem(feature_ND, text_CD, base, settings, neighbours)
     problem.start()
-    if settings.rule == "tempered":
-        head, prior_C = _tempered(problem, log_prior_C)
+    if settings.rule in ("tempered", "spherical"):
+        head, prior_C = _mixture(problem, log_prior_C)
     else:
-        head = _gaussian(problem)
+        head = _published(problem)
         prior_C = torch.zeros_like(head.bias_C).log_softmax(dim=0)
     return TransductFit(labels=problem.labels, head=head, text_strength=settings.text_strength, log_prior_C=prior_C)
 
 
-def _tempered(problem: _Problem, stated_C: Tensor | None) -> tuple[Head, Tensor]:
-    """First with shares that are estimated, so that absent classes fade; then with the classes that are there."""
-    settings = problem.settings
-    anchor_CD = rules.text_anchors(problem.feature_ND.mean(dim=0), problem.text_CD, settings.anchor_reach)
+def _mixture(problem: _Problem, stated_C: Tensor | None) -> tuple[Head, Tensor]:
+    """Tempered or spherical: class means, shares and labels in turn."""
+    settings, square_D = problem.settings, problem.feature_ND.square().sum(dim=0)
     statistics = problem.statistics()
-    fixed_C = stated_C
-    for round_ in range(settings.rounds + settings.rounds_final):
-        final = round_ >= settings.rounds
-        if final and fixed_C is None:
-            fixed_C = rules.presence_prior(statistics, settings.presence)
-        prior_C = fixed_C if fixed_C is not None else rules.shares_prior(statistics, settings.prior_images)
-        temper = settings.temper_final if final else settings.temper
-        head = rules.tempered_head(statistics, anchor_CD, temper=temper, anchor_images=settings.anchor_images)
+    gap = settings.anchor_gap if settings.rule == "tempered" else 0.0
+    mean_D = problem.feature_ND.mean(dim=0)
+    anchor_CD = rules.text_anchors(mean_D, problem.text_CD, reach=settings.anchor_reach, gap=gap)
+    anchors = Anchors(anchor_CD, rules.shared_variance(statistics, anchor_CD, square_D))
+    for _ in range(settings.rounds):
+        prior_C = rules.shares_prior(statistics, settings.prior_images) if stated_C is None else stated_C
+        if settings.rule == "tempered":
+            head = rules.anchored_head(statistics, anchors, square_D, settings.anchor_images)
+            head = rules.tempered(head, settings.temper)
+        else:
+            head = rules.spherical_head(
+                statistics, anchor_CD, temper=settings.temper, anchor_images=settings.anchor_images
+            )
         head = Head(head.weight_CD, head.bias_C + prior_C)
         problem.relabel(head)
         statistics = problem.statistics()
     return head, prior_C
 
 
-def _gaussian(problem: _Problem) -> Head:
+def _published(problem: _Problem) -> Head:
     """TransCLIP: means and covariance, then the labels several times; StatA the same with anchors."""
     settings, square_D = problem.settings, problem.feature_ND.square().sum(dim=0)
     statistics = problem.statistics()
-    stata = settings.rule == "stata"
-    anchor_variance_D = rules.shared_variance(statistics, problem.text_CD, square_D)
-    for round_ in range(settings.rounds + settings.rounds_final):
-        if stata:
-            head = rules.stata_head(
-                statistics, problem.text_CD, anchor_variance_D, square_D, settings.anchor_images
-            )
+    anchors = Anchors(problem.text_CD, rules.shared_variance(statistics, problem.text_CD, square_D))
+    for round_ in range(settings.rounds):
+        if settings.rule == "stata":
+            head = rules.anchored_head(statistics, anchors, square_D, settings.anchor_images)
         elif round_ == 0:
             width = problem.feature_ND.shape[1]
             head = rules.gaussian_head(_surest_means(problem), torch.full_like(square_D, 1 / width))

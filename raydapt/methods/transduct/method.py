@@ -16,7 +16,7 @@ from raydapt.models.clip import Clip, OnClip
 
 
 class Transduct(Method):
-    """softmax(lambda s t . f + beta cos(f, mu) / r + log pi): the inductive answer of a fit.
+    """softmax(lambda s t . f + w . f + b): the inductive answer of a fit (see `rules`), with log pi in b.
 
     The images that were fitted have their own answer, `TransductFit.labels`, which also knows their neighbours.
 

@@ -74,7 +74,8 @@ def _faiss() -> ModuleType | None:
         import faiss
     except ImportError:
         return None
-    return faiss  # type: ignore[no-any-return]
+    module: ModuleType = faiss
+    return module
 
 
 def _by_faiss(faiss: ModuleType, feature_ND: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -105,5 +106,5 @@ def _by_sklearn(feature_ND: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def _by_torch(feature_ND: Tensor, k: int) -> tuple[Tensor, Tensor]:
     block = max(1, _BLOCK_BYTES // (4 * len(feature_ND)))
-    best = [(queries_BD @ feature_ND.T).topk(k, dim=1) for queries_BD in feature_ND.split(block)]
+    best = [(queries_BD @ feature_ND.T).topk(k, dim=1) for queries_BD in torch.split(feature_ND, block)]
     return torch.cat([b.values for b in best]), torch.cat([b.indices for b in best])

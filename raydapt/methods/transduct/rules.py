@@ -1,6 +1,6 @@
 """The rules of transduction as pure functions: anchors, class means, class priors, and the classifier they make.
 
-All three rules end in scores that are linear in a feature: s t . f + w_c . f + b_c. With one covariance for all classes
+All rules end in scores that are linear in a feature: s t . f + w_c . f + b_c. With one covariance for all classes
 the part of a Gaussian that is quadratic in f is the same for every class and falls out of the softmax; the same holds
 for the cosine of unit vectors. A round is then two products of matrices, and a new image costs one.
 
@@ -41,17 +41,29 @@ class Head:
     bias_C: Tensor
 
 
-def text_anchors(mean_D: Tensor, text_CD: Tensor, reach: float) -> Tensor:
-    """Where the images of a class are expected, a_c = norm(mean f + reach (t_c - mean t)), [C, D].
+@dataclass(frozen=True)
+class Anchors:
+    """Gaussians that the classes are drawn towards."""
 
-    Texts and images lie in two cones (Liang et al., NeurIPS 2022); the shift puts the texts into the images' cone.
+    mean_CD: Tensor
+    variance_D: Tensor
+
+
+def text_anchors(mean_D: Tensor, text_CD: Tensor, *, reach: float, gap: float) -> Tensor:
+    """a_c = (1 - gap) norm(mean f + reach (t_c - mean t)) + gap t_c, [C, D].
+
+    Texts and images lie in two cones (Liang et al., NeurIPS 2022). In the images' cone (gap 0) an anchor says where the
+    images of a class are expected. In the texts' (gap 1, StatA's) it is far from every image: a class that finds none
+    stays far away and gets none, but so does a class with few.
 
     Args:
         mean_D: Mean of the image features, not normalised.
         text_CD: Class embeddings.
-        reach: Length of the step, in units of the text's own offset.
+        reach: Length of the step from the images' mean, in units of the text's own offset.
+        gap: Share of the way from the images' cone to the texts'.
     """
-    return F.normalize(mean_D + reach * (text_CD - text_CD.mean(dim=0)), dim=1)
+    in_cone_CD = F.normalize(mean_D + reach * (text_CD - text_CD.mean(dim=0)), dim=1)
+    return (1 - gap) * in_cone_CD + gap * text_CD
 
 
 def unit_means(statistics: Statistics, anchor_CD: Tensor, anchor_images: float) -> Tensor:
@@ -68,8 +80,8 @@ def spread(statistics: Statistics, mean_CD: Tensor) -> float:
     return max(1e-6, 1 - cosine)
 
 
-def tempered_head(statistics: Statistics, anchor_CD: Tensor, *, temper: float, anchor_images: float) -> Head:
-    """log p_ic = temper cos(f_i, mu_c) / r: a von Mises-Fisher mixture with a small concentration.
+def spherical_head(statistics: Statistics, anchor_CD: Tensor, *, temper: float, anchor_images: float) -> Head:
+    """Log p_ic = temper cos(f_i, mu_c) / r: a von Mises-Fisher mixture with a small concentration.
 
     Dividing by r makes it free of how narrow the cone of the features is.
     """
@@ -81,19 +93,6 @@ def shares_prior(statistics: Statistics, prior_images: float) -> Tensor:
     """Log pi_c, pi_c = (n_c + a) / (N + a C): the shares found, each class with `prior_images` in advance."""
     mass_C = statistics.mass_C + prior_images
     return (mass_C / mass_C.sum()).log()
-
-
-def presence_prior(statistics: Statistics, presence: float) -> Tensor:
-    """Log of n_c / (n_c + tau N / C'), normalised: near 0 for a class that is not there, else nearly the same for all.
-
-    C' = exp(H(n / N)) is the effective number of classes. What is common is not made commoner by it, which is what
-    makes a mixture with estimated shares lose its rare classes.
-    """
-    n_images = statistics.n_images
-    effective = float(torch.special.entr(statistics.mass_C / n_images).sum().exp())
-    mass_C = statistics.mass_C + 0.1
-    there_C = mass_C / (mass_C + presence * n_images / effective)
-    return (there_C / there_C.sum()).log()
 
 
 def gaussian_head(mean_CD: Tensor, variance_D: Tensor) -> Head:
@@ -129,18 +128,34 @@ def transclip_head(statistics: Statistics, square_D: Tensor) -> Head:
     return gaussian_head(mean_CD, shared_variance(statistics, mean_CD, square_D))
 
 
-def stata_head(
-    statistics: Statistics, text_CD: Tensor, anchor_variance_D: Tensor, square_D: Tensor, alpha: float
-) -> Head:
+def anchored_head(statistics: Statistics, anchors: Anchors, square_D: Tensor, alpha: float) -> Head:
     """StatA's anchored Gaussians (Zanella et al., CVPR 2025) with one covariance for all classes.
 
-    The minimum over mu and v of the expected negative log likelihood plus alpha sum_c KL(N(t_c, v') || N(mu_c, v)):
-    mu_c = (sum_i z_ic f_i + alpha t_c) / (n_c + alpha),
-    v = (sum_ic z_ic (f_i - mu_c)^2 + alpha sum_c ((t_c - mu_c)^2 + v')) / (N + alpha C).
+    The minimum over mu and v of the expected negative log likelihood plus alpha sum_c KL(N(a_c, v') || N(mu_c, v)):
+    mu_c = (sum_i z_ic f_i + alpha a_c) / (n_c + alpha),
+    v = (sum_ic z_ic (f_i - mu_c)^2 + alpha sum_c ((a_c - mu_c)^2 + v')) / (N + alpha C).
     The paper has a covariance of every class; with one, scores stay linear.
+
+    Args:
+        statistics: Of features and labels.
+        anchors: a and v'; StatA's are the texts.
+        square_D: sum_i f_id^2.
+        alpha: How many images an anchor weighs.
     """
-    mean_CD = (statistics.sum_CD + alpha * text_CD) / (statistics.mass_C + alpha)[:, None]
+    n_classes = len(anchors.mean_CD)
+    mean_CD = (statistics.sum_CD + alpha * anchors.mean_CD) / (statistics.mass_C + alpha)[:, None]
     within_D = statistics.n_images * shared_variance(statistics, mean_CD, square_D)
-    anchored_D = ((text_CD - mean_CD) ** 2).sum(dim=0) + len(text_CD) * anchor_variance_D
-    variance_D = (within_D + alpha * anchored_D) / (statistics.n_images + alpha * len(text_CD))
+    anchored_D = ((anchors.mean_CD - mean_CD) ** 2).sum(dim=0) + n_classes * anchors.variance_D
+    variance_D = (within_D + alpha * anchored_D) / (statistics.n_images + alpha * n_classes)
     return gaussian_head(mean_CD, variance_D)
+
+
+def tempered(head: Head, temper: float) -> Head:
+    """The head of Gaussians at 2 beta / D of its strength.
+
+    An image's squared distance to its class mean is D standard deviations' squares on average, so that -log p is beta:
+    the mixture speaks as if `2 beta` dimensions told images apart. The others are not independent evidence, and at full
+    strength (TransCLIP, StatA) they outvote the texts wherever clusters are not classes.
+    """
+    factor = 2 * temper / head.weight_CD.shape[1]
+    return Head(factor * head.weight_CD, factor * head.bias_C)
