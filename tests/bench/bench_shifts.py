@@ -41,8 +41,11 @@ def whurs19() -> Iterator[tuple[str, FeatureSet]]:
         classes = classes.filter(pc.equal(classes["template"], "mean of templates"))
         names = classes["name"].to_pylist()
         label_N = torch.tensor([names.index(label) for label in table["label"].to_pylist()])
-        yield path.stem.removesuffix("-whurs19"), FeatureSet(
-            feature_ND=_unit(table["feature"]), label_N=label_N, text_CD=_unit(classes["feature"]), scale=SCALE
+        yield (
+            path.stem.removesuffix("-whurs19"),
+            FeatureSet(
+                feature_ND=_unit(table["feature"]), label_N=label_N, text_CD=_unit(classes["feature"]), scale=SCALE
+            ),
         )
 
 

@@ -24,7 +24,7 @@ class TransductSettings:
     (`temper=10` there). ``transclip`` (Zanella et al., NeurIPS 2024) and ``stata`` (Zanella et al., CVPR 2025, with one
     covariance for all classes): the published ones, written from their formulas, for comparison; `published` sets
     what they were published with."""
-    temper: Positive = 20.0
+    temper: Positive = 15.0
     """Beta: the mixture speaks as if 2 beta dimensions told images apart; read by ``tempered`` and ``spherical``."""
     rounds: PositiveInt = 5
     """Rounds of class means and labels. Few, because a mixture drifts from its text prior to the strongest clusters,
@@ -35,19 +35,19 @@ class TransductSettings:
     """Nearest images whose labels count; 0 leaves them out."""
     neighbour_strength: NonNegative = 3.0
     """Weight of the neighbours' mean label; of their sum in ``transclip`` and ``stata``."""
-    anchor_images: NonNegative = 1.0
+    anchor_images: NonNegative = 2.0
     """How many images the text anchor of a class weighs in its mean (StatA's alpha: 1)."""
     anchor_reach: NonNegative = 0.5
     """How far from the images' mean an anchor lies, in units of the text's offset from the mean text."""
-    anchor_gap: Share = 0.5
+    anchor_gap: Share = 0.3
     """Share of the way from the images' cone to the texts' at which an anchor lies; the further, the sooner a class
     with few images fades."""
-    prior_images: Positive = 1.0
-    """Images that each class has in advance when shares are counted (Laplace's rule; Dirichlet prior)."""
+    prior_images: Positive = 0.3
+    """Images that each class has in advance when shares are counted (a Dirichlet prior)."""
     kept_labels: PositiveInt = 32
     """Largest soft labels of an image that are kept between rounds, 8 bytes each; with fewer classes all of them."""
 
 
 def published(rule: Literal["transclip", "stata"]) -> TransductSettings:
     """A published rule with its published settings: 3 neighbours, weight 1, 10 rounds of 5 updates of the labels."""
-    return TransductSettings(rule=rule, neighbours=3, neighbour_strength=1.0, rounds=10, kept_labels=1024)
+    return TransductSettings(rule=rule, neighbours=3, neighbour_strength=1.0, rounds=10, anchor_images=1.0, kept_labels=1024)
