@@ -50,4 +50,6 @@ class TransductSettings:
 
 def published(rule: Literal["transclip", "stata"]) -> TransductSettings:
     """A published rule with its published settings: 3 neighbours, weight 1, 10 rounds of 5 updates of the labels."""
-    return TransductSettings(rule=rule, neighbours=3, neighbour_strength=1.0, rounds=10, anchor_images=1.0, kept_labels=1024)
+    return TransductSettings(
+        rule=rule, neighbours=3, neighbour_strength=1.0, rounds=10, anchor_images=1.0, kept_labels=1024
+    )

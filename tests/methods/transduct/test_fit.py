@@ -97,7 +97,7 @@ def test_the_axes_scale_does_not_matter_to_gaussians(drawn):
     base_NC = drawn.scale * drawn.feature_ND @ drawn.text_CD.T
     neighbours = nearest(drawn.feature_ND, 10)
     settings = TransductSettings(anchor_gap=1.0)
-    keywords = dict(base=lambda rows: base_NC[rows], neighbours=neighbours)
+    keywords = {"base": lambda rows: base_NC[rows], "neighbours": neighbours}
     expected = fit(drawn.feature_ND, drawn.text_CD, drawn.scale, settings, **keywords).probabilities()
     found = fit(3 * drawn.feature_ND, 3 * drawn.text_CD, drawn.scale, settings, **keywords).probabilities()
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=2e-3)
