@@ -131,8 +131,8 @@ def class_prior(stated: Statement, names: Sequence[str]) -> ClassPrior:
         names: The classes.
 
     Raises:
-        UserError: When a name is no class, a value is neither a level nor a number of at least 0, levels and numbers are
-            mixed, numbers leave a class out, or all are 0.
+        UserError: When a name is no class, a value is neither a level nor a number of at least 0, levels and
+            numbers are mixed, numbers leave a class out, or all are 0.
     """
     n_classes = len(names)
     equal_C = torch.full((n_classes,), 1 / n_classes, dtype=torch.float64)
@@ -175,8 +175,8 @@ def _numbers(stated: Mapping[str, str | float], names: Sequence[str]) -> list[fl
     for name, value in stated.items():
         if isinstance(value, str):
             raise UserError(
-                f"Setting data.class_prior gives {name!r} the level {value!r} and other classes numbers: say levels for "
-                "all, or numbers for all."
+                f"Setting data.class_prior gives {name!r} the level {value!r} and other classes numbers: say levels "
+                "for all, or numbers for all."
             )
         if isinstance(value, bool) or not math.isfinite(value) or value < 0:
             raise UserError(

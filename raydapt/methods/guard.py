@@ -1,8 +1,8 @@
 """Is the adapted classifier safer than zero-shot? Evidence that reads no label, and a verdict with a reason.
 
 Zero-shot is weak on average but honest about what it is sure of: where it gives a class 0.95, it is right about that
-often, adapted or not. An adapted classifier that contradicts those answers much more often than their own probability
-allows has moved away from the names. The images that zero-shot is unsure of say nothing, and are what adaptation is for.
+often, adapted or not. An adapted classifier that contradicts those answers much more often than their own
+probability allows has moved away from the names. The images that zero-shot is unsure of are what adaptation is for.
 
 Legend: N images, C classes, D width.
 """
@@ -135,7 +135,7 @@ def judge(zero_NC: Tensor, adapted_NC: Tensor, feature_ND: Tensor) -> Guarded:
 def _neighbours(feature_ND: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest images among a sample, and the sample's rows.
 
-    The sample is drawn evenly from the images in the order of one coordinate, so that it does not depend on their order.
+    The sample is drawn evenly from the images in the order of one coordinate: it does not depend on their order.
     """
     row_S = torch.arange(len(feature_ND), device=feature_ND.device)
     if len(row_S) > _SAMPLE:

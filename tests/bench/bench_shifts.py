@@ -16,11 +16,15 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional as F
 
 from raydapt.data.shifts import VARIANTS, shifted
+from raydapt.methods.guard import judge
+from raydapt.methods.open_set import detect, familiarity
 from raydapt.methods.transduct.fit import TransductFit, fit
+from raydapt.methods.transduct.neighbours import nearest
 from raydapt.methods.transduct.settings import TransductSettings, published
 from tests.clip_like import SETS, ClipLike, FeatureSet, clip_like
 
@@ -94,6 +98,16 @@ def _one(row: dict[str, list[float]], feature_MD: Tensor, text_KD: Tensor, scale
         row[name].append(accuracy(found.probabilities(), target_M) - zero)
         if name == "transduct":
             row["mean of both"].append(accuracy(found.probabilities() + zero_MK.softmax(dim=1), target_M) - zero)
+            familiar_M = familiarity(feature_MD, text_KD, found.probabilities().argmax(dim=1), nearest(feature_MD, 10))
+            told = detect(familiar_M)
+            row["suspected"].append(told.suspected)
+            if (target_M < 0).any():
+                row["AUROC"].append(roc_auc_score((target_M >= 0).numpy(), familiar_M.numpy()))
+                largest_M = zero_MK.max(dim=1).values
+                row["AUROC of the largest cosine"].append(roc_auc_score((target_M >= 0).numpy(), largest_M.numpy()))
+            guarded = judge(zero_MK.softmax(dim=1), found.probabilities(), feature_MD)
+            answer_MK = guarded.probabilities(zero_MK.softmax(dim=1), found.probabilities())
+            row["guarded"].append(accuracy(answer_MK, target_M) - zero)
             row["prior"].append(distance(found.log_prior_C.exp(), target_M))
             row["uniform"].append(distance(torch.full((len(text_KD),), 1 / len(text_KD)), target_M))
     half = len(feature_MD) // 2
@@ -109,13 +123,20 @@ def inductive(found: TransductFit, feature_MD: Tensor, base_MK: Tensor) -> Tenso
 
 def report(found: dict[str, dict[str, list[float]]]) -> None:
     """A Markdown table: mean / worst change, and the distances of the class prior to the truth."""
-    columns = ["transduct", "inductive", "mean of both", "spherical", "transclip", "stata"]
-    print("| variant | zero-shot | " + " | ".join(columns) + " | prior found / uniform, distance to truth |")
-    print("|" + "---|" * (len(columns) + 3))
+    columns = ["transduct", "guarded", "inductive", "mean of both", "spherical", "transclip", "stata"]
+    print(
+        "| variant | zero-shot | "
+        + " | ".join(columns)
+        + " | prior found / uniform, distance to truth | open set suspected |"
+    )
+    print("|" + "---|" * (len(columns) + 4))
     for variant, row in found.items():
+        open_set = f"{np.mean(row['suspected']):.0%}" + (f", AUROC {np.mean(row['AUROC']):.2f}" if row["AUROC"] else "")
+        if row["AUROC"]:
+            open_set += f" (largest cosine {np.mean(row['AUROC of the largest cosine']):.2f})"
         cells = [f"{np.mean(row[c]):+.1f} / {min(row[c]):+.1f}" for c in columns]
         prior = f"{np.mean(row['prior']):.2f} / {np.mean(row['uniform']):.2f}"
-        print(f"| {variant} | {np.mean(row['zero-shot']):.1f} | " + " | ".join(cells) + f" | {prior} |")
+        print(f"| {variant} | {np.mean(row['zero-shot']):.1f} | " + " | ".join(cells) + f" | {prior} | {open_set} |")
 
 
 def growth(sizes: list[int], n_classes: int) -> None:
@@ -129,8 +150,6 @@ def growth(sizes: list[int], n_classes: int) -> None:
         feature_ND = drawn.feature_ND.repeat(times, 1)[:size]
         feature_ND += 0.02 * torch.randn(feature_ND.shape, generator=noise)
         feature_ND = F.normalize(feature_ND, dim=1)
-        from raydapt.methods.transduct.neighbours import nearest
-
         start = time.perf_counter()
         neighbours = nearest(feature_ND, TransductSettings().neighbours)
         middle = time.perf_counter()

@@ -37,10 +37,11 @@ class TransductFit:
     labels: SoftLabels
     """The transductive answer."""
     head: Head
-    """Added to `text_strength` times the base logits, the classifier of new images."""
+    """Added to `text_strength` times the base logits, the classifier of new images; of N / (N + `caution` C) of the
+    strength that the fitted images were labelled with."""
     text_strength: float
     log_prior_C: Tensor
-    """Log class prior that the mixture ends with; part of the head's bias already."""
+    """Log class prior that the mixture ends with; it is in the head's bias already."""
 
     def probabilities(self) -> Tensor:
         """The transductive answer as one matrix [N, C]; for sets where that fits in memory."""
@@ -117,7 +118,7 @@ def fit(
         neighbours: Those of `nearest`, where they are known already.
 
     Returns:
-        The labels, and the classifier of new images: softmax(lambda base + w . f + b).
+        The labels, and the classifier of new images: softmax(lambda base + rho (w . f + b)), rho = N / (N + caution C).
     """
     settings = settings or TransductSettings()
     if neighbours is None:
@@ -134,6 +135,9 @@ def fit(
     else:
         head = _published(problem)
         prior_C = torch.zeros_like(head.bias_C).log_softmax(dim=0)
+    n_images = len(feature_ND)
+    strength = n_images / (n_images + settings.caution * len(text_CD))
+    head = Head(strength * head.weight_CD, strength * head.bias_C)
     return TransductFit(labels=problem.labels, head=head, text_strength=settings.text_strength, log_prior_C=prior_C)
 
 

@@ -44,6 +44,9 @@ class TransductSettings:
     with few images fades."""
     prior_images: Positive = 0.3
     """Images that each class has in advance when shares are counted (a Dirichlet prior)."""
+    caution: NonNegative = 6.0
+    """Images a class at which half of what was learned counts for new images: with 2 or 3 images a class some classes
+    were hardly seen, and a shift towards the others must not be carried over."""
     kept_labels: PositiveInt = 32
     """Largest soft labels of an image that are kept between rounds, 8 bytes each; with fewer classes all of them."""
 
