@@ -2,7 +2,9 @@
 
 Zero-shot is weak on average but honest about what it is sure of: where it gives a class 0.95, it is right about that
 often, adapted or not. An adapted classifier that contradicts those answers much more often than their own
-probability allows has moved away from the names. The images that zero-shot is unsure of are what adaptation is for.
+probability allows has moved away from the names. The images that zero-shot is unsure of are what adaptation is for:
+there it has to show that images that look alike are answered more alike than before. One that has collapsed onto few
+classes does not, since agreement counts beyond chance alone.
 
 Legend: N images, C classes, D width.
 """
@@ -23,8 +25,10 @@ ALLOWED_EXCESS = 0.05
 """Contradictions beyond what zero-shot itself expects that the adapted classifier is still kept with."""
 REJECTED_EXCESS = 0.15
 """From here on not even half of the adapted answer is kept."""
-LEAST_GAIN = -0.02
-"""Least gain in neighbourhood agreement; below it, neighbours answer less alike than before."""
+LEAST_GAIN = 0.02
+"""Gain in the agreement of neighbours below which adaptation has shown nothing: zero-shot is kept."""
+CLEAR_GAIN = 0.05
+"""Gain from which on the adapted classifier is kept alone."""
 _NEIGHBOURS = 5
 _SAMPLE = 4096
 """Images whose neighbours are looked at, and among which they are looked for."""
@@ -111,25 +115,28 @@ def judge(zero_NC: Tensor, adapted_NC: Tensor, feature_ND: Tensor) -> Guarded:
     """
     found = evidence(zero_NC, adapted_NC, feature_ND)
     contradicts = (
-        f"it contradicts {found.contradicted:.0%} of what zero-shot is sure of, where zero-shot itself expects "
-        f"{found.expected:.0%} to be wrong"
+        f"it contradicts {found.contradicted:.0%} of what zero-shot is sure of, where {found.expected:.0%} are "
+        "expected to be wrong"
+    )
+    alike = (
+        f"neighbours are answered alike in {found.neighbours_after:.2f} of the cases beyond chance, "
+        f"{found.neighbours_before:.2f} before"
     )
     if found.excess > REJECTED_EXCESS:
-        return Guarded(verdict="zero-shot", sentence=f"Zero-shot is kept: adapted, {contradicts}.", evidence=found)
-    if found.excess > ALLOWED_EXCESS:
-        sentence = f"The mean of adapted and zero-shot is kept: adapted alone, {contradicts}."
-        return Guarded(verdict="mean of both", sentence=sentence, evidence=found)
-    if found.gain < LEAST_GAIN:
-        sentence = (
-            "The mean of adapted and zero-shot is kept: after adaptation neighbours are answered less alike "
-            f"({found.neighbours_after:.2f}, before {found.neighbours_before:.2f}, beyond chance)."
+        verdict: Verdict = "zero-shot"
+        reason = f"Zero-shot is kept, against the adapted classifier: {contradicts}."
+    elif found.gain < LEAST_GAIN:
+        verdict, reason = "zero-shot", f"Zero-shot is kept, since adaptation shows no gain: {alike}."
+    elif found.excess > ALLOWED_EXCESS:
+        verdict, reason = "mean of both", f"The mean of adapted and zero-shot is kept: alone, {contradicts}."
+    elif found.gain < CLEAR_GAIN:
+        verdict, reason = (
+            "mean of both",
+            f"The mean of adapted and zero-shot is kept, since the gain is small: {alike}.",
         )
-        return Guarded(verdict="mean of both", sentence=sentence, evidence=found)
-    sentence = (
-        f"The adapted classifier is kept: it contradicts {found.contradicted:.0%} of what zero-shot is sure of "
-        f"({found.expected:.0%} are expected to be wrong)."
-    )
-    return Guarded(verdict="adapted", sentence=sentence, evidence=found)
+    else:
+        verdict, reason = "adapted", f"The adapted classifier is kept: {alike}, and {contradicts}."
+    return Guarded(verdict=verdict, sentence=reason, evidence=found)
 
 
 def _neighbours(feature_ND: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from raydapt.methods.transduct.neighbours import Neighbours
 
-LEAST_SEPARATION = 2.0
-"""Distance of the two groups in standard deviations at which a warning is given; below it, one group is as likely."""
+LEAST_SEPARATION = 2.5
+"""Distance of the two groups in standard deviations at which a warning is given."""
+MOST_SHARE = 0.5
+"""A lower group larger than this is no reason for a warning: it is then the images of the unclear classes."""
 CLEAR_SEPARATION = 4.0
 """From here on, images of the lower group are kept out of pseudo-labels, synthesis and prototypes."""
 _LEAST_IMAGES = 50
@@ -40,12 +42,12 @@ class OpenSet:
     @property
     def suspected(self) -> bool:
         """Whether to warn."""
-        return self.bimodal and self.separation >= LEAST_SEPARATION
+        return self.bimodal and self.separation >= LEAST_SEPARATION and self.share <= MOST_SHARE
 
     @property
     def clear(self) -> bool:
         """Whether the groups are far enough apart to keep the lower one out without being asked."""
-        return self.bimodal and self.separation >= CLEAR_SEPARATION
+        return self.suspected and self.separation >= CLEAR_SEPARATION
 
     def sentence(self) -> str | None:
         """A warning; None where there is no reason for one."""
