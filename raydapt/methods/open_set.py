@@ -17,11 +17,11 @@ from torch import Tensor
 
 from raydapt.methods.transduct.neighbours import Neighbours
 
-LEAST_SEPARATION = 2.5
+LEAST_SEPARATION = 3.5
 """Distance of the two groups in standard deviations at which a warning is given."""
 MOST_SHARE = 0.5
 """A lower group larger than this is no reason for a warning: it is then the images of the unclear classes."""
-CLEAR_SEPARATION = 4.0
+CLEAR_SEPARATION = 5.0
 """From here on, images of the lower group are kept out of pseudo-labels, synthesis and prototypes."""
 _LEAST_IMAGES = 50
 

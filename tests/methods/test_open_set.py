@@ -58,10 +58,10 @@ def test_orders_and_lengths_do_not_matter(case):
 
 def test_two_groups_are_found_with_their_share():
     generator = torch.Generator().manual_seed(0)
-    score_N = torch.cat([torch.randn(700, generator=generator) + 5, torch.randn(300, generator=generator)])
+    score_N = torch.cat([torch.randn(700, generator=generator) + 6, torch.randn(300, generator=generator)])
     found = detect(score_N)
     assert found.share == pytest.approx(0.3, abs=0.03)
-    assert found.separation == pytest.approx(5, abs=0.4)
+    assert found.separation == pytest.approx(6, abs=0.5)
     assert found.suspected
     assert found.clear
     assert "30% of the images" in found.sentence()
