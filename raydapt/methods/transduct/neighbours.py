@@ -15,7 +15,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-EXACT_LIMIT = 50_000
+EXACT_LIMIT = 20_000
 """Images up to which all pairs are compared."""
 _CELLS_FACTOR = 4
 """Lists per square root of the number of images (faiss' guideline: 4 to 16)."""
