@@ -5,8 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from raydapt.artefacts.synthetic_images import SyntheticImages
+from raydapt.methods.air.outcome import synthetic_metrics
 from raydapt.methods.contract import PseudoLabels
-from raydapt.run.evaluation import round_metrics, synthetic_metrics
+from raydapt.run.evaluation import round_metrics
 
 
 def test_every_judge_is_measured_on_all_unlabelled_images_with_a_label():

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from raydapt.methods.partial_labels import PartialLabels
 
+from raydapt.artefacts.partial_labels import PartialLabels
 from raydapt.methods.coreg.outcome import coreg_metrics
 from raydapt.run.reporting import write_run_report
 from raydapt.store.run_record import Run

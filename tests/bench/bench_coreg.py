@@ -117,7 +117,7 @@ def per_sample(data, *, bf16):
                 with torch.no_grad():
                     guesses = [[student(view)[0].softmax(-1) for view in views[:2]] for student in method.students]
                 guess_2BC = torch.stack([torch.stack(pair).mean(0) for pair in guesses])
-                taught = method._taught(i, index_B, guess_2BC)
+                taught = method._student_targets(i, index_B, guess_2BC)
                 loss, projected_VD = method._consistency(method.students[i], tuple(views[2:]), taught)
                 keys = method._keys(i, views[3], taught)
                 loss = loss + 0.1 * method._contrast(i, projected_VD[:BATCH], taught, keys)

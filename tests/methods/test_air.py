@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from raydapt.methods.build import build_method
 from torch.nn import functional as F
 
 from raydapt.methods.air.rules import class_weights, fuse
@@ -14,11 +13,10 @@ from raydapt.methods.cpl.settings import CplSettings
 from raydapt.methods.grip.settings import GripSettings
 from raydapt.methods.prompting.method import zero_shot_probability
 from raydapt.methods.prompting.pseudo_labels import cpl_candidates, cpl_select, restrict_probability
-from raydapt.settings.config import Config
 from raydapt.settings.groups import ModelSettings, TrainSettings
 from raydapt.train.checkpoint import from_bytes
 from raydapt.train.loop import WorkerContext, fit
-from tests.methods.cases import CLASSES, synthetic_images, tiny_clip, training_images
+from tests.methods.cases import CLASSES, build_method, config_of, synthetic_images, tiny_clip, training_images
 from tests.methods.test_prompt_methods import probability_of
 
 TRAIN = TrainSettings(batch_size=16, epochs=2, learning_rate=0.1, warmup_epochs=0.5, checkpoint_every_s=0)
@@ -26,13 +24,12 @@ CPL = CplSettings(alpha=0.75, beta=0.5, rounds=3)
 
 
 def config(method="air", *, prompt="text", **air):
-    return Config(
-        method=method,
+    air_settings = AirSettings(**{"nearest": 4, "centred": False, **air})
+    return config_of(
+        method,
+        {"cpl": CPL, "grip": GripSettings(rounds=3), "air": air_settings},
         model=ModelSettings(prompt=prompt, text_prompt_tokens=4, visual_prompt_tokens=3),
         train=TRAIN,
-        cpl=CPL,
-        grip=GripSettings(rounds=3),
-        air=AirSettings(**{"nearest": 4, "centred": False, **air}),
     )
 
 

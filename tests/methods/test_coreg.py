@@ -122,7 +122,7 @@ def test_co_pseudo_labels_equal_a_loop(align):
         weighed = [float(given_2BC[i, b, c] / memory.share_2C[i, c]) for c in range(CLASSES)]
         guess_2BC[i, b] = torch.tensor(weighed) / sum(weighed)
     for i in (0, 1):
-        taught = method._taught(i, index_B, given_2BC)
+        taught = method._student_targets(i, index_B, given_2BC)
         for b, n in enumerate(index_B.tolist()):
             w = memory.clean_2N[i, n]
             if w > 0.5:

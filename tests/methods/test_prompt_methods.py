@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from raydapt.methods.build import build_method
 
 from raydapt.errors import UserError
 from raydapt.methods.contract import Batch
@@ -13,21 +12,20 @@ from raydapt.methods.grip.settings import GripSettings
 from raydapt.methods.prompting.hard_labels import loss_weights
 from raydapt.methods.prompting.method import zero_shot_probability
 from raydapt.methods.prompting.pseudo_labels import cpl_candidates, cpl_select, leader_board, restrict_probability
-from raydapt.settings.config import Config
 from raydapt.settings.groups import DataSettings, ModelSettings, TrainSettings
-from tests.methods.cases import CLASSES, tiny_clip, training_images
+from tests.methods.cases import CLASSES, build_method, config_of, tiny_clip, training_images
 
 CPL = CplSettings(alpha=0.75, beta=0.5, rounds=4)
 
 
 def config(method, *, prompt="text", seed=0, **settings):
-    return Config(
-        method=method,
+    return config_of(
+        method,
+        {"cpl": CPL, "grip": GripSettings(rounds=4), **settings},
         seed=seed,
         data=DataSettings(),
         model=ModelSettings(prompt=prompt, text_prompt_tokens=4, visual_prompt_tokens=3),
         train=TrainSettings(batch_size=16),
-        **{"cpl": CPL, "grip": GripSettings(rounds=4), **settings},
     )
 
 

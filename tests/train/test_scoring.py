@@ -1,5 +1,7 @@
 """What the scores are computed from: which images, which other heads, which views."""
 
+from unittest import mock
+
 import pytest
 import torch
 
@@ -20,9 +22,9 @@ def clip():
 
 def scorer(clip, method="cpl", *, held_out=None, described=True, with_pixels=False, input_kind="features"):
     images = training_images(clip=clip, with_pixels=with_pixels)
-    given = {"descriptions": DESCRIPTIONS} if described else {}
-    config = config_from_tree({"method": method, "data": {"source": "nowhere"}, "fair": given})
-    return scorer_of(config, CLASSES, clip, images, input_kind=input_kind, held_out=held_out)
+    config = config_from_tree({"method": method, "data": {"source": "nowhere"}})
+    with mock.patch.object(scoring, "packaged_descriptions", return_value=DESCRIPTIONS if described else None):
+        return scorer_of(config, CLASSES, clip, images, input_kind=input_kind, held_out=held_out)
 
 
 def zero_shot(clip):

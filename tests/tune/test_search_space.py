@@ -67,7 +67,12 @@ def test_what_another_method_uses_is_passed_over():
 def test_a_trial_is_the_job_with_some_settings_of_its_own():
     config = job(seed=3)
     trial = trial_config(config, {"cpl.alpha": 0.7, "train.epochs": 2})
-    assert (trial.seed, trial.cpl.alpha, trial.train.epochs, trial.cpl.rounds) == (3, 0.7, 2, config.cpl.rounds)
+    assert (trial.seed, trial.own["cpl"].alpha, trial.train.epochs, trial.own["cpl"].rounds) == (
+        3,
+        0.7,
+        2,
+        config.own["cpl"].rounds,
+    )
 
 
 @pytest.mark.parametrize(

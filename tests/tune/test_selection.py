@@ -131,7 +131,7 @@ def test_the_chosen_job_is_a_job_file(tmp_path):
     (tmp_path / "chosen.yaml").write_text(chosen)
     config, best = load_config(tmp_path / "chosen.yaml"), ranking(trials())[0][0]
     assert (config.seed, config.train.epochs, config.space) == (3, 7, {})
-    assert config.cpl.alpha == best.settings.get("cpl.alpha", "auto")
+    assert config.own["cpl"].alpha == best.settings.get("cpl.alpha", "auto")
     assert len(chosen.splitlines()) < 15
 
 
