@@ -43,8 +43,14 @@ def photos(tmp_path: Path) -> Path:
 
 def test_help_names_every_verb() -> None:
     text = call("--help").output
-    for verb in ("run", "features", "predict", "evaluate", "compare", "report", "demo", "pretrain"):
+    for verb in ("run", "features", "predict", "evaluate", "compare", "report", "demo", "estimate", "tune-report"):
         assert verb in text
+
+
+@pytest.mark.parametrize(("old", "new"), [("plan", "estimate"), ("study", "tune-report"), ("samples", "sample-curve")])
+def test_old_names_of_verbs_still_answer_but_are_not_shown(old: str, new: str) -> None:
+    assert call(old, "--help").output.split("\n", 1)[1] == call(new, "--help").output.split("\n", 1)[1]
+    assert f"  {old} " not in call("--help").output
 
 
 @pytest.mark.parametrize(

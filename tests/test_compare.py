@@ -11,6 +11,7 @@ import yaml
 from rich.cells import cell_len
 
 from raydapt.errors import UserError
+from raydapt.methods.table import GROUPS
 from raydapt.report.compare import format_csv, format_markdown, format_table, write_tables
 from raydapt.run.reporting import compare_runs
 from raydapt.settings.config import Config
@@ -20,9 +21,14 @@ AFTER = {0: 61.2, 1: 58.9, 2: 64.4}
 BEFORE = {0: 50.0, 1: 50.5, 2: 49.0}
 
 
+def every_group():
+    """Run folders of earlier releases hold the settings of every method."""
+    return {name: as_tree(kind()) for name, kind in GROUPS.items()}
+
+
 def make_run(folder, *, method="cpl", seed=0, before=50.0, after=60.0, dataset="eurosat", paradigm="ul", **overrides):
     folder.mkdir(parents=True)
-    tree = as_tree(Config()) | {"method": method, "seed": seed, "name": folder.name}
+    tree = as_tree(Config()) | every_group() | {"method": method, "seed": seed, "name": folder.name}
     for key, value in overrides.items():
         part, _, name = key.partition("__")
         tree[part][name] = value

@@ -22,6 +22,7 @@ from PIL import Image
 
 import raydapt.report
 from raydapt.errors import UserError
+from raydapt.methods.table import GROUPS
 from raydapt.report.gallery import choose_gallery, image_uri
 from raydapt.report.numbers import format_cell
 from raydapt.report.page import write_report
@@ -70,6 +71,11 @@ class Page(HTMLParser):
     @property
     def text(self):
         return re.sub(r"\s+", " ", "".join(self.words))
+
+
+def every_group():
+    """Run folders of earlier releases hold the settings of every method."""
+    return {name: as_tree(kind()) for name, kind in GROUPS.items()}
 
 
 def make_run(folder, names=NAMES, images=200, *, labels=True, method="cpl", paradigm="ul", unseen=None, **more):
@@ -123,7 +129,7 @@ def make_run(folder, names=NAMES, images=200, *, labels=True, method="cpl", para
         metrics["evaluation"]["per_class"] = [dict(zip(keys, recall, strict=True)) for recall in recalls]
     metrics |= more
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    config = as_tree(Config()) | {"method": method}
+    config = as_tree(Config()) | every_group() | {"method": method}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "environment.json").write_text(json.dumps({"python": "3.11", "packages": {"torch": "2.13"}}))
     return metrics

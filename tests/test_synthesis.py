@@ -11,6 +11,7 @@ import torch
 from raydapt.artefacts.features import load_features, load_labels
 from raydapt.artefacts.synthesis import SynthesisPlan, plan_synthesis
 from raydapt.errors import UserError
+from raydapt.methods.air.specs import synthetic_specs
 from raydapt.methods.configuration import load_config
 from raydapt.models.diffusion_lora import adapter_weights, add_adapters, lora_bytes
 from raydapt.run.plan import Plan, make_plan
@@ -21,7 +22,7 @@ from raydapt.stages.features import Encoder
 from raydapt.stages.reading import read_and_decode
 from raydapt.stages.run import MODEL_S, PART, PART_ROWS, whole_parts
 from raydapt.stages.synthetic import choose_images, make_lora
-from raydapt.store.artefact import Artefact
+from raydapt.store.artefact import Artefact, StageResult
 from tests.models.tiny_diffusion import save_tiny_pipeline, tiny_pipeline
 
 
@@ -80,7 +81,7 @@ def test_settings_resolve_and_name_the_images(plan: Plan) -> None:
     assert without.job.recipe.fingerprint != wanted.job.recipe.fingerprint
 
 
-def test_mistakes_are_one_sentence(plan: Plan, features: Artefact, tmp_path: Path) -> None:
+def test_mistakes_are_one_sentence(plan: Plan, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"synthesis\.template='a photo'"):
         resolved(plan, "synthesis.template=a photo")
     with pytest.raises(UserError, match=r"synthesis\.pipeline='\./nowhere'"):
@@ -90,11 +91,6 @@ def test_mistakes_are_one_sentence(plan: Plan, features: Artefact, tmp_path: Pat
     for mistake in ("synthesis.samples_per_class=-1", "lora.images_per_class=0", "synthesis.steps=0"):
         with pytest.raises(UserError, match=mistake.split("=")[0].replace(".", r"\.") + "=.*greater than"):
             load_config(None, [mistake])
-    off = dataclasses.replace(
-        plan, config=dataclasses.replace(plan.config, lora=load_config(None, ["lora.enabled=false"]).lora)
-    )
-    with pytest.raises(UserError, match=r"lora\.enabled=false"):
-        make_lora(off, features)
 
 
 def test_given_weights_are_used_as_they_are(plan: Plan, tmp_path: Path) -> None:
@@ -122,7 +118,14 @@ def test_the_surest_images_of_the_training_split_teach(plan: Plan, features: Art
 
 
 def test_the_lora_is_made_once(plan: Plan, features: Artefact) -> None:
-    first = make_lora(plan, features)
+    made = {"features": StageResult(artefact=features, reused=True)}
+    specs = synthetic_specs(plan.config, plan.facts, samples=3, pixels=False)
+    assert [(spec.name, spec.step) for spec in specs] == [
+        ("lora", True),
+        ("synthetic", False),
+        ("synthetic_features", False),
+    ]
+    first = make_lora(plan, specs[0], made)
     assert not first.reused
     assert first.artefact.manifest.stats["steps"] == 3
-    assert make_lora(plan, features).reused
+    assert make_lora(plan, specs[0], made).reused

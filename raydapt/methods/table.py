@@ -4,6 +4,7 @@ What stands here is light: the settings of every method are known before anythin
 is told by the ``SPEC`` of ``raydapt/methods/NAME/spec.py`` (see `raydapt.methods.spec`), imported when it is asked for.
 """
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -68,7 +69,9 @@ def check_method(name: Any) -> str:
         UserError: For another one.
     """
     if name not in TABLE:
-        raise UserError(f"Setting method={name!r} is not valid: choose one of {', '.join(METHODS)}.")
+        near = difflib.get_close_matches(str(name), METHODS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(METHODS)}."
+        raise UserError(f"Setting method={name!r} is no method: {hint}")
     return str(name)
 
 

@@ -161,11 +161,17 @@ def _train(job: TrainingJob) -> TrainState:
 
 
 def finished_run(
-    job: TrainingJob, plan: Plan, state: TrainState, *, row_N: torch.Tensor, row_T: torch.Tensor
+    job: TrainingJob,
+    plan: Plan,
+    state: TrainState,
+    *,
+    row_N: torch.Tensor,
+    row_T: torch.Tensor,
+    with_labels: bool = True,
 ) -> FinishedRun:
-    """The training that is over, with labels to measure it by."""
-    device = local_context(job.config.train).device
-    labels = load_labels(job.artefacts[FEATURES])
+    """The training that is over, with labels to measure it by; without them all images count as unlabelled."""
+    device, table = local_context(job.config.train).device, load_features(job.artefacts[FEATURES])
+    labels = load_labels(job.artefacts[FEATURES]) if with_labels else [None] * len(table.id_N)
     return FinishedRun(
         config=job.config,
         classes=job.classes,
@@ -176,7 +182,7 @@ def finished_run(
         clip=load_clip(job.config.model.clip, device=str(device)),
         method=final_method(job, state),
         state=state.method,
-        table=load_features(job.artefacts[FEATURES]),
+        table=table,
         class_A=torch.from_numpy(job.classes.indices_of(labels)),
         row_N=row_N,
         row_T=row_T,

@@ -82,4 +82,6 @@ def _learned(method: str, config: Mapping[str, Any], metrics: Mapping[str, Any])
     if room is None or not room.learns:
         return ""
     known = metrics.get("learned")
-    return str(known) if known else spec_of(method).learned(config_from_tree(config, of_a_run=True))
+    return (
+        str(known) if known else spec_of(method).learned(config_from_tree({**config, "method": method}, of_a_run=True))
+    )

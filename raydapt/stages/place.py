@@ -42,6 +42,11 @@ class StagePlace:
         return self.facts.image_spec
 
     @property
+    def clip_identity(self) -> str:
+        """Identity of the CLIP's weights."""
+        return self.facts.clip_identity
+
+    @property
     def features(self) -> Recipe:
         """The recipe of the images' features."""
         return self.facts.features

@@ -124,7 +124,8 @@ def _carry_out(
         first_held_out=sweep.first_held_out,
     )
     state = _train(job, report, callbacks)
-    finished = pipeline.finished_run(job, plan, state, row_N=row_N, row_T=row_T)
+    oracle = config.tune.oracle
+    finished = pipeline.finished_run(job, plan, state, row_N=row_N, row_T=row_T, with_labels=oracle)
     method = finished.method
     scorer = job.scorer(method, device=local_context(config.train).device)
     if scorer is None:
@@ -132,7 +133,7 @@ def _carry_out(
     scores, class_E = scorer.examine(method)
     record.write_bytes(ANSWERS, save({"index_E": scorer.index_E, "class_E": class_E}))
     result: dict[str, Any] = {"scores": scores, "log": [line for line in state.lines if "scores" in line]}
-    if config.tune.oracle:
+    if oracle:
         result |= _look_at_labels(job, finished, (split.seen or None, split.unseen or None))
     return result
 

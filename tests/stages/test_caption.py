@@ -14,12 +14,13 @@ from raydapt.methods.configuration import load_config
 from raydapt.models.language import model_address, model_identity
 from raydapt.settings.groups import DataSettings
 from raydapt.stages.caption import IMAGES, CaptionAsker, as_captions, asker_of, compact, read_images
-from raydapt.stages.captioning import caption, caption_jobs
+from raydapt.stages.captioning import caption_jobs
 from raydapt.stages.endpoint import data_url
 from raydapt.stages.llm import ANSWER, ASKED, ERROR, SKIPPED, SkipRow, as_result, engine_reason
 from raydapt.stages.run import PART, PART_ROWS
 from raydapt.store.artefact import Store
 from raydapt.store.fingerprint import Recipe
+from raydapt.verbs.caption import caption
 from tests.stages.images import BAD, png, write_images
 
 ASKER = CaptionAsker(image_px=12, canvas_px=None, gap_px=None, max_pixels=1000, max_bytes=10_000)

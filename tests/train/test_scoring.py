@@ -72,7 +72,7 @@ def test_without_descriptions_the_neighbours_alone_are_asked(clip):
     assert examined(zero_shot(clip))["agreement"] is not None
 
 
-@pytest.mark.parametrize("reads", ["features", "pixels"])
+@pytest.mark.parametrize("input_kind", ["features", "pixels"])
 def test_the_same_images_and_views_every_time(clip, input_kind):
     examined, method = scorer(clip, with_pixels=True, input_kind=input_kind), zero_shot(clip)
     method.input_kind = input_kind

@@ -50,7 +50,6 @@ def test_no_label_is_read_and_other_labels_or_none_give_the_same_choice(tmp_path
     def refuse(artefact):
         raise AssertionError("a label was read")
 
-    monkeypatch.setattr(trials_, "load_labels", refuse)
     monkeypatch.setattr(pipeline, "load_labels", refuse)
     results = []
     for labels in ("true", "turned", "absent"):

@@ -177,7 +177,7 @@ class CoReg(Method):
                 [torch.stack([logits.softmax(-1) for logits, _ in views]).mean(0) for views in guesses]
             )
         index_B = batch.index_B.to(batch.image_B.device)
-        taught = [self._taught(i, index_B, guess_2BC) for i in (0, 1)]
+        taught = [self._student_targets(i, index_B, guess_2BC) for i in (0, 1)]
         contrast = settings.contrast != "none" and settings.contrast_weight > 0 and self._contrasts
         losses, news = [], []
         for i, student in enumerate(self.students):
@@ -189,7 +189,7 @@ class CoReg(Method):
                 query_BD = student(views[0])[1] if settings.mixup else projected_VD[: len(index_B)]
                 loss = loss + settings.contrast_weight * self._contrast(i, query_BD, taught[i], keys)
             losses.append(loss + 0.0 * projected_VD.sum())  # as in the warm-up: every parameter has a gradient
-            news.append(self._news_of(guesses[i][0][1], taught[i], keys))
+            news.append(self._step_outputs_of(guesses[i][0][1], taught[i], keys))
         self.step_outputs.append({name: torch.stack([new[name] for new in news]) for name in news[0]})
         return torch.stack(losses).sum()
 
@@ -204,7 +204,7 @@ class CoReg(Method):
         age = self._epoch - self.settings.warmup_epochs
         return self.settings.unlabelled_weight * min(1.0, age / max(1, self.settings.unlabelled_ramp))
 
-    def _taught(self, i: int, index_B: Tensor, guess_2BC: Tensor) -> StudentTargets:
+    def _student_targets(self, i: int, index_B: Tensor, guess_2BC: Tensor) -> StudentTargets:
         """Phase B, 3: co-pseudo-labels of one student."""
         memory, settings = self.memory, self.settings
         if settings.align_guesses:
@@ -273,7 +273,7 @@ class CoReg(Method):
         )
 
     @torch.no_grad()
-    def _news_of(
+    def _step_outputs_of(
         self, projected_BD: Tensor, taught: StudentTargets, keys: dict[str, Tensor] | None
     ) -> dict[str, Tensor]:
         """What the memory learns of a step, the same on every worker."""

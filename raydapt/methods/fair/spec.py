@@ -67,7 +67,7 @@ class FairSpec(CropSpecs):
     def learned(self, config: Config) -> str:
         """Anchors, LayerNorms, or both."""
         fair = config.of(FairSettings)
-        parts = ["description anchors"] * fair.learn_anchors + ["LayerNorms of the image tower"] * fair.layer_norms
+        parts = ["class anchors"] * fair.learn_anchors + ["LayerNorms of the image tower"] * fair.layer_norms
         return " and ".join(parts) or "nothing"
 
     def outcome(self, finished: FinishedRun) -> dict[str, Any]:
