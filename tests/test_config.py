@@ -111,4 +111,4 @@ def test_the_settings_are_these() -> None:
         "air caption coreg cpl data describe fair features fpl grip latteclip lora model ray synthesis train tune"
     )
     assert " ".join(groups) == expected
-    assert len(list(setting_names(Config))) == 205
+    assert len(list(setting_names(Config))) == 206

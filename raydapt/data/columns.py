@@ -1,6 +1,7 @@
 """Which columns of a table hold the image, the label and the split, and what is in their cells."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,11 +43,14 @@ class Columns:
         return [self._text(value) for value in column.to_pylist()]
 
     def _text(self, value: Any) -> str | None:
-        if value is None or (isinstance(value, int) and value < 0):
+        """A label as text; whole numbers of any type are integers: a gap makes floats of a column of integers."""
+        if value is None or isinstance(value, bool | str):
+            return (str(value) if str(value).strip() else None) if value is not None else None
+        if not math.isfinite(value) or value < 0:  # a gap, and what stands for "no label"
             return None
-        if isinstance(value, int) and not isinstance(value, bool) and value < len(self.label_names):
-            return self.label_names[value]
-        return str(value)
+        if value != int(value):
+            return str(value)
+        return self.label_names[int(value)] if value < len(self.label_names) else str(int(value))
 
 
 def find_columns(schema: pa.Schema, where: str) -> Columns:
@@ -114,7 +118,10 @@ def _holds_images(kind: pa.DataType) -> bool:
 
 
 def _holds_labels(kind: pa.DataType) -> bool:
-    return _is_text(kind) or pa.types.is_integer(kind) or (pa.types.is_dictionary(kind) and _is_text(kind.value_type))
+    if pa.types.is_dictionary(kind):
+        return _holds_labels(kind.value_type)
+    numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    return bool(_is_text(kind) or numbers or pa.types.is_boolean(kind))
 
 
 def _is_text(kind: pa.DataType) -> bool:
