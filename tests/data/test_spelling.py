@@ -66,8 +66,11 @@ def test_exact_spellings() -> None:
     assert same_name("ab") != same_name("a b")
 
 
-@pytest.mark.parametrize(("label", "number"), [("3", 3), ("03", 3), ("3.0", 3), ("3.", 3), ("٣", 3), ("3.5", None),
-                                               ("-1", None), ("²", None), ("", None), ("1e3", None), ("9" * 30, None)])  # fmt: skip
+NUMBERS = {"3": 3, "03": 3, "3.0": 3, "3.": 3, "٣": 3, " 3 ": 3}
+NO_NUMBERS = ("3.5", "-1", "²", "", "1e3", "9" * 30)
+
+
+@pytest.mark.parametrize(("label", "number"), [*NUMBERS.items(), *((text, None) for text in NO_NUMBERS)])
 def test_numbers(label: str, number: int | None) -> None:
     assert position(label) == number
 
