@@ -40,7 +40,9 @@ class Columns:
         return [None if value is None else str(value) for value in batch.column(self.split).to_pylist()]
 
     def _texts(self, column: pa.Array) -> list[str | None]:
-        return [self._text(value) for value in column.to_pylist()]
+        unique = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+        texts = [self._text(value) for value in unique.dictionary.to_pylist()]
+        return [None if index is None else texts[index] for index in unique.indices.to_pylist()]
 
     def _text(self, value: Any) -> str | None:
         """A label as text; whole numbers of any type are integers: a gap makes floats of a column of integers."""

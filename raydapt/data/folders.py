@@ -1,5 +1,6 @@
 """Folders of image files: flat, with class folders, with split folders, or with class folders in split folders."""
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -8,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from raydapt.data.files import SPLIT_NAMES, Listing, is_local, open_filesystem
-from raydapt.data.parts import UNREADABLE, Part, Source, make_rows, new_digest, printable
+from raydapt.data.parts import UNREADABLE, Part, RowLabels, Source, make_rows, new_digest, printable
 
 _REMOTE_READERS = 16
 """Files read at a time where each of them costs a round trip."""
@@ -26,20 +27,22 @@ def plan(found: Listing, *, rows_per_part: int, limit: int | None) -> Source:
         parts.append(
             Part(index=index, kind="files", root=found.root, uris=uris, layout=layout, first_row=start, rows=len(uris))
         )
-    labels: set[str | None] = set()
+    labels: Counter[str] = Counter()
     splits: set[str | None] = set()
-    for name in found.images:
+    for index, name in enumerate(found.images):
         label, split = label_and_split(name, layout)
-        labels.add(label)
         splits.add(split)
+        if label is not None:
+            labels[label] += index < len(names)
     return Source(
         uri=found.uri,
         kind="files",
         parts=tuple(parts),
         rows=len(names),
         identity=digest.hexdigest(),
-        label_names=tuple(sorted(label for label in labels if label is not None)),
-        has_labels=labels != {None},
+        label_counts=tuple(sorted((label, images) for label, images in labels.items() if images)),
+        label_names=tuple(sorted(labels)),
+        has_labels=bool(labels),
         splits=tuple(sorted(split for split in splits if split is not None)),
     )
 
@@ -72,6 +75,12 @@ def label_and_split(name: str, layout: str) -> tuple[str | None, str | None]:
     if layout == "split/class":
         return folders[1], folders[0].lower()
     return None, folders[0].lower() if layout == "split" else None
+
+
+def read_row_labels(source: Source) -> RowLabels:
+    """The labels and splits that the names of the files give."""
+    told = [label_and_split(name, part.layout) for part in source.parts for name in part.uris]
+    return RowLabels(labels=[label for label, _ in told], splits=[split for _, split in told])
 
 
 def read(part: Part, max_bytes: int) -> pa.Table:

@@ -11,11 +11,11 @@ import pyarrow as pa
 from raydapt.config import DataSettings
 from raydapt.data import digits, files, folders, hub, tables, webdataset
 from raydapt.data.named_sets import NamedSet, named_set, set_names
-from raydapt.data.parts import ROW_SCHEMA, UNREADABLE, Part, Source
+from raydapt.data.parts import ROW_SCHEMA, UNREADABLE, Part, RowLabels, Source
 from raydapt.errors import UserError
 
-__all__ = ["ROW_SCHEMA", "UNREADABLE", "Part", "Source", "group_parts", "read_label_names", "read_part", "read_parts",
-           "resolve_source"]  # fmt: skip
+__all__ = ["ROW_SCHEMA", "UNREADABLE", "Part", "RowLabels", "Source", "group_parts", "read_label_names", "read_part",
+           "read_parts", "read_row_labels", "resolve_source"]  # fmt: skip
 
 
 def resolve_source(source: str, *, rows_per_part: int, limit: int | None = None) -> Source:
@@ -81,6 +81,17 @@ def read_part(part: Part, data: DataSettings) -> pa.Table:
     return next(read_parts([part], data))[1]
 
 
+def read_row_labels(source: Source) -> RowLabels | None:
+    """The labels and splits of a source as they are now; None where they cannot change without its identity.
+
+    Raises:
+        UserError: If they can no longer be read.
+    """
+    if source.kind == "parquet":
+        return tables.read_row_labels(source)
+    return folders.read_row_labels(source) if source.kind == "files" else None
+
+
 def read_label_names(source: Source) -> tuple[str, ...]:
     """The label names of a source: as planned, else by going through its labels (not through its images).
 
@@ -91,7 +102,10 @@ def read_label_names(source: Source) -> tuple[str, ...]:
     """
     if source.label_names or not source.has_labels:
         return source.label_names
-    names = webdataset.label_names(source) if source.kind == "tar" else tables.label_names(source)
+    if source.label_counts is not None:
+        names = {label for label, _ in source.label_counts}
+    else:
+        names = webdataset.label_names(source) if source.kind == "tar" else tables.label_names(source)
     return tuple(sorted(names, key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name)))
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from raydapt.config import DataSettings, RaySettings, StageSettings
 from raydapt.data.decode import ImageSpec
-from raydapt.data.sources import Source
+from raydapt.data.sources import Source, read_row_labels
 from raydapt.errors import UserError
 from raydapt.models.clip import Clip, load_clip
 from raydapt.nodes import capacity
@@ -210,8 +210,13 @@ def encoding_stage(
     return run_stage(store, stage)
 
 
-def load_features(artefact: Artefact) -> FeatureTable:
-    """Reads the features without the labels; the float array is filled shard by shard, never held twice."""
+def load_features(artefact: Artefact, source: Source | None = None) -> FeatureTable:
+    """Reads the features without the labels; the float array is filled shard by shard, never held twice.
+
+    Args:
+        artefact: Finished features.
+        source: Their images: splits that were corrected since the features were made then count as they are now.
+    """
     rows = artefact.manifest.rows
     feature_ND, valid_N = torch.zeros(rows, 0), torch.zeros(rows, dtype=torch.bool)
     row_N = torch.zeros(rows, dtype=torch.int64)
@@ -230,10 +235,11 @@ def load_features(artefact: Artefact) -> FeatureTable:
         for name, word in words.items():
             word.extend(table[name].to_pylist())
         start = stop
+    fresh = read_row_labels(source) if source is not None else None
     return FeatureTable(
         row_N=row_N,
         id_N=words["id"],
-        split_N=words["split"],
+        split_N=words["split"] if fresh is None else [fresh.splits[row] for row in row_N.tolist()],
         path_N=words["path"],
         error_N=words["error"],
         feature_ND=feature_ND,
@@ -241,9 +247,16 @@ def load_features(artefact: Artefact) -> FeatureTable:
     )
 
 
-def load_labels(artefact: Artefact) -> list[str | None]:
-    """The stored labels, in the order of `load_features`.
+def load_labels(artefact: Artefact, source: Source | None = None) -> list[str | None]:
+    """The labels, in the order of `load_features`: as they are now, where the source can tell, else as stored.
 
     For evaluation and the labelled part of SSL and TRZSL alone: nothing else of raydapt may call this.
+
+    Args:
+        artefact: Finished features.
+        source: Their images; a table may have been corrected in place since the features were made.
     """
-    return [label for table in artefact.iter_tables(["label"]) for label in table["label"].to_pylist()]
+    fresh = read_row_labels(source) if source is not None else None
+    if fresh is None:
+        return [label for table in artefact.iter_tables(["label"]) for label in table["label"].to_pylist()]
+    return [fresh.labels[row] for table in artefact.iter_tables(["row"]) for row in table["row"].to_pylist()]

@@ -12,7 +12,7 @@ from raydapt.config import DataSettings
 from raydapt.data.classes import ClassSpace, resolve_classes
 from raydapt.data.labels import check_numbers, examine, find_classes
 from raydapt.data.named_sets import named_set, set_names
-from raydapt.data.sources import read_label_names, read_part, resolve_source
+from raydapt.data.sources import read_label_names, read_part, read_row_labels, resolve_source
 from raydapt.errors import UserError
 from tests.data.images import png
 
@@ -148,3 +148,57 @@ def test_class_labels_that_arrive_as_floats_have_their_names(tmp_path: Path) -> 
     source = resolve_source(str(tmp_path), rows_per_part=10)
     assert read_part(source.parts[0], DataSettings())["label"].to_pylist() == ["dog", None, "cat"]
     assert np.array_equal(space(("cat", "dog")).indices_of(["dog", None, "cat"]), [1, -1, 0])
+
+
+def correct(path: Path, table: pa.Table, column: str, row: int, value: object) -> None:
+    """Writes a table again with one cell changed, by a value of the same length, as an editor in place would."""
+    values = table[column].to_pylist()
+    values[row] = value
+    index = table.column_names.index(column)
+    pq.write_table(table.set_column(index, column, pa.array(values)), path, row_group_size=40, compression="none")
+
+
+@pytest.mark.parametrize(("column", "value"), [("label", "b"), ("split", "tests")])
+@pytest.mark.parametrize("limit", [None, 30])
+def test_a_label_corrected_in_place_is_noticed_and_the_pixels_are_not(
+    tmp_path: Path, column: str, value: str, limit: int | None
+) -> None:
+    path = tmp_path / "x.parquet"
+    columns = {"image": [png(i % 5) for i in range(100)], "label": ["a", "b", "c", "d"] * 25}
+    table = pa.table(columns | {"split": ["train", "tests"] * 50})
+    pq.write_table(table, path, row_group_size=40, compression="none")
+    before = resolve_source(str(path), rows_per_part=16, limit=limit)
+    correct(path, table, column, 6, value)
+    after = resolve_source(str(path), rows_per_part=16, limit=limit)
+    assert after.identity == before.identity  # what the features depend on: their statistics are the same
+    assert after.label_identity != before.label_identity
+    fresh = read_row_labels(after)
+    assert fresh is not None
+    read = pa.concat_tables(read_part(part, DataSettings()) for part in after.parts)
+    assert (fresh.labels, fresh.splits) == (read["label"].to_pylist(), read["split"].to_pylist())
+    assert getattr(fresh, f"{column}s")[6] == value
+    assert dict(after.label_counts or ()) == Counter(fresh.labels)
+    pq.write_table(table, path, row_group_size=40, compression="none")
+    assert resolve_source(str(path), rows_per_part=16, limit=limit) == before
+
+
+def test_counts_of_labels_are_known_before_anything_is_read(tmp_path: Path) -> None:
+    for name in ("a/1.png", "a/2.png", "b/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png(1))
+    assert resolve_source(str(tmp_path), rows_per_part=2).label_counts == (("a", 2), ("b", 1))
+    assert resolve_source(str(tmp_path), rows_per_part=2, limit=2).label_counts == (("a", 2),)
+    assert len(resolve_source("digits", rows_per_part=500).label_counts or ()) == 10
+
+
+def test_files_elsewhere_are_known_by_what_their_file_system_tells() -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    table = pa.table({"image": [png(0), png(1)], "label": ["a", "b"]})
+    with memory.open("/labels/x.parquet", "wb") as file:
+        pq.write_table(table, file)
+    source = resolve_source("memory://labels", rows_per_part=2)
+    assert source.label_identity
+    assert read_row_labels(source).labels == ["a", "b"]
+    memory.rm("/labels", recursive=True)
