@@ -163,6 +163,7 @@ def _check_names(names: Sequence[str], data: DataSettings, source: Source) -> No
         raise UserError(
             f"data.class_names={data.class_names!r} gives no class names, and {source.uri!r} has no class folders or "
             "labels to take them from: set data.class_names to a list, or to a text file with one name a line."
+            + "".join(f" {note}" for note in source.notes)
         )
     if len(names) < 2:
         raise UserError(f"data.class_names: there is one class, {names[0]!r}; at least two are needed.")

@@ -14,6 +14,10 @@ _IMAGE_NAMES = ("image", "img", "picture", "jpg", "png", "webp")
 _LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls")
 
 
+class NoImageColumnError(UserError):
+    """A table that holds no images."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Columns:
     """The columns of a table that are read."""
@@ -23,6 +27,11 @@ class Columns:
     split: str | None
     label_names: tuple[str, ...]
     """Class names of an integer label column, as Hugging Face's ``ClassLabel`` keeps them in the schema; else ()."""
+
+    ignored_label: str = ""
+    """A column called as labels are that holds none, with its type; else empty."""
+    names_files: bool = False
+    """Whether the image column holds paths alone."""
 
     @property
     def wanted(self) -> list[str]:
@@ -64,20 +73,24 @@ def find_columns(schema: pa.Schema, where: str) -> Columns:
     features = _features(schema)
     image = _first(schema, _IMAGE_NAMES) or _of_feature(schema, features, "Image")
     if image is None:
-        raise UserError(f"{where!r} has the columns {', '.join(schema.names)}: one of them must be called 'image'.")
+        columns = ", ".join(schema.names)
+        raise NoImageColumnError(f"{where!r} has the columns {columns}: one of them must be called 'image'.")
     if not _holds_images(schema.field(image).type):
         raise UserError(
             f"{where!r}: the column {image!r} is {schema.field(image).type}; it must hold encoded bytes, a path, or a "
             "struct of both."
         )
     label = _first(schema, _LABEL_NAMES) or _of_feature(schema, features, "ClassLabel")
+    ignored = ""
     if label is not None and not _holds_labels(schema.field(label).type):
-        label = None
+        label, ignored = None, f"{label!r} ({schema.field(label).type})"
     feature = features.get(label) if label else None
     names = feature.get("names") if isinstance(feature, dict) else None
     return Columns(
         image=image,
         label=label,
+        ignored_label=ignored,
+        names_files=_is_text(schema.field(image).type),
         split="split" if "split" in schema.names else None,
         label_names=tuple(str(name) for name in names) if isinstance(names, list) else (),
     )

@@ -8,8 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from raydapt.data.files import SPLIT_NAMES, Listing, is_local, open_filesystem
-from raydapt.data.parts import UNREADABLE, Part, RowLabels, Source, make_rows, new_digest, printable
+from raydapt.data.files import Listing, is_local, open_filesystem
+from raydapt.data.layouts import check_layout, describe_layout, label_and_split, layout_of
+from raydapt.data.parts import UNREADABLE, Part, RowLabels, Source, make_rows, new_digest
 
 _REMOTE_READERS = 16
 """Files read at a time where each of them costs a round trip."""
@@ -18,6 +19,7 @@ _REMOTE_READERS = 16
 def plan(found: Listing, *, rows_per_part: int, limit: int | None) -> Source:
     """Cuts the list of files into parts."""
     layout = layout_of(found.images)
+    check_layout(found.images, layout)
     names = found.images[:limit]
     digest = new_digest(rows_per_part, limit)
     digest.update(found.image_digest.hexdigest().encode())
@@ -43,38 +45,9 @@ def plan(found: Listing, *, rows_per_part: int, limit: int | None) -> Source:
         label_counts=tuple(sorted((label, images) for label, images in labels.items() if images)),
         label_names=tuple(sorted(labels)),
         has_labels=bool(labels),
+        notes=(note,) if (note := describe_layout(found.images, layout)) else (),
         splits=tuple(sorted(split for split in splits if split is not None)),
     )
-
-
-def layout_of(names: Sequence[str]) -> str:
-    """What the folders mean: ``flat`` (nothing), ``class``, ``split`` or ``split/class``.
-
-    Folders whose names are all those of splits (train, val, test, …) are splits; the folders within them are classes if
-    all images are in such folders. Otherwise the first folder is the class, unless some images are in none.
-    """
-    tops: set[str] = set()
-    shallowest = 9
-    for name in names:
-        folders = name.split("/")[:-1]
-        shallowest = min(shallowest, len(folders))
-        if folders:
-            tops.add(folders[0].lower())
-    if shallowest == 0:
-        return "flat"
-    if tops <= set(SPLIT_NAMES):
-        return "split/class" if shallowest > 1 else "split"
-    return "class"
-
-
-def label_and_split(name: str, layout: str) -> tuple[str | None, str | None]:
-    """The label and the split (in lower case) that the folders of an image give, see `layout_of`."""
-    folders = printable(name).split("/")
-    if layout == "class":
-        return folders[0], None
-    if layout == "split/class":
-        return folders[1], folders[0].lower()
-    return None, folders[0].lower() if layout == "split" else None
 
 
 def read_row_labels(source: Source) -> RowLabels:

@@ -72,6 +72,8 @@ class Source:
     """Digest of the labels and splits of tables, which `identity` does not cover; empty for all other sources."""
     notes: tuple[str, ...] = ()
     """What a person must know of the images that were found, such as files that were left out; plain sentences."""
+    names_files: bool = False
+    """Whether images are files that a table names."""
     has_labels: bool = False
     """Whether some images may have labels."""
     splits: tuple[str, ...] = ()

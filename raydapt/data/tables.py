@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raydapt.data.columns import Columns, find_columns, image_cells
+from raydapt.data.columns import Columns, NoImageColumnError, find_columns, image_cells
 from raydapt.data.files import Found, Listing, first_line, is_local, open_filesystem, split_of_name
 from raydapt.data.folders import read_files
 from raydapt.data.parts import UNREADABLE, Part, RowLabels, Source, make_rows, new_digest
@@ -71,7 +71,11 @@ def plan(found: Listing, *, rows_per_part: int, limit: int | None) -> Source:
     files: list[_File] = []
     counts: Counter[str] | None = Counter()
     rows, left = 0, limit
+    without: list[str] = []
     for file in _inspect_all(found, sequential=limit is not None):
+        if isinstance(file, NoImageColumnError):
+            without.append(str(file))
+            continue
         files.append(file)
         digest.update(f"{file.name}\0{file.digest}\n".encode("utf-8", "surrogateescape"))
         label_digest.update(f"{file.name}\0{file.labels.digest}\n".encode("utf-8", "surrogateescape"))
@@ -86,6 +90,8 @@ def plan(found: Listing, *, rows_per_part: int, limit: int | None) -> Source:
                 counts = _count(counts, file, start, stop)
         if left == 0:
             break
+    if without and not files:
+        raise NoImageColumnError(without[0])
     if not parts:
         raise UserError(f"data.source={found.uri!r}: the Parquet files there have no rows.")
     splits = {split_of_name(file.name) for file in files if file.columns.split is None}
@@ -98,6 +104,8 @@ def plan(found: Listing, *, rows_per_part: int, limit: int | None) -> Source:
         label_counts=None if counts is None else tuple(sorted(counts.items())),
         label_identity=label_digest.hexdigest() if any(file.labels.digest for file in files) else "",
         label_names=max((file.columns.label_names for file in files), key=len),
+        notes=tuple(_notes(files, without)),
+        names_files=any(file.columns.names_files for file in files),
         has_labels=any(file.columns.label is not None for file in files),
         splits=tuple(sorted(split for split in splits if split is not None)),
     )
@@ -261,7 +269,17 @@ def _batches(
             position += batch.num_rows
 
 
-def _inspect_all(found: Listing, *, sequential: bool) -> Iterator[_File]:
+def _notes(files: Sequence[_File], without: Sequence[str]) -> Iterator[str]:
+    """What a person must know of tables and columns that are not read."""
+    if without:
+        tables = "1 table" if len(without) == 1 else f"{len(without):,} tables"
+        yield f"{tables} without a column of images beside the others were left out: {without[0]}"
+    ignored = sorted({file.columns.ignored_label for file in files if file.columns.ignored_label})
+    if ignored:
+        yield f"The column {ignored[0]} holds no labels that can be read, so the images count as unlabelled."
+
+
+def _inspect_all(found: Listing, *, sequential: bool) -> Iterator[_File | NoImageColumnError]:
     filesystem, root = open_filesystem(found.root)
     if sequential or len(found.tables) == 1:
         yield from (_inspect(filesystem, root, table) for table in found.tables)
@@ -270,7 +288,7 @@ def _inspect_all(found: Listing, *, sequential: bool) -> Iterator[_File]:
         yield from readers.map(lambda table: _inspect(filesystem, root, table), found.tables)
 
 
-def _inspect(filesystem: Any, root: str, table: Found) -> _File:
+def _inspect(filesystem: Any, root: str, table: Found) -> _File | NoImageColumnError:
     path = _join(root, table.name)
     try:
         if path.endswith(".arrow"):
@@ -283,6 +301,8 @@ def _inspect(filesystem: Any, root: str, table: Found) -> _File:
         return _File(
             name=table.name, kind="parquet", group_rows=group_rows, columns=columns, digest=digest, labels=labels
         )
+    except NoImageColumnError as error:
+        return error
     except _FILE_ERRORS as error:
         raise UserError(f"{path!r} cannot be read as what its name says ({first_line(error)}).") from None
 

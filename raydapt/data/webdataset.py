@@ -14,7 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from raydapt.data.files import IMAGE_SUFFIXES, Found, Listing, is_local, open_filesystem, split_of_name
+from raydapt.data.files import Found, Listing, is_local, open_filesystem, split_of_name
+from raydapt.data.formats import IMAGE_SUFFIXES
 from raydapt.data.parts import UNKNOWN_ROWS_STRIDE, UNREADABLE, Part, Source, make_rows, new_digest
 from raydapt.errors import UserError
 
