@@ -208,6 +208,4 @@ def test_class_folders_come_before_what_they_were_unpacked_from(tmp_path: Path) 
 def test_a_column_of_labels_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     parquet(tmp_path / "x.parquet", 2, label=[[1], [0]])
     source = resolve_source(str(tmp_path), rows_per_part=10)
-    assert source.notes == (
-        "The column 'label' (list<element: int64>) holds no labels that can be read, so the images count as unlabelled.",
-    )
+    assert "'label' (list<element: int64>) holds no labels that can be read" in source.notes[0]
