@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from raydapt.config import DataSettings
 from raydapt.data import digits, files, folders, hub, tables, webdataset
 from raydapt.data.columns import NoImageColumnError
 from raydapt.data.files import Listing
@@ -17,6 +16,7 @@ from raydapt.data.formats import IMAGE_SUFFIXES, say_left_out
 from raydapt.data.named_sets import NamedSet, named_set, set_names
 from raydapt.data.parts import ROW_SCHEMA, UNREADABLE, Part, RowLabels, Source
 from raydapt.errors import UserError
+from raydapt.settings.groups import DataSettings
 
 __all__ = ["ROW_SCHEMA", "UNREADABLE", "Part", "RowLabels", "Source", "group_parts", "read_label_names", "read_part",
            "read_parts", "read_row_labels", "resolve_source"]  # fmt: skip

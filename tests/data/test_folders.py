@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raydapt.config import DataSettings
 from raydapt.data.decode import ImageSpec, decode_image
 from raydapt.data.layouts import check_layout, label_and_split, layout_of
 from raydapt.data.sources import read_label_names, read_part, resolve_source
 from raydapt.errors import UserError
+from raydapt.settings.groups import DataSettings
 from tests.data.images import encode, noise, png
 
 DATA = DataSettings(max_image_bytes=1000)

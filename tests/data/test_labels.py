@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raydapt.config import DataSettings
 from raydapt.data.classes import ClassSpace, resolve_classes
 from raydapt.data.labels import check_numbers, examine, find_classes
 from raydapt.data.named_sets import named_set, set_names
 from raydapt.data.sources import read_label_names, read_part, read_row_labels, resolve_source
 from raydapt.errors import UserError
+from raydapt.settings.groups import DataSettings
 from tests.data.images import png
 
 FLOWERS = ("daisy", "rose", "tulip")
