@@ -32,6 +32,7 @@ from raydapt.progress import TrainingProgress, say
 from raydapt.report.page import write_report
 from raydapt.run import evaluation as outcome
 from raydapt.run.gallery import gallery_table, synthetic_table
+from raydapt.run.known_labels import notes_of, read_known_labels
 from raydapt.run.plan import Plan, describe_plan, make_plan, prompt_of, rows_of_splits
 from raydapt.run.tensorboard import write_events
 from raydapt.settings.config import Config
@@ -45,7 +46,7 @@ from raydapt.stages.artefacts import (
     make_artefacts,
     make_features,
 )
-from raydapt.stages.features import FeatureTable, load_features, load_labels
+from raydapt.stages.features import FeatureTable, load_features
 from raydapt.stages.run import StageResult
 from raydapt.stages.synthetic_images import SYNTHETIC
 from raydapt.store.artefact import Artefact
@@ -112,7 +113,7 @@ def _run(record: Run, plan: Plan) -> None:
     started = time.monotonic()
     stages = make_artefacts(plan)
     artefacts = artefacts_of(stages)
-    table = load_features(artefacts[FEATURES])
+    table = load_features(artefacts[FEATURES], plan.source)
     row_N, row_T, transductive = rows_of_splits(plan.config.data, table)
     division = divide_images(record, plan, artefacts[FEATURES], row_N)
     job = TrainingJob(config=plan.config, classes=plan.classes, run=record, artefacts=artefacts)
@@ -151,8 +152,7 @@ def divide_images(record: Run, plan: Plan, features: Artefact, row_N: torch.Tens
     data, n_classes = plan.config.data, len(plan.classes.names)
     class_N = None
     if data.paradigm != "ul":
-        labels = load_labels(features)
-        class_N = plan.classes.indices_of([labels[row] for row in row_N.tolist()])
+        class_N = read_known_labels(plan, features).taught(row_N).numpy()
     division = divide(
         data.paradigm,
         class_N,
@@ -207,12 +207,16 @@ def _evaluate(
     """Predicts the test images and writes everything about the outcome but metrics.json, which it returns."""
     config, names, record = plan.config, plan.classes.names, job.run
     before, after = guess_tests(job, method, table, row_T)
-    labels = load_labels(job.artefacts[FEATURES])
-    class_all = torch.from_numpy(plan.classes.indices_of(labels))
+    known = read_known_labels(plan, job.artefacts[FEATURES])
+    class_T, notes = known.measured(row_T)
+    class_N, _ = known.measured(row_N)
+    notes = [*notes_of(plan, table), *notes]
+    for note in notes:
+        say(note)
     seen, unseen = (division.seen or None), (division.unseen or None)
     n_classes = len(names)
-    accuracy_before, accuracy_after = outcome.compare_guesses(before, after, class_all[row_T], n_classes, seen, unseen)
-    predictions = outcome.predictions_table(table, labels, plan.classes, row_T, before, after)
+    accuracy_before, accuracy_after = outcome.compare_guesses(before, after, class_T, n_classes, seen, unseen)
+    predictions = outcome.predictions_table(table, known.label_N, plan.classes, row_T, before, after)
     id_N = [table.id_N[row] for row in row_N.tolist()]
     record.write_bytes("predictions.parquet", outcome.parquet_bytes(predictions))
     if state.history:
@@ -220,10 +224,10 @@ def _evaluate(
         record.write_bytes("pseudo_labels.parquet", outcome.parquet_bytes(given))
     record.write_bytes("gallery.parquet", outcome.parquet_bytes(gallery_table(plan, table, row_T, predictions)))
     unlabelled_U = torch.from_numpy(division.unlabelled_U)
-    rounds = outcome.round_metrics(state.history, class_all[row_N], unlabelled_U)
+    rounds = outcome.round_metrics(state.history, class_N, unlabelled_U)
     outcome.add_scores(rounds, state.lines)
     examiner = job.examiner(method, device=local_place(config.train).device)
-    own = _coreg_metrics(job, state, table, class_all, row_N, row_T) if config.method == "coreg" else {}
+    own = _coreg_metrics(job, state, table, known.class_N, row_N, row_T) if config.method == "coreg" else {}
     return own | {
         "name": record.name,
         "method": config.method,
@@ -234,6 +238,8 @@ def _evaluate(
         "class_names": list(names),
         "unseen_classes": [names[i] for i in division.unseen],
         "seed": config.seed,
+        "notes": notes,
+        "labels": known.among(row_T).as_dict(),
         "zero_shot": accuracy_before.as_dict(),
         "adapted": accuracy_after.as_dict(),
         "pseudo_labels": rounds[-1] if rounds else {"selected": 0, "accuracy": None},
@@ -309,7 +315,7 @@ def _alignment(
     """What FAIR's report tells of crops, weights and anchors."""
     if not isinstance(method, Fair):
         raise TypeError("only fair has anchors")
-    class_N = torch.from_numpy(plan.classes.indices_of(load_labels(job.artefacts[FEATURES])))
+    class_N = read_known_labels(plan, job.artefacts[FEATURES]).class_N
     return write_alignment(job, plan, method.eval(), table, row_N, class_N)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from raydapt.data.classes import ClassSpace, resolve_classes
 from raydapt.data.decode import ImageSpec
+from raydapt.data.labels import check_numbers
 from raydapt.data.named_sets import default_thresholds, named_set
 from raydapt.data.sources import Source, resolve_source
 from raydapt.data.splits import seen_unseen_classes
@@ -82,6 +83,7 @@ def make_plan(config: Config) -> Plan:
     """
     source = resolve_source(config.data.source, rows_per_part=config.features.rows_per_part, limit=config.data.limit)
     classes = resolve_classes(config.data, source)
+    check_numbers(classes, dict(source.label_counts or ()), setting=f"data.source={config.data.source!r}")
     clip = load_clip(config.model.clip)
     config = _resolve(config, classes, clip.image_spec)
     features = features_recipe(source, clip.identity, clip.image_spec, config.data)
@@ -97,6 +99,7 @@ def make_plan(config: Config) -> Plan:
         inputs.append(pipeline_identity(config.synthesis.pipeline))
     captions = _captions(config, source, classes, features)
     inputs += [recipe.fingerprint for recipe in captions]
+    inputs += [source.label_identity] if source.label_identity else []
     digest = fingerprint("run", _what_matters(config), inputs)
     named = run_name(config.method, config.data.source, config.data.paradigm, config.seed, digest)
     return Plan(
@@ -153,7 +156,7 @@ def rows_of_splits(data: DataSettings, table: FeatureTable) -> tuple[Tensor, Ten
         source has no splits at all, or none of the test splits.
 
     Raises:
-        UserError: If there is no image to adapt to.
+        UserError: If there is no image to adapt to, or if no image of the test splits can be read.
     """
     found = sorted({split for split in table.split_N if split is not None})
     if not found:
@@ -162,7 +165,23 @@ def rows_of_splits(data: DataSettings, table: FeatureTable) -> tuple[Tensor, Ten
     row_N = _rows(table, lambda split: split in data.train_splits)
     row_T = _rows(table, lambda split: split in data.test_splits)
     _some(row_N, data, found)
+    require_readable_tests(data, table)
     return (row_N, row_T, False) if len(row_T) else (row_N, row_N, True)
+
+
+def require_readable_tests(data: DataSettings, table: FeatureTable) -> None:
+    """Refuses to measure other images than the test images where there are some and none can be read.
+
+    Raises:
+        UserError: See above.
+    """
+    tests = [i for i, split in enumerate(table.split_N) if split is not None and split in data.test_splits]
+    if tests and not bool(table.valid_N[tests].any()):
+        raise UserError(
+            f"Setting data.test_splits={data.test_splits}: none of the {len(tests):,} test images can be read (such as "
+            f"{table.path_N[tests[0]]!r}: {table.error_N[tests[0]]}): mend them, or set data.test_splits to another "
+            "split."
+        )
 
 
 def _rows(table: FeatureTable, wanted: Callable[[str | None], bool]) -> Tensor:
@@ -260,6 +279,8 @@ def _what_matters(config: Config) -> dict[str, Any]:
     tree = as_tree(config)
     matters = {"method": config.method, "seed": config.seed, "data": tree["data"], "model": tree["model"]}
     del matters["data"]["max_error_share"]
+    if matters["data"]["first_label"] in ("auto", 0):  # which mean the same, and what it was before it could be said
+        del matters["data"]["first_label"]
     if _learns(config):
         matters["train"] = {key: value for key, value in tree["train"].items() if key not in _RESOURCES}
         matters[config.method] = tree[config.method]

@@ -6,14 +6,17 @@ from typing import Any
 
 import torch
 
+from raydapt.data.labels import LabelFindings
 from raydapt.errors import UserError
+from raydapt.progress import say
 from raydapt.run import evaluation as outcome
 from raydapt.run.finished import load_learned, open_run, split_folder
-from raydapt.run.plan import Plan, make_plan
+from raydapt.run.known_labels import KnownLabels, notes_of, read_known_labels
+from raydapt.run.plan import Plan, make_plan, require_readable_tests
 from raydapt.settings.config import Config, config_from_tree
 from raydapt.settings.tree import apply_override, as_tree
 from raydapt.stages.artefacts import FEATURES, artefacts_of, make_artefacts
-from raydapt.stages.features import FeatureTable, load_features, load_labels
+from raydapt.stages.features import FeatureTable, load_features
 from raydapt.store.artefact import Artefact
 from raydapt.store.fingerprint import fingerprint
 from raydapt.store.run_record import Run, safe_name
@@ -49,14 +52,20 @@ def evaluate_on(run_folder: str, overrides: list[str]) -> str:
         UserError: As `predict`, and when no image has a label that is one of the classes.
     """
     applied = _apply(run_folder, overrides, all_images=False)
-    class_T = torch.from_numpy(applied.plan.classes.indices_of([applied.labels[row] for row in applied.row_T.tolist()]))
+    found = applied.known.among(applied.row_T)
+    if found.unknown_images < found.labelled:
+        found.require_measurable(applied.plan.config.data.max_error_share)
+    notes = [*notes_of(applied.plan, applied.table), *([found.sentence] if found.sentence else [])]
+    class_T = applied.known.class_N[applied.row_T]
     n_classes = len(applied.plan.classes.names)
     before, after = outcome.compare_guesses(applied.before, applied.after, class_T, n_classes, None, None)
     if after.top1 is None:
         raise UserError(
             f"Setting data.source={applied.plan.config.data.source!r} has no image with a label among the classes of "
-            "the run: use 'raydapt predict', or give data.class_names."
+            f"the run{_strangers(found)}: use 'raydapt predict', or give data.class_names."
         )
+    for note in notes:
+        say(note)
     path = _write(applied, None)
     metrics = {
         "run": applied.run.name,
@@ -64,6 +73,7 @@ def evaluate_on(run_folder: str, overrides: list[str]) -> str:
         "images": after.images,
         "zero_shot": before.as_dict(),
         "adapted": after.as_dict(),
+        "notes": notes,
     }
     text = json.dumps(metrics, indent=2)
     applied.run.write_text(f"{_folder_name(applied.plan)}/metrics.json", text + "\n")
@@ -73,10 +83,8 @@ def evaluate_on(run_folder: str, overrides: list[str]) -> str:
 class _Applied:
     """A run's answers for a source."""
 
-    def __init__(
-        self, run: Run, plan: Plan, table: FeatureTable, labels: list[str | None], row_T: torch.Tensor
-    ) -> None:
-        self.run, self.plan, self.table, self.labels, self.row_T = run, plan, table, labels, row_T
+    def __init__(self, run: Run, plan: Plan, table: FeatureTable, known: KnownLabels, row_T: torch.Tensor) -> None:
+        self.run, self.plan, self.table, self.known, self.row_T = run, plan, table, known, row_T
         self.before: outcome.Guesses
         self.after: outcome.Guesses
 
@@ -92,14 +100,15 @@ def _apply(run_folder: str, overrides: list[str], *, all_images: bool) -> _Appli
         raise UserError(f"Settings {', '.join(frozen)} belong to the run {run.name}: only data.* can be changed here.")
     plan = make_plan(wanted)
     artefacts = artefacts_of(make_artefacts(plan, to_learn=False))
-    table, labels = load_features(artefacts[FEATURES]), load_labels(artefacts[FEATURES])
+    table, known = load_features(artefacts[FEATURES], plan.source), read_known_labels(plan, artefacts[FEATURES])
     row_T = table.valid_N.nonzero().flatten()
     if not all_images:
+        require_readable_tests(wanted.data, table)
         tests = [i for i in row_T.tolist() if table.split_N[i] in (None, *wanted.data.test_splits)]
         row_T = torch.tensor(tests, dtype=torch.int64) if tests else row_T
     if not len(row_T):
         raise UserError(f"Setting data.source={wanted.data.source!r} has no image that can be read: give another one.")
-    applied = _Applied(run, plan, table, labels, row_T)
+    applied = _Applied(run, plan, table, known, row_T)
     _answer(applied, artefacts)
     return applied
 
@@ -133,7 +142,7 @@ def run_metrics(run_folder: str) -> dict[str, Any]:
 
 def _write(applied: _Applied, output: str | None) -> str:
     table = outcome.predictions_table(
-        applied.table, applied.labels, applied.plan.classes, applied.row_T, applied.before, applied.after
+        applied.table, applied.known.label_N, applied.plan.classes, applied.row_T, applied.before, applied.after
     )
     target = applied.run if output is None else Run(*split_folder(output))
     name = "predictions.parquet" if output is not None else f"{_folder_name(applied.plan)}/predictions.parquet"
@@ -141,7 +150,13 @@ def _write(applied: _Applied, output: str | None) -> str:
     return target.file(name)
 
 
+def _strangers(found: LabelFindings) -> str:
+    """The labels that are no class, for a sentence; empty without labels."""
+    return f" ({found.sentence.rstrip('.')})" if found.sentence else ""
+
+
 def _folder_name(plan: Plan) -> str:
     """A folder of its own for every source and class list that a run is applied to."""
     short = safe_name(plan.config.data.source.rstrip("/").rsplit("/", 1)[-1], limit=40)
-    return f"predictions/{short}-{fingerprint('applied', as_tree(plan.config.data), [plan.source.identity])[:8]}"
+    inputs = [identity for identity in (plan.source.identity, plan.source.label_identity) if identity]
+    return f"predictions/{short}-{fingerprint('applied', as_tree(plan.config.data), inputs)[:8]}"

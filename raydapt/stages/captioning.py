@@ -145,7 +145,7 @@ def _checked_prompts(config: Config) -> tuple[str, str]:
 
 def _known_rows(plan: Plan, features: Artefact, *, all_splits: bool) -> KnownRows:
     """Zero-shot classes under the first template, and the groups; labels are not looked at."""
-    config, table = plan.config, load_features(features)
+    config, table = plan.config, load_features(features, plan.source)
     clip = load_clip(config.model.clip)
     class_CD = clip.class_embeddings(plan.classes.names, plan.classes.templates[:1]).cpu()
     wanted_N = table.valid_N.clone()

@@ -150,7 +150,7 @@ def make_lora(plan: Plan, features: Artefact) -> StageResult:
 def choose_images(plan: Plan, features: Artefact) -> ConfidentImages:
     """The training images that the frozen CLIP is surest of, with rows of the source; labels are not looked at."""
     config = plan.config
-    table = load_features(features)
+    table = load_features(features, plan.source)
     row_N, _, _ = rows_of_splits(config.data, table)
     clip = load_clip(config.model.clip)
     class_CD = clip.class_embeddings(plan.classes.names, plan.classes.templates[:1])

@@ -19,10 +19,11 @@ from raydapt.methods.build import LEARNING_METHODS
 from raydapt.methods.contract import Method
 from raydapt.run import pipeline
 from raydapt.run.accuracy import evaluate
+from raydapt.run.known_labels import read_known_labels
 from raydapt.run.plan import Plan, make_plan, rows_of_splits
 from raydapt.settings.config import Config
 from raydapt.stages.artefacts import FEATURES, artefacts_of, make_artefacts
-from raydapt.stages.features import FeatureTable, load_features, load_labels
+from raydapt.stages.features import FeatureTable, load_features
 from raydapt.store.artefact import Artefact
 from raydapt.store.run_record import Run
 from raydapt.train.checkpoint import TrainState
@@ -112,7 +113,7 @@ def _carry_out(
     # The sweep has made what is held out, behind the images of the trial that takes most: not here.
     plan = make_plan(replace(config, synthesis=replace(config.synthesis, held_out=0)))
     artefacts = artefacts_of(make_artefacts(plan))
-    table = load_features(artefacts[FEATURES])
+    table = load_features(artefacts[FEATURES], plan.source)
     row_N, row_T, _ = rows_of_splits(plan.config.data, table)
     division = pipeline.divide_images(record, plan, artefacts[FEATURES], row_N)
     job = TrainingJob(
@@ -167,7 +168,7 @@ def _look_at_labels(
     parts: tuple[Sequence[int] | None, Sequence[int] | None],
 ) -> dict[str, float | None]:
     """Accuracies on the test images: of a study alone, and nothing but the study reads them."""
-    class_T = torch.from_numpy(plan.classes.indices_of(load_labels(job.artefacts[FEATURES])))[row_T]
+    class_T, _ = read_known_labels(plan, job.artefacts[FEATURES]).measured(row_T)
     figures = {}
     for name, guesses in zip(("zero_shot", "accuracy"), pipeline.guess_tests(job, method, table, row_T), strict=True):
         figure = evaluate(guesses.class_T, class_T, len(plan.classes.names), *parts)
