@@ -93,7 +93,7 @@ def _apply(run_folder: str, overrides: list[str], *, all_images: bool) -> _Appli
     run, config = open_run(run_folder)
     tree: dict[str, Any] = as_tree(config)
     for item in overrides:
-        apply_override(tree, item)
+        apply_override(tree, item, kind=Config)
     wanted = config_from_tree(tree)
     frozen = ("method", "model", "seed", "air", "latteclip")
     if any(getattr(wanted, key) != getattr(config, key) for key in frozen):

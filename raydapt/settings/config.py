@@ -78,7 +78,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     """
     tree: dict[str, Any] = {} if path is None else read_yaml(path)
     for item in overrides:
-        apply_override(tree, item)
+        apply_override(tree, item, kind=Config)
     return config_from_tree(tree)
 
 

@@ -39,7 +39,7 @@ def demo(overrides: list[str]) -> list[Folder]:
         click.echo(f"[{len(folders) + 1}/{len(METHODS)}] {method}")
         common = read_yaml(JOBS / "demo.yaml") | {"method": method}
         own = _OWN.get(method, {})
-        tree = merge_trees(read_yaml(JOBS / f"{method}.yaml"), common, own, overrides=overrides)
+        tree = merge_trees(read_yaml(JOBS / f"{method}.yaml"), common, own, overrides=overrides, kind=Config)
         folders.append(pipeline.run(config_from_tree(tree)).folder)
     rows = compare.compare(folders)
     click.echo()
