@@ -50,9 +50,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 def apply_override(tree: dict[str, Any], item: str, *, kind: Any = None) -> None:
     """Applies one ``dotted.key=value`` in place.
 
-    The value is read as YAML, but a text is taken as it stands: with ``#``, ``: `` and whatever else YAML would take for
-    its own. What `kind` knows as a text, or a list of texts, is one also where YAML would read a number, a date or a
-    truth value (``data.source=2024``, ``data.class_names=[yes, no]``).
+    The value is read as YAML, but a text is taken as it stands: with ``#``, ``: `` and whatever else YAML would take
+    for its own. What `kind` knows as a text, or a list of texts, is one also where YAML would read a number, a date or
+    a truth value (``data.source=2024``, ``data.class_names=[yes, no]``).
 
     Args:
         tree: Changed.

@@ -8,7 +8,7 @@ import click
 from raydapt.errors import UserError
 from raydapt.report import compare
 from raydapt.run import pipeline
-from raydapt.settings.config import METHODS, config_from_tree
+from raydapt.settings.config import METHODS, Config, config_from_tree
 from raydapt.settings.tree import merge_trees, read_yaml
 from raydapt.store.folder import Folder
 
