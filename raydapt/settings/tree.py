@@ -83,9 +83,7 @@ def _value_of(text: str, hint: Any) -> Any:
     except yaml.YAMLError:
         return stripped
     if isinstance(value, list | dict):
-        return (
-            value if stripped[0] in "[{" and (not is_text or (list[str] in takes and stripped[0] == "[")) else stripped
-        )
+        return value if stripped[0] in "[{" and (not is_text or list[str] in takes) else stripped
     quoted = len(stripped) > 1 and stripped[0] == stripped[-1] and stripped[0] in "\"'"
     return stripped if not quoted and (isinstance(value, str) or is_text) else value
 
