@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from raydapt.data.classes import fill_template
 from raydapt.data.decode import ImageSpec
 from raydapt.errors import UserError
-from raydapt.models.text_tower import TextTower
+from raydapt.models.text_tower import TextTower, require_whole_prompts
 from raydapt.store.fingerprint import files_digest
 
 MINI = Path(__file__).parent / "mini" / "clip"
@@ -84,7 +84,12 @@ class Clip(nn.Module):
 
     @torch.no_grad()
     def class_embeddings(self, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
-        """Class embeddings [C, D]: the normalised mean of a class's normalised text features over the templates."""
+        """Class embeddings [C, D]: the normalised mean of a class's normalised text features over the templates.
+
+        Raises:
+            UserError: If a prompt has more tokens than the tower can read, or two names are one text to it.
+        """
+        require_whole_prompts(self.text_tower, class_names, templates)
         texts = [fill_template(template, name) for name in class_names for template in templates]
         feature_CTD = self.encode_text(texts).reshape(len(class_names), len(templates), -1)
         return F.normalize(feature_CTD.mean(dim=1), dim=-1)

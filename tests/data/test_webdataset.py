@@ -162,7 +162,8 @@ def test_names_with_several_dots_are_images(tmp_path: Path, names: list[str], su
 def test_labels_of_names_with_several_dots(tmp_path: Path, rows_per_part: int) -> None:
     write_tar(tmp_path / "x.tar", {
         "s.cls": b"cat", "s.0.png": png(0), "s.1.png": png(1), "22.05.cls": b"dog", "22.05.png": png(2),
-        "22.06.png": png(3), "g.png": png(4), "g.mask.png": png(5), "g.cls": b"fox", "t.input.png": png(6), "t.cls": b"owl",
+        "22.06.png": png(3), "g.png": png(4), "g.mask.png": png(5), "g.cls": b"fox",
+        "t.input.png": png(6), "t.cls": b"owl",
     })  # fmt: skip
     source = resolve_source(str(tmp_path), rows_per_part=rows_per_part)
     rows = rows_of(source)

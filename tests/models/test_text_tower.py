@@ -82,3 +82,32 @@ def test_a_name_without_room_in_a_padded_tower_is_named():
 def test_a_tower_that_takes_no_embeddings_is_refused():
     with pytest.raises(UserError, match=r"model\.prompt=visual"):
         class_tokens(tiny_clip("class_token").text_tower, ["dog", "cat"], 4)
+
+
+LONG = "very " * 90
+
+
+@pytest.mark.parametrize("kind", ["clip", "custom", "bidirectional", "class_token"])
+def test_a_prompt_that_would_be_cut_is_refused_and_one_that_fits_is_not(kind):
+    clip = tiny_clip(kind)
+    names = [LONG + "big cat", LONG + "big dog"]
+    for given, templates in ((names, ["a {}."]), (["cat", "dog"], ["{}.", LONG + "{}"])):
+        with pytest.raises(UserError, match="would be cut: shorten"):
+            clip.class_embeddings(given, templates)
+    tower = clip.text_tower
+    texts = ["cat " * n_words for n_words in range(1, tower.context_length + 6)] + ["a" * 500, "é" * 40]
+    whole_TL = tower._tokenizer(texts, context_length=600)
+    wanted = [i for i, token_L in enumerate(whole_TL) if int((token_L != 0).sum()) > tower.context_length]
+    assert tower.overlong(texts) == wanted
+    assert 0 < len(wanted) < len(texts)
+
+
+def test_names_that_are_one_text_to_the_tokenizer_are_refused():
+    clip = tiny_clip()
+    clip.class_embeddings(["C", "C++", "C#"], ["a {}."])
+    whole = clip.text_tower._tokenizer
+    clip.text_tower._tokenizer = lambda texts, context_length: whole(
+        [text.replace("+", "") for text in texts], context_length=context_length
+    )
+    with pytest.raises(UserError, match=r"'C' and 'C\+\+' are the same text"):
+        clip.class_embeddings(["C", "C++"], ["a {}."])
