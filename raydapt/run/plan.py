@@ -1,5 +1,6 @@
 """What a run will do, known before anything is computed: every `auto` resolved, every name and place checked."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -97,6 +98,7 @@ def make_plan(config: Config) -> Plan:
         from raydapt.models.diffusion import pipeline_identity  # diffusers takes seconds to import
 
         inputs.append(pipeline_identity(config.synthesis.pipeline))
+        inputs += _given_lora(config)
     captions = _captions(config, source, classes, features)
     inputs += [recipe.fingerprint for recipe in captions]
     inputs += [source.label_identity] if source.label_identity else []
@@ -182,6 +184,15 @@ def require_readable_tests(data: DataSettings, table: FeatureTable) -> None:
             f"{table.path_N[tests[0]]!r}: {table.error_N[tests[0]]}): mend them, or set data.test_splits to another "
             "split."
         )
+
+
+def _given_lora(config: Config) -> list[str]:
+    """What the LoRA weights that were given are, as they may be trained anew in place; nothing without any."""
+    if config.synthesis.lora is None:
+        return []
+    from raydapt.models.diffusion_lora import read_lora  # diffusers takes seconds to import
+
+    return [hashlib.sha256(read_lora(config.synthesis.lora, rank=config.lora.rank)).hexdigest()]
 
 
 def _rows(table: FeatureTable, wanted: Callable[[str | None], bool]) -> Tensor:

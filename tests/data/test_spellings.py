@@ -54,8 +54,6 @@ def meaning(text: str) -> str:
     return "".join(c for c in folded if not c.isspace() and c not in "_()[]{}“”„«»-‐‑‒–—/.,:;'’")
 
 
-@QUICK
-@given(LISTS, NAMES)
 def check_a_label_is_its_class_or_none(names: list[str], label: str) -> None:
     classes = space(names)
     for i, name in enumerate(names):
@@ -68,16 +66,12 @@ def check_a_label_is_its_class_or_none(names: list[str], label: str) -> None:
         assert not [n for i, n in enumerate(names) if i != found and normal(n) == normal(label)]
 
 
-@QUICK
-@given(NAMES, NAMES)
 def check_loose_spellings_differ_in_separators_alone(one: str, other: str) -> None:
     if loose(one) == loose(other):
         assert meaning(one) == meaning(other)
     assert loose(one) == loose(unicodedata.normalize("NFD", one)) == loose(f" {one} ")
 
 
-@QUICK
-@given(st.lists(st.integers(0, 8), min_size=1, max_size=8), st.integers(2, 6))
 def check_numbers_are_places_or_refused(numbers: list[int], n_classes: int) -> None:
     classes = space([f"name {chr(97 + i)}" for i in range(n_classes)], first_label=None)
     labels = [str(number) for number in numbers]
@@ -91,8 +85,6 @@ def check_numbers_are_places_or_refused(numbers: list[int], n_classes: int) -> N
     assert findings.unknown_images == sum(n >= n_classes for n in numbers)
 
 
-@QUICK
-@given(st.lists(FOLDER, min_size=2, max_size=5, unique_by=lambda name: same_name(prompt_name(name))))
 def check_class_folders_come_back_as_they_are(names: list[str]) -> None:
     with TemporaryDirectory() as folder:
         for name in names:
@@ -125,8 +117,6 @@ def check_round_trip(labels: tuple[str, ...], uri: str) -> None:
     assert at_run.indices_of(labels).tolist() == later.indices_of(labels).tolist() == list(range(len(labels)))
 
 
-@QUICK
-@given(st.lists(NAMES, min_size=2, max_size=6))
 def check_columns_of_labels_come_back_as_they_are(labels: list[str]) -> None:
     with TemporaryDirectory() as folder:
         pq.write_table(pa.table({"image": [png(0)] * len(labels), "label": labels}), f"{folder}/x.parquet")
@@ -137,8 +127,6 @@ def check_columns_of_labels_come_back_as_they_are(labels: list[str]) -> None:
         assert set(read_label_names(source)) == {label for label in labels if label.strip()}
 
 
-@QUICK
-@given(st.lists(FOLDER, min_size=1, max_size=6, unique=True))
 def check_images_in_archives_are_all_there(names: list[str]) -> None:
     members = {f"d/{name}.png": png(i) for i, name in enumerate(names) if not name.startswith("__")}
     if not members:
@@ -158,8 +146,6 @@ def check_images_in_archives_are_all_there(names: list[str]) -> None:
                    for path in missing), missing  # fmt: skip
 
 
-@QUICK
-@given(NAMES)
 def check_texts_on_the_command_line_are_taken_as_they_stand(text: str) -> None:
     stripped = text.strip()
     if stripped[:1] in ("'", '"') and stripped[:1] == stripped[-1:]:
@@ -167,27 +153,33 @@ def check_texts_on_the_command_line_are_taken_as_they_stand(text: str) -> None:
     assert load_config(None, [f"data.source={text}"]).data.source == stripped
 
 
-CHECKS: list[Callable[[], None]] = [
-    check_a_label_is_its_class_or_none,
-    check_loose_spellings_differ_in_separators_alone,
-    check_numbers_are_places_or_refused,
-    check_class_folders_come_back_as_they_are,
-    check_columns_of_labels_come_back_as_they_are,
-    check_images_in_archives_are_all_there,
-    check_texts_on_the_command_line_are_taken_as_they_stand,
-]
+CHECKS: dict[Callable[..., None], tuple[st.SearchStrategy, ...]] = {
+    check_a_label_is_its_class_or_none: (LISTS, NAMES),
+    check_loose_spellings_differ_in_separators_alone: (NAMES, NAMES),
+    check_numbers_are_places_or_refused: (st.lists(st.integers(0, 8), min_size=1, max_size=8), st.integers(2, 6)),
+    check_class_folders_come_back_as_they_are: (
+        st.lists(FOLDER, min_size=2, max_size=5, unique_by=lambda name: same_name(prompt_name(name))),
+    ),
+    check_columns_of_labels_come_back_as_they_are: (st.lists(NAMES, min_size=2, max_size=6),),
+    check_images_in_archives_are_all_there: (st.lists(FOLDER, min_size=1, max_size=6, unique=True),),
+    check_texts_on_the_command_line_are_taken_as_they_stand: (NAMES,),
+}
+
+
+def look(check: Callable[..., None], how: settings) -> None:
+    """Tries a check with values by chance."""
+    how(given(*CHECKS[check])(check))()
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_spellings(check: Callable[[], None]) -> None:
-    check()
+def test_spellings(check: Callable[..., None]) -> None:
+    look(check, QUICK)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not MINUTES, reason="RAYDAPT_SPELLINGS_MINUTES says how long to look.")
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_spellings_for_long(check: Callable[[], None]) -> None:
+def test_spellings_for_long(check: Callable[..., None]) -> None:
     ends = time.monotonic() + 60 * MINUTES / len(CHECKS)
-    longer = settings(QUICK, max_examples=300, derandomize=False)(check)
     while time.monotonic() < ends:
-        longer()
+        look(check, settings(QUICK, max_examples=300, derandomize=False))
