@@ -26,14 +26,7 @@ WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 _DOWN = tuple(
-    f"{layer}.weight"
-    for layer in (".lora_A", ".lora.down", ".lora_linear_layer.down", ".lora_down", "_lora.down")
-)
-    ".lora_A.weight",
-    ".lora.down.weight",
-    ".lora_linear_layer.down.weight",
-    ".lora_down.weight",
-    "_lora.down.weight",
+    f"{layer}.weight" for layer in (".lora_A", ".lora.down", ".lora_linear_layer.down", ".lora_down", "_lora.down")
 )
 _ALPHA = ".alpha"
 _KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
