@@ -56,6 +56,11 @@ class TextTower:
         return int(self._tower.token_embedding.weight.shape[1])
 
     @property
+    def reads_end_of_text(self) -> bool:
+        """Whether the feature is read off the end-of-text token, wherever it stands, and not off a fixed place."""
+        return self._pool in ("argmax", "eos")
+
+    @property
     def _mask(self) -> Tensor | None:
         mask = getattr(self._tower, "attn_mask", None)
         return mask if isinstance(mask, Tensor) else None
@@ -97,6 +102,15 @@ class TextTower:
             return token_TL.eq(torch.as_tensor(self._eos_id)).int().argmax(dim=1)
         last = 0 if self._pool == "first" else token_TL.shape[1] - 1
         return torch.full((len(token_TL),), last, dtype=torch.int64, device=token_TL.device)
+
+    @torch.no_grad()
+    def reproduces_itself(self) -> bool:
+        """Whether embeddings of whole texts, fed as prompts are, give what open_clip's `encode_text` gives."""
+        token_TL = self.tokenize(["a photo of a cat.", "river"]).to(self._device)
+        expected_TD: Tensor = self._model.encode_text(token_TL)  # type: ignore[operator]
+        actual_TD = self._encode_embeddings(self.embed(token_TL, first_position=0), self.end_positions(token_TL))
+        cosine_T = F.cosine_similarity(actual_TD.float(), expected_TD.float(), dim=-1)
+        return bool((cosine_T > 1 - 1e-4).all())
 
     def encode_tokens(self, token_TL: Tensor) -> Tensor:
         """Features [T, D] of tokens, not normalised; the same as open_clip's `encode_text`, cropped where it can be."""
@@ -194,6 +208,12 @@ def class_tokens(tower: TextTower, class_names: Sequence[str], n_context: int) -
         raise UserError(
             "Setting model.prompt needs a text tower that takes token embeddings, which this model's has not: "
             "choose model.prompt=visual or another model.clip."
+        )
+    if not tower.reproduces_itself():
+        raise UserError(
+            "Setting model.prompt: token embeddings, fed to the text tower of this model, do not give the features "
+            "that its texts have, so a prompt would be learned for another model: choose model.prompt=visual or "
+            "another model.clip."
         )
     token_CL = tower.tokenize(class_names)
     end_C = tower.end_positions(token_CL)

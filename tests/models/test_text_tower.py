@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from raydapt.errors import UserError
+from raydapt.models.clip import load_clip
+from raydapt.models.prompts import TextPrompt
 from raydapt.models.text_tower import class_tokens
 from tests.models.tiny import CONTEXT_LENGTH, tiny_clip
 
@@ -111,3 +113,35 @@ def test_names_that_are_one_text_to_the_tokenizer_are_refused():
     )
     with pytest.raises(UserError, match=r"'C' and 'C\+\+' are the same text"):
         clip.class_embeddings(["C", "C++"], ["a {}."])
+
+
+@pytest.mark.parametrize("kind", ["clip", "custom", "bidirectional"])
+def test_towers_that_take_prompts_reproduce_their_own_features(kind):
+    clip = tiny_clip(kind)
+    assert clip.text_tower.reproduces_itself()
+    class_tokens(clip.text_tower, ["cat", "dog"], 2)
+
+
+def test_a_tower_that_does_more_than_the_common_view_knows_is_refused():
+    clip = tiny_clip("custom")
+    inner = clip.model.encode_text
+    clip.model.encode_text = lambda token_TL, *args: inner(token_TL.flip(0), *args)
+    with pytest.raises(UserError, match=r"model\.prompt=visual"):
+        class_tokens(clip.text_tower, ["cat", "dog"], 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["MobileCLIP2-S0", "MobileCLIP-S1"])
+@pytest.mark.parametrize("words", ["a photo of a", "x"])
+def test_prompt_tokens_that_are_words_give_what_the_words_give(architecture, words):
+    clip = load_clip(f"{architecture}/random")
+    tower = clip.text_tower
+    token_L = tower.tokenize([words])[0]
+    word_P = token_L[1 : int(tower.end_positions(token_L[None])[0])]
+    names = ["cat", "very annual crop land"]
+    prompt = TextPrompt(clip, names, n_tokens=len(word_P), classes_per_chunk=9, seed=0)
+    with torch.no_grad():
+        context_PD = tower._tower.token_embedding(word_P)
+        torch.testing.assert_close(
+            prompt(context_PD), clip.encode_text([f"{words} {name}" for name in names]), atol=1e-4, rtol=0
+        )
