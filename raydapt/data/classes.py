@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from raydapt.data import webdataset
 from raydapt.data.named_sets import NamedSet, default_templates, named_set, set_of_names
 from raydapt.data.sources import Source, read_label_names
 from raydapt.data.spelling import loose, normal, position, prompt_name, same_name
@@ -118,6 +119,8 @@ def resolve_classes(data: DataSettings, source: Source) -> ClassSpace:
     else:
         labels = read_label_names(source)
         names = tuple(prompt_name(label) for label in labels)
+        if source.kind == "tar" and (beside := webdataset.listed_names(source)) and _are_places(labels, len(beside)):
+            names = labels = tuple(normal(name) for name in beside)
     _check_names(names, data, source)
     if data.templates == "auto":
         templates = known.templates if known else default_templates()
@@ -147,6 +150,12 @@ def read_names(path: str) -> tuple[str, ...]:
             f"data.class_names={path!r} is no readable text file: give a list of names, or a file with one name a line."
         ) from None
     return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _are_places(labels: Sequence[str], n_classes: int) -> bool:
+    """Whether labels are numbers that count classes from 0."""
+    numbers = [position(label) for label in labels]
+    return bool(numbers) and 0 in numbers and all(n is not None and n < n_classes for n in numbers)
 
 
 def _names_of_set(known: NamedSet | None) -> tuple[tuple[str, ...], tuple[str, ...]]:

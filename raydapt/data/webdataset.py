@@ -112,6 +112,16 @@ def read(part: Part, max_bytes: int) -> pa.Table:
     )
 
 
+def listed_names(source: Source) -> tuple[str, ...]:
+    """The names in ``classnames.txt`` beside the archives, as CLIP-benchmark writes it; () without such a file."""
+    filesystem, root = open_filesystem(source.parts[0].root)
+    try:
+        text = bytes(filesystem.cat_file(f"{root}/classnames.txt")).decode("utf-8-sig")
+    except (OSError, ValueError):
+        return ()
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
 def label_names(source: Source) -> set[str]:
     """All labels in the archives; images are skipped, not read, where the archive can be gone through like that."""
     filesystem, root = open_filesystem(source.parts[0].root)

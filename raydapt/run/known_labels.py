@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from raydapt.data.labels import LabelFindings, examine, find_classes, refusal
+from raydapt.data.named_sets import set_of_names
+from raydapt.data.spelling import position
 from raydapt.data.splits import unused_splits
 from raydapt.run.plan import Plan
 from raydapt.stages.features import FeatureTable, load_labels
@@ -71,4 +73,8 @@ def notes_of(plan: Plan, table: FeatureTable) -> list[str]:
     data = plan.config.data
     counts = Counter(split for split in table.split_N if split is not None)
     unused = unused_splits(counts, data.train_splits, data.test_splits)
-    return [*plan.source.notes, *([unused] if unused else [])]
+    names = plan.classes.names
+    numbers = all(position(name) is not None for name in names) and set_of_names(names) is None
+    nameless = [f"The classes are called by numbers ({names[0]!r}, {names[1]!r}, …), which say nothing to the model: "
+                "set data.class_names to what they are."] if numbers else []  # fmt: skip
+    return [*plan.source.notes, *([unused] if unused else []), *nameless]
