@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from raydapt.data.decode import ImageSpec
-from raydapt.data.sources import Source
+from raydapt.data.sources import Source, read_row_labels
 from raydapt.errors import UserError
 from raydapt.settings.groups import DataSettings
 from raydapt.store.artefact import Artefact
@@ -55,8 +55,13 @@ def image_settings(image_spec: ImageSpec, data: DataSettings) -> dict[str, Any]:
     return {"image": asdict(image_spec), **limits}
 
 
-def load_features(artefact: Artefact) -> FeatureTable:
-    """Reads the features without the labels; the float array is filled shard by shard, never held twice."""
+def load_features(artefact: Artefact, source: Source | None = None) -> FeatureTable:
+    """Reads the features without the labels; the float array is filled shard by shard, never held twice.
+
+    Args:
+        artefact: Finished features.
+        source: Their images: splits that were corrected since the features were made then count as they are now.
+    """
     rows = artefact.manifest.rows
     feature_ND, valid_N = torch.zeros(rows, 0), torch.zeros(rows, dtype=torch.bool)
     row_N = torch.zeros(rows, dtype=torch.int64)
@@ -75,10 +80,11 @@ def load_features(artefact: Artefact) -> FeatureTable:
         for name, word in words.items():
             word.extend(table[name].to_pylist())
         start = stop
+    fresh = read_row_labels(source) if source is not None else None
     return FeatureTable(
         row_N=row_N,
         id_N=words["id"],
-        split_N=words["split"],
+        split_N=words["split"] if fresh is None else [fresh.splits[row] for row in row_N.tolist()],
         path_N=words["path"],
         error_N=words["error"],
         feature_ND=feature_ND,
@@ -86,12 +92,19 @@ def load_features(artefact: Artefact) -> FeatureTable:
     )
 
 
-def load_labels(artefact: Artefact) -> list[str | None]:
-    """The stored labels, in the order of `load_features`.
+def load_labels(artefact: Artefact, source: Source | None = None) -> list[str | None]:
+    """The labels, in the order of `load_features`: as they are now, where the source can tell, else as stored.
 
     For evaluation and the labelled part of SSL and TRZSL alone: nothing else of raydapt may call this.
+
+    Args:
+        artefact: Finished features.
+        source: Their images; a table may have been corrected in place since the features were made.
     """
-    return [label for table in artefact.iter_tables(["label"]) for label in table["label"].to_pylist()]
+    fresh = read_row_labels(source) if source is not None else None
+    if fresh is None:
+        return [label for table in artefact.iter_tables(["label"]) for label in table["label"].to_pylist()]
+    return [fresh.labels[row] for table in artefact.iter_tables(["row"]) for row in table["row"].to_pylist()]
 
 
 def rows_of_splits(data: DataSettings, table: FeatureTable) -> tuple[Tensor, Tensor, bool]:
@@ -102,7 +115,7 @@ def rows_of_splits(data: DataSettings, table: FeatureTable) -> tuple[Tensor, Ten
         source has no splits at all, or none of the test splits.
 
     Raises:
-        UserError: If there is no image to adapt to.
+        UserError: If there is no image to adapt to, or if no image of the test splits can be read.
     """
     found = sorted({split for split in table.split_N if split is not None})
     if not found:
@@ -111,7 +124,23 @@ def rows_of_splits(data: DataSettings, table: FeatureTable) -> tuple[Tensor, Ten
     row_N = _rows(table, lambda split: split in data.train_splits)
     row_T = _rows(table, lambda split: split in data.test_splits)
     _some(row_N, data, found)
+    require_readable_tests(data, table)
     return (row_N, row_T, False) if len(row_T) else (row_N, row_N, True)
+
+
+def require_readable_tests(data: DataSettings, table: FeatureTable) -> None:
+    """Refuses to measure other images than the test images where there are some and none can be read.
+
+    Raises:
+        UserError: See above.
+    """
+    tests = [i for i, split in enumerate(table.split_N) if split is not None and split in data.test_splits]
+    if tests and not bool(table.valid_N[tests].any()):
+        raise UserError(
+            f"Setting data.test_splits={data.test_splits}: none of the {len(tests):,} test images can be read (such as "
+            f"{table.path_N[tests[0]]!r}: {table.error_N[tests[0]]}): mend them, or set data.test_splits to another "
+            "split."
+        )
 
 
 def _rows(table: FeatureTable, wanted: Callable[[str | None], bool]) -> Tensor:

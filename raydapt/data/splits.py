@@ -3,6 +3,7 @@
 Legend: N training images, L labelled, U unlabelled, C classes.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +30,21 @@ class LabelSplit:
     """TRZSL: the classes with labels, in the order in which they were drawn."""
     unseen: tuple[int, ...] = ()
     """TRZSL: the other classes, ascending."""
+
+
+def unused_splits(counts: Mapping[str, int], train: Sequence[str], test: Sequence[str]) -> str:
+    """A sentence for splits of the source that are neither learned from nor measured on; empty for none.
+
+    Args:
+        counts: Images of each split.
+        train: ``data.train_splits``.
+        test: ``data.test_splits``.
+    """
+    unused = {split: images for split, images in sorted(counts.items()) if split not in (*train, *test)}
+    if not unused:
+        return ""
+    named = ", ".join(f"{split!r} ({images:,} images)" for split, images in unused.items())
+    return f"Not used, as neither data.train_splits={list(train)} nor data.test_splits={list(test)} names it: {named}."
 
 
 def seen_unseen_classes(n_classes: int, seed: int, seen_share: float = 0.62) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -6,7 +6,7 @@ the overrides. ``load_config("jobs/cpl.yaml", ["data.source=eurosat", "seed=0"])
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from raydapt.settings.tree import (
 )
 
 DEFAULT_METHOD = "cpl"
+EverySetting = make_dataclass("EverySetting", list(GROUPS.items()), bases=(Config,), frozen=True, kw_only=True)
+"""The shared settings and the groups of every method, to be asked for the type that a setting has."""
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -39,7 +41,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     """
     tree: dict[str, Any] = {} if path is None else read_yaml(path)
     for item in overrides:
-        apply_override(tree, item)
+        apply_override(tree, item, kind=EverySetting)
     return config_from_tree(tree)
 
 

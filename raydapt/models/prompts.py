@@ -61,7 +61,9 @@ class TextPrompt(OnClip):
         if tower.croppable:
             name_CS, end_C = token_CL[:, start : int(end_C.max()) + 1], end_C - start
         else:  # the padding is part of what such a tower reads: the whole length stays
-            name_CS, end_C = token_CL[:, start : tower.context_length - n_tokens], end_C - start - n_tokens
+            name_CS = token_CL[:, start : tower.context_length - n_tokens]
+            # An end-of-text token moves with the name (MobileCLIP); the first or last place stays where it is.
+            end_C = end_C - start - (0 if tower.reads_end_of_text else n_tokens)
         frozen = {
             "head_PD": tower.embed(token_CL[:1, :start], first_position=0)[0],
             "position_LD": tower.positions(start, start + n_tokens),

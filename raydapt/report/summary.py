@@ -139,8 +139,8 @@ def _percent(share_N: "np.ndarray[Any, np.dtype[np.float64]]") -> float | None:
 
 def warnings_of(run: RunRecord, rows: Sequence[ClassRow], head: Headline, rounds: Sequence[Round]) -> list[str]:
     """What a reader must know before believing the figures; plain sentences, the gravest first."""
-    found = []
-    if head.main.after is None:
+    found = [str(note) for note in run.metrics.get("notes") or []]
+    if head.main.after is None and not group(run.metrics, "labels").get("labelled"):
         found.append("The images have no labels, so there are no accuracies; the figures that need none are shown.")
     if head.main.delta is not None and head.main.delta < 0:
         found.append("The adapted model is worse than zero-shot on these images: prefer zero-shot or another method.")

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import yaml
 
-from raydapt.artefacts.features import load_features, load_labels, rows_of_splits
+from raydapt.artefacts.features import load_features, rows_of_splits
 from raydapt.artefacts.inputs import images_of
 from raydapt.cluster.joining import ensure_ray, require_shared
 from raydapt.data.splits import LabelSplit, divide
@@ -31,6 +31,7 @@ from raydapt.models.clip import load_clip
 from raydapt.progress import TrainingProgress
 from raydapt.run import evaluation
 from raydapt.run.gallery import gallery_table
+from raydapt.run.known_labels import KnownLabels, notes_of, read_known_labels
 from raydapt.run.making import artefacts_of, make_artefacts, make_features
 from raydapt.run.plan import FEATURES, Plan, describe_plan, make_plan
 from raydapt.run.reporting import write_run_report
@@ -85,12 +86,14 @@ def _run(record: Run, plan: Plan) -> None:
     started = time.monotonic()
     stages = make_artefacts(plan)
     artefacts = artefacts_of(stages)
-    row_N, row_T, transductive = rows_of_splits(plan.config.data, load_features(artefacts[FEATURES]))
+    table = load_features(artefacts[FEATURES], plan.source)
+    row_N, row_T, transductive = rows_of_splits(plan.config.data, table)
     split = split_labels(record, plan, artefacts[FEATURES], row_N)
     job = TrainingJob(config=plan.config, classes=plan.classes, run=record, artefacts=artefacts)
     state = _train(job)
-    finished = finished_run(job, plan, state, row_N=row_N, row_T=row_T)
-    metrics = _evaluate(job, finished, state, split, transductive=transductive)
+    known = read_known_labels(plan, artefacts[FEATURES])
+    finished = finished_run(job, plan, state, row_N=row_N, row_T=row_T, known=known)
+    metrics = _evaluate(job, finished, state, split, known, transductive=transductive)
     metrics |= plan.spec.outcome(finished)
     metrics["stages"] = {name: _stage_metrics(result) for name, result in stages.items()}
     metrics["errors"] = dict(artefacts[FEATURES].manifest.errors)
@@ -118,8 +121,7 @@ def split_labels(record: Run, plan: Plan, features: Artefact, row_N: torch.Tenso
     data, n_classes = plan.config.data, len(plan.classes.names)
     class_N = None
     if data.paradigm != "ul":
-        labels = load_labels(features)
-        class_N = plan.classes.indices_of([labels[row] for row in row_N.tolist()])
+        class_N = read_known_labels(plan, features).taught(row_N).numpy()
     split = divide(
         data.paradigm,
         class_N,
@@ -167,11 +169,11 @@ def finished_run(
     *,
     row_N: torch.Tensor,
     row_T: torch.Tensor,
-    with_labels: bool = True,
+    known: KnownLabels | None,
 ) -> FinishedRun:
     """The training that is over, with labels to measure it by; without them all images count as unlabelled."""
-    device, table = local_context(job.config.train).device, load_features(job.artefacts[FEATURES])
-    labels = load_labels(job.artefacts[FEATURES]) if with_labels else [None] * len(table.id_N)
+    device = local_context(job.config.train).device
+    table = load_features(job.artefacts[FEATURES], plan.source)
     return FinishedRun(
         config=job.config,
         classes=job.classes,
@@ -183,7 +185,7 @@ def finished_run(
         method=final_method(job, state),
         state=state.method,
         table=table,
-        class_A=torch.from_numpy(job.classes.indices_of(labels)),
+        class_A=torch.full((len(table.id_N),), -1) if known is None else known.class_N,
         row_N=row_N,
         row_T=row_T,
         device=device,
@@ -191,23 +193,33 @@ def finished_run(
 
 
 def _evaluate(
-    job: TrainingJob, finished: FinishedRun, state: TrainState, split: LabelSplit, *, transductive: bool
+    job: TrainingJob,
+    finished: FinishedRun,
+    state: TrainState,
+    split: LabelSplit,
+    known: KnownLabels,
+    *,
+    transductive: bool,
 ) -> dict[str, Any]:
     """Predicts the test images and writes everything about the outcome but metrics.json, which it returns."""
     config, names, record, table = finished.config, finished.classes.names, finished.record, finished.table
     before, after = predict_tests(job, finished.method, finished)
     seen, unseen = (split.seen or None), (split.unseen or None)
-    class_A, row_N, row_T = finished.class_A, finished.row_N, finished.row_T
-    accuracies = evaluation.compare_predictions(before, after, class_A[row_T], len(names), seen, unseen)
-    labels = load_labels(finished.artefacts[FEATURES])
-    predictions = evaluation.predictions_table(table, labels, finished.classes, row_T, before, after)
+    row_N, row_T = finished.row_N, finished.row_T
+    class_T, notes = known.measured(row_T)
+    class_N, _ = known.measured(row_N)
+    notes = [*notes_of(known.plan, table), *notes]
+    for note in notes:
+        _LOG.info(note)
+    accuracies = evaluation.compare_predictions(before, after, class_T, len(names), seen, unseen)
+    predictions = evaluation.predictions_table(table, known.label_N, finished.classes, row_T, before, after)
     record.write_table("predictions.parquet", predictions)
     if state.history:
         id_N = [table.id_N[row] for row in row_N.tolist()]
         record.write_table("pseudo_labels.parquet", evaluation.pseudo_labels_table(state.history, id_N, names))
     record.write_table("gallery.parquet", gallery_table(finished, predictions))
     unlabelled_U = torch.from_numpy(split.unlabelled_U)
-    rounds = evaluation.round_metrics(state.history, class_A[row_N], unlabelled_U)
+    rounds = evaluation.round_metrics(state.history, class_N, unlabelled_U)
     evaluation.add_scores(rounds, state.lines)
     scorer, spec = job.scorer(finished.method, device=finished.device), spec_of(config.method)
     return {
@@ -221,6 +233,8 @@ def _evaluate(
         "class_names": list(names),
         "unseen_classes": [names[i] for i in split.unseen],
         "seed": config.seed,
+        "notes": notes,
+        "labels": known.among(row_T).as_dict(),
         "zero_shot": accuracies[0].as_dict(),
         "adapted": accuracies[1].as_dict(),
         "pseudo_labels": rounds[-1] if rounds else {"selected": 0, "accuracy": None},

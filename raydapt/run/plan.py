@@ -10,6 +10,7 @@ from raydapt.artefacts.pixels import pixels_recipe
 from raydapt.artefacts.spec import ArtefactSpec, PlanFacts
 from raydapt.artefacts.synthetic_images import HELD_OUT, HELD_OUT_FEATURES, HELD_OUT_PIXELS
 from raydapt.data.classes import resolve_classes
+from raydapt.data.labels import check_numbers
 from raydapt.data.sources import resolve_source
 from raydapt.methods.spec import MethodSpec
 from raydapt.methods.table import spec_of
@@ -54,6 +55,7 @@ def make_plan(config: Config) -> Plan:
     spec.check_paradigm(config)
     source = resolve_source(config.data.source, rows_per_part=config.features.rows_per_part, limit=config.data.limit)
     classes = resolve_classes(config.data, source)
+    check_numbers(classes, dict(source.label_counts or ()), setting=f"data.source={config.data.source!r}")
     clip = load_clip(config.model.clip)
     teachers = tuple(open_teacher(folder, classes) for folder in spec.teacher_runs(config))
     facts = PlanFacts(
@@ -66,7 +68,9 @@ def make_plan(config: Config) -> Plan:
     )
     data = replace(config.data, class_names=list(classes.names), templates=list(classes.templates))
     config = spec.resolve(replace(config, data=data), facts)
-    digest = fingerprint("run", _what_matters(config, spec), [facts.features.fingerprint, *spec.inputs(config, facts)])
+    inputs = [facts.features.fingerprint, *spec.inputs(config, facts)]
+    inputs += [source.label_identity] if source.label_identity else []
+    digest = fingerprint("run", _what_matters(config, spec), inputs)
     named = run_name(config.method, config.data.source, config.data.paradigm, config.seed, digest)
     return Plan(
         config=config,
@@ -163,6 +167,8 @@ def _what_matters(config: Config, spec: MethodSpec) -> dict[str, Any]:
     tree = as_tree(config)
     matters = {"method": config.method, "seed": config.seed, "data": tree["data"], "model": tree["model"]}
     del matters["data"]["max_error_share"]
+    if matters["data"]["first_label"] in ("auto", 0):  # which mean the same, and what it was before it could be said
+        del matters["data"]["first_label"]
     if spec.learns:
         matters["train"] = {key: value for key, value in tree["train"].items() if key not in _RESOURCES}
     matters |= spec.matters(config)

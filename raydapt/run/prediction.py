@@ -1,20 +1,23 @@
 """An adapted run on other images: predictions, and accuracies where there are labels."""
 
 import json
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from raydapt.artefacts.features import FeatureTable, load_features, load_labels
+from raydapt.artefacts.features import FeatureTable, load_features, require_readable_tests
 from raydapt.artefacts.inputs import images_of
+from raydapt.data.labels import LabelFindings
 from raydapt.errors import UserError
-from raydapt.methods.configuration import config_from_tree
+from raydapt.methods.configuration import EverySetting, config_from_tree
 from raydapt.methods.predictions import Predictions, predict_classes
 from raydapt.methods.zero_shot.method import ZeroShot
 from raydapt.models.clip import load_clip
 from raydapt.run import evaluation
 from raydapt.run.finished import load_learned, open_run, split_folder
+from raydapt.run.known_labels import KnownLabels, notes_of, read_known_labels
 from raydapt.run.making import artefacts_of, make_artefacts
 from raydapt.run.plan import FEATURES, Plan, make_plan
 from raydapt.settings.config import Config
@@ -25,6 +28,7 @@ from raydapt.store.run_record import Run, safe_name
 from raydapt.train.job import build_for_prediction
 from raydapt.train.ray_train import local_context
 
+_LOG = logging.getLogger(__name__)
 _CHANGEABLE = ("data.", "features.", "ray.", "store", "runs", "train.predict_batch_size")
 """What a run that is applied to other images may be given."""
 
@@ -57,14 +61,20 @@ def evaluate_on(run_folder: str, overrides: list[str]) -> str:
         UserError: As `predict`, and when no image has a label that is one of the classes.
     """
     applied = _apply(run_folder, overrides, all_images=False)
-    class_T = torch.from_numpy(applied.plan.classes.indices_of([applied.labels[row] for row in applied.row_T.tolist()]))
+    found = applied.known.among(applied.row_T)
+    if found.unknown_images < found.labelled:
+        found.require_measurable(applied.plan.config.data.max_error_share)
+    notes = [*notes_of(applied.plan, applied.table), *([found.sentence] if found.sentence else [])]
+    class_T = applied.known.class_N[applied.row_T]
     n_classes = len(applied.plan.classes.names)
     before, after = evaluation.compare_predictions(applied.before, applied.after, class_T, n_classes, None, None)
     if after.top1 is None:
         raise UserError(
             f"Setting data.source={applied.plan.config.data.source!r} has no image with a label among the classes of "
-            "the run: use 'raydapt predict', or give data.class_names."
+            f"the run{_strangers(found)}: use 'raydapt predict', or give data.class_names."
         )
+    for note in notes:
+        _LOG.info(note)
     path = _write(applied, None)
     metrics = {
         "run": applied.run.name,
@@ -72,6 +82,7 @@ def evaluate_on(run_folder: str, overrides: list[str]) -> str:
         "images": after.images,
         "zero_shot": before.as_dict(),
         "adapted": after.as_dict(),
+        "notes": notes,
     }
     text = json.dumps(metrics, indent=2)
     applied.run.write_text(f"{_folder_name(applied.plan)}/metrics.json", text + "\n")
@@ -85,7 +96,7 @@ class _Applied:
     run: Run
     plan: Plan
     table: FeatureTable
-    labels: list[str | None]
+    known: KnownLabels
     row_T: torch.Tensor
     before: Predictions
     after: Predictions
@@ -96,15 +107,16 @@ def _apply(run_folder: str, overrides: list[str], *, all_images: bool) -> _Appli
     wanted = _overridden(run, config, overrides)
     plan = make_plan(wanted)
     artefacts = artefacts_of(make_artefacts(plan, to_learn=False))
-    table, labels = load_features(artefacts[FEATURES]), load_labels(artefacts[FEATURES])
+    table, known = load_features(artefacts[FEATURES], plan.source), read_known_labels(plan, artefacts[FEATURES])
     row_T = table.valid_N.nonzero().flatten()
     if not all_images:
+        require_readable_tests(wanted.data, table)
         tests = [i for i in row_T.tolist() if table.split_N[i] in (None, *wanted.data.test_splits)]
         row_T = torch.tensor(tests, dtype=torch.int64) if tests else row_T
     if not len(row_T):
         raise UserError(f"Setting data.source={wanted.data.source!r} has no image that can be read: give another one.")
     before, after = _answer(run, plan, artefacts, table, row_T)
-    return _Applied(run=run, plan=plan, table=table, labels=labels, row_T=row_T, before=before, after=after)
+    return _Applied(run=run, plan=plan, table=table, known=known, row_T=row_T, before=before, after=after)
 
 
 def _overridden(run: Run, config: Config, overrides: list[str]) -> Config:
@@ -115,7 +127,7 @@ def _overridden(run: Run, config: Config, overrides: list[str]) -> Config:
     """
     tree: dict[str, Any] = as_tree(config)
     for item in overrides:
-        apply_override(tree, item)
+        apply_override(tree, item, kind=EverySetting)
         key = item.partition("=")[0]
         if not key.startswith(_CHANGEABLE):
             raise UserError(
@@ -145,7 +157,7 @@ def run_of_job(config: Config) -> str:
 
 def _write(applied: _Applied, output: str | None) -> str:
     table = evaluation.predictions_table(
-        applied.table, applied.labels, applied.plan.classes, applied.row_T, applied.before, applied.after
+        applied.table, applied.known.label_N, applied.plan.classes, applied.row_T, applied.before, applied.after
     )
     target = applied.run if output is None else Run(*split_folder(output))
     name = "predictions.parquet" if output is not None else f"{_folder_name(applied.plan)}/predictions.parquet"
@@ -153,7 +165,13 @@ def _write(applied: _Applied, output: str | None) -> str:
     return target.file(name)
 
 
+def _strangers(found: LabelFindings) -> str:
+    """The labels that are no class, for a sentence; empty without labels."""
+    return f" ({found.sentence.rstrip('.')})" if found.sentence else ""
+
+
 def _folder_name(plan: Plan) -> str:
     """A folder of its own for every source and class list that a run is applied to."""
     short = safe_name(plan.config.data.source.rstrip("/").rsplit("/", 1)[-1], limit=40)
-    return f"predictions/{short}-{fingerprint('applied', as_tree(plan.config.data), [plan.source.identity])[:8]}"
+    inputs = [identity for identity in (plan.source.identity, plan.source.label_identity) if identity]
+    return f"predictions/{short}-{fingerprint('applied', as_tree(plan.config.data), inputs)[:8]}"

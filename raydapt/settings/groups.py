@@ -18,6 +18,8 @@ class DataSettings:
     """Class folders, a flat folder, Parquet, WebDataset tars, ``hf://…``, ``s3://…``, or a named set."""
     class_names: Auto | list[str] | str = "auto"
     """A list, or the path of a text file (one name a line); ``auto``: from the named set or the folders."""
+    first_label: Auto | Count = "auto"
+    """Number of the first class where labels are numbers and names are given; ``auto``: 0, where a label 0 is there."""
     templates: Auto | list[str] = "auto"
     """Prompt wordings with one ``{}`` each; the first is the prompt, all of them are the ensemble."""
     paradigm: Literal["ul", "ssl", "trzsl"] = "ul"

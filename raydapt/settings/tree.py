@@ -4,7 +4,8 @@ import dataclasses
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -63,15 +64,22 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return tree
 
 
-def apply_override(tree: dict[str, Any], item: str) -> None:
-    """Applies one ``dotted.key=value`` in place; the value is read as YAML."""
+def apply_override(tree: dict[str, Any], item: str, *, kind: Any = None) -> None:
+    """Applies one ``dotted.key=value`` in place.
+
+    The value is read as YAML, but a text is taken as it stands: with ``#``, ``: `` and whatever else YAML would take
+    for its own. What `kind` knows as a text, or a list of texts, is one also where YAML would read a number, a date or
+    a truth value (``data.source=2024``, ``data.class_names=[yes, no]``).
+
+    Args:
+        tree: Changed.
+        item: The override.
+        kind: The settings that the tree is of, if they are to be asked for their types.
+    """
     key, equals, text = item.partition("=")
     if not equals or not key:
         raise UserError(f"Override {item!r} has no '=': write key=value, such as train.epochs=5.")
-    try:
-        value = yaml.safe_load(text) if text.strip() else ""
-    except yaml.YAMLError:
-        value = text
+    value = _value_of(text, None if kind is None else _hint_of(kind, key))
     *parents, last = key.split(".")
     node = tree
     for name in parents:
@@ -79,6 +87,38 @@ def apply_override(tree: dict[str, Any], item: str) -> None:
         if not isinstance(node, dict):
             raise UserError(f"Override {item!r}: {name!r} is a value, not a group of settings: check the key.")
     node[last] = value
+
+
+def _value_of(text: str, hint: Any) -> Any:
+    """What the text after the ``=`` means, for a setting of that type (None: not known)."""
+    stripped = text.strip()
+    takes = _choices(hint)
+    is_text = str in takes and stripped.lower() not in ({"null", "~"} if type(None) in takes else set())
+    loader = yaml.BaseLoader if is_text or list[str] in takes else yaml.SafeLoader
+    try:
+        value = yaml.load(text, Loader=loader) if stripped else ""
+    except yaml.YAMLError:
+        return stripped
+    if isinstance(value, list | dict):
+        return value if stripped[0] in "[{" and (not is_text or list[str] in takes) else stripped
+    quoted = len(stripped) > 1 and stripped[0] == stripped[-1] and stripped[0] in "\"'"
+    return stripped if not quoted and (isinstance(value, str) or is_text) else value
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    """The types that a setting may have."""
+    if isinstance(hint, UnionType) or get_origin(hint) is Union:
+        return tuple(choice for one in get_args(hint) for choice in _choices(one))
+    return (hint,)
+
+
+def _hint_of(kind: Any, key: str) -> Any:
+    """The type of a dotted setting; None for one that is none."""
+    for name in key.split("."):
+        if not dataclasses.is_dataclass(kind):
+            return None
+        kind = get_type_hints(kind).get(name)
+    return kind
 
 
 def setting_names(kind: Any, prefix: str = "") -> Iterator[str]:
@@ -129,7 +169,7 @@ def _value_at(error: ValidationError, key: str) -> Any:
     return shortest["input"] if len(shortest["loc"]) >= depth else None
 
 
-def merge_trees(*trees: dict[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
+def merge_trees(*trees: dict[str, Any], overrides: Sequence[str] = (), kind: Any = None) -> dict[str, Any]:
     """Nested settings laid over each other, the later ones on top, then the overrides."""
     merged: dict[str, Any] = {}
     for tree in trees:
@@ -137,7 +177,7 @@ def merge_trees(*trees: dict[str, Any], overrides: Sequence[str] = ()) -> dict[s
             both = isinstance(value, dict) and isinstance(merged.get(key), dict)
             merged[key] = merge_trees(merged[key], value) if both else value
     for item in overrides:
-        apply_override(merged, item)
+        apply_override(merged, item, kind=kind)
     return merged
 
 

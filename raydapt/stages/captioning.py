@@ -74,7 +74,7 @@ def caption_jobs(
 
 def _known_rows(place: StagePlace, features: Artefact, *, all_splits: bool) -> KnownRows:
     """Zero-shot classes under the first template, and the groups; labels are not looked at."""
-    config, table = place.config, load_features(features)
+    config, table = place.config, load_features(features, place.source)
     clip = load_clip(config.model.clip)
     class_CD = clip.class_embeddings(place.classes.names, place.classes.templates[:1]).cpu()
     wanted_N = table.valid_N.clone()

@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import io
 import os
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,6 +24,8 @@ from raydapt.stages.llm import ANSWER, ASKED, ERROR, SECONDS, Prompt, PromptBuil
 _TRIES = 6
 """Times that a request is repeated by the client, with growing pauses, when the server is busy or away."""
 _TIMEOUT_S = 600.0
+_OF_ONE_ROW = (400, 413, 422)
+"""Statuses that refuse a question and not the questioner: too long, too large, of no kind that the model takes."""
 
 
 def ask_endpoint(
@@ -61,6 +64,10 @@ def ask_endpoint(
     return answered, clients
 
 
+class NoAnswer(Exception):  # noqa: N818 - it is a verdict on a row, not a failure of the program
+    """An answer without a text."""
+
+
 class EndpointClient:
     """The actor: asks the questions of a batch at the same time.
 
@@ -92,9 +99,13 @@ class EndpointClient:
         asked = {**row, ASKED: question.text}
         try:
             text = self._ask(question)
-        except self._openai.BadRequestError as error:
-            return {**asked, ERROR: engine_reason(str(error))}
-        except self._openai.OpenAIError as error:
+        except NoAnswer as verdict:
+            return {**asked, ERROR: str(verdict)}
+        except self._openai.APIStatusError as error:
+            if error.status_code in _OF_ONE_ROW:
+                return {**asked, ERROR: engine_reason(str(error))}
+            raise UserError(self._sentence(error)) from None
+        except (self._openai.OpenAIError, ValueError, TypeError) as error:
             raise UserError(self._sentence(error)) from None
         return {**asked, ANSWER: text, SECONDS: time.perf_counter() - started}
 
@@ -112,7 +123,7 @@ class EndpointClient:
             max_tokens=self._settings.max_tokens,
             **sampling,
         )
-        return answer.choices[0].message.content or ""
+        return _text_of(answer)
 
     def _sentence(self, error: Exception) -> str:
         settings, reason = self._settings, (str(error).splitlines() or [""])[0]
@@ -121,6 +132,30 @@ class EndpointClient:
             f"the address, {self._setting}.model={settings.model!r} and the key in {settings.api_key_variable}, then "
             "run the command again."
         )
+
+
+def _text_of(answer: Any) -> str:
+    """The text of an answer, without what the model thought aloud.
+
+    Raises:
+        TypeError: If this is no answer of an OpenAI-compatible server, such as the page of a gateway.
+        NoAnswer: If it has no text.
+    """
+    choices = getattr(answer, "choices", None)
+    if not isinstance(choices, list) or not choices or getattr(choices[0], "message", None) is None:
+        said = getattr(answer, "error", None) or answer
+        raise TypeError(f"no answer but {' '.join(str(said).split())[:200]!r}")
+    text = without_thoughts(choices[0].message.content or "")
+    if not text:
+        used_up = getattr(choices[0], "finish_reason", None) == "length"
+        raise NoAnswer("no_text_within_max_tokens" if used_up else "empty_answer")
+    return text
+
+
+def without_thoughts(text: str) -> str:
+    """What a reasoning model says after its thoughts; empty if it never came to it."""
+    after = text.rpartition("</think>")[2]
+    return re.sub(r"^\s*<think>.*", "", after, flags=re.DOTALL).strip()
 
 
 def data_url(image: Image.Image) -> str:

@@ -78,7 +78,7 @@ def make_lora(place: StagePlace, spec: ArtefactSpec, made: Mapping[str, StageRes
 def choose_images(place: StagePlace, features: Artefact) -> ConfidentImages:
     """The training images that the frozen CLIP is surest of, with rows of the source; labels are not looked at."""
     config = place.config
-    table = load_features(features)
+    table = load_features(features, place.source)
     row_N, _, _ = rows_of_splits(config.data, table)
     clip = load_clip(config.model.clip)
     class_CD = clip.class_embeddings(place.classes.names, place.classes.templates[:1])

@@ -20,6 +20,7 @@ from raydapt.methods.spec import FinishedRun
 from raydapt.methods.table import spec_of
 from raydapt.run import pipeline
 from raydapt.run.accuracy import evaluate
+from raydapt.run.known_labels import read_known_labels
 from raydapt.run.making import artefacts_of, make_artefacts
 from raydapt.run.plan import FEATURES, make_plan
 from raydapt.settings.config import Config
@@ -112,7 +113,7 @@ def _carry_out(
     # The sweep has made what is held out, behind the images of the trial that takes most: not here.
     plan = make_plan(replace(config, synthesis=replace(config.synthesis, held_out=0)))
     artefacts = artefacts_of(make_artefacts(plan))
-    table = load_features(artefacts[FEATURES])
+    table = load_features(artefacts[FEATURES], plan.source)
     row_N, row_T, _ = rows_of_splits(plan.config.data, table)
     split = pipeline.split_labels(record, plan, artefacts[FEATURES], row_N)
     job = TrainingJob(
@@ -125,7 +126,8 @@ def _carry_out(
     )
     state = _train(job, report, callbacks)
     oracle = config.tune.oracle
-    finished = pipeline.finished_run(job, plan, state, row_N=row_N, row_T=row_T, with_labels=oracle)
+    known = read_known_labels(plan, artefacts[FEATURES]) if oracle else None
+    finished = pipeline.finished_run(job, plan, state, row_N=row_N, row_T=row_T, known=known)
     method = finished.method
     scorer = job.scorer(method, device=local_context(config.train).device)
     if scorer is None:

@@ -1,5 +1,6 @@
 """What ``air`` tells about itself: its base, synthetic images beside it."""
 
+import hashlib
 from typing import Any
 
 from torch import nn
@@ -58,12 +59,18 @@ class AirSpec(MethodSpec):
         return synthetic_specs(config, facts, samples=samples, pixels=pixels)
 
     def inputs(self, config: Config, facts: PlanFacts) -> list[str]:
-        """The diffusion pipeline."""
+        """The diffusion pipeline, and LoRA weights that were given."""
         if not has_a_part(config.of(AirSettings)):
             return []
         from raydapt.models.diffusion import pipeline_identity  # diffusers takes seconds to import
 
-        return [pipeline_identity(config.synthesis.pipeline)]
+        given = config.synthesis.lora
+        if given is None:
+            return [pipeline_identity(config.synthesis.pipeline)]
+        from raydapt.models.diffusion_lora import read_lora
+
+        weights = read_lora(given, rank=config.lora.rank)  # which may be trained anew in place
+        return [pipeline_identity(config.synthesis.pipeline), hashlib.sha256(weights).hexdigest()]
 
     def synthetic_images(self, config: Config) -> int:
         """All that are made but those held out."""

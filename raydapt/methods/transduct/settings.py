@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from raydapt.setting_types import STRICT, Count, NonNegative, Positive, PositiveInt, Share
+from raydapt.settings.types import STRICT, Count, NonNegative, Positive, PositiveInt, Share
 
 Rule = Literal["tempered", "spherical", "transclip", "stata"]
 
