@@ -104,9 +104,11 @@ def test_runs_with_other_settings_are_no_repetitions(tmp_path):
 )
 def test_runs_that_differ_in_what_their_method_goes_by_are_two_rows(tmp_path, method, setting):
     key = setting.replace(".", "__")
-    runs = [make_run(tmp_path / str(v), method=method, after=10.0 * v, **{key: v}) for v in (1, 2)]
+    first, second = (0.25, 0.5) if setting == "cpl.alpha" else (1, 2)
+    runs = [make_run(tmp_path / str(v), method=method, after=10.0 * v, **{key: v}) for v in (first, second)]
     _, rows = compare(runs)
-    assert [(row.settings, row.adapted_mean) for row in rows] == [(f"{setting}=1", 10.0), (f"{setting}=2", 20.0)]
+    told = [(row.settings, row.adapted_mean) for row in rows]
+    assert told == [(f"{setting}={first}", 10.0 * first), (f"{setting}={second}", 10.0 * second)]
 
 
 @pytest.mark.parametrize(

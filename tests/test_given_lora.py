@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from raydapt.methods.configuration import load_config
 from raydapt.models.diffusion_lora import WEIGHTS_FILE
 from raydapt.run.plan import make_plan
-from raydapt.settings.config import load_config
 
 
 def test_weights_of_the_same_name_with_another_content_are_another_run(tmp_path: Path) -> None:

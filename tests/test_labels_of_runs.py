@@ -10,9 +10,10 @@ import pytest
 
 from raydapt.data import digits
 from raydapt.errors import UserError
+from raydapt.methods.configuration import load_config
 from raydapt.run import pipeline
 from raydapt.run.prediction import evaluate_on
-from raydapt.settings.config import Config, load_config
+from raydapt.settings.config import Config
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

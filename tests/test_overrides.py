@@ -3,7 +3,8 @@ from typing import Any
 import pytest
 
 from raydapt.errors import UserError
-from raydapt.settings.config import Config, load_config
+from raydapt.methods.configuration import load_config
+from raydapt.settings.config import Config
 from raydapt.settings.tree import apply_override
 
 TEXTS = ["/photos/set #2", "set # 2", "#1", "a: b", "2024", "1e3", "no", "null ", "2024-01-01", "0x10", "yes"]

@@ -12,6 +12,8 @@ from safetensors.numpy import load_file
 from raydapt.errors import UserError
 from raydapt.methods.configuration import load_config
 from raydapt.methods.latteclip.resolve import check_latteclip, latteclip_learns
+from raydapt.methods.latteclip.settings import LatteclipSettings
+from raydapt.methods.table import spec_of
 from raydapt.run import pipeline, prediction
 from raydapt.run.plan import make_plan
 from raydapt.verbs.export import export
@@ -71,7 +73,6 @@ def test_a_run_is_reported_predicted_exported_and_blind_to_labels(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["data.paradigm=ssl"], "without any label; set it to ul"),
         ([f"latteclip.use_{kind}_caption=false" for kind in ("template", "image", "batch")], "leaves no text"),
         ([f"latteclip.use_{kind}_pseudolabel=false" for kind in ("finetune", "zeroshot")], "nothing to learn"),
     ],
@@ -82,5 +83,10 @@ def test_what_cannot_work_is_one_sentence(overrides, words):
 
 
 def test_the_plan_says_what_is_learned():
-    settings = job("latteclip.tune=ln", "latteclip.towers=image").latteclip
+    settings = job("latteclip.tune=ln", "latteclip.towers=image").of(LatteclipSettings)
     assert latteclip_learns(settings) == "LayerNorms of the image tower"
+
+
+def test_labels_that_could_not_be_used_are_refused() -> None:
+    with pytest.raises(UserError, match=r"data\.paradigm='ssl' is nothing that latteclip learns with: set it to ul"):
+        spec_of("latteclip").check_paradigm(job("data.paradigm=ssl"))

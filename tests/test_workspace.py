@@ -248,8 +248,8 @@ def test_what_ray_train_is_given_leads_to_the_same_files(tmp_path: Path) -> None
 WRITER = """
 import os, signal, sys
 import pyarrow as pa
-import raydapt.storage
-from raydapt.workspace import Store
+import raydapt.store.folder
+from raydapt.store.artefact import Store
 from tests.test_workspace import RECIPE, table_of
 artefact = Store(sys.argv[1]).artefact_of(RECIPE)
 def die(handle):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from raydapt.errors import UserError
 from raydapt.methods.configuration import config_from_tree
 from raydapt.methods.table import GROUPS, METHODS, TABLE, sections_of, setting_groups, spec_of
 from raydapt.report.compare import compare
@@ -82,6 +83,9 @@ def _learned(method: str, config: Mapping[str, Any], metrics: Mapping[str, Any])
     if room is None or not room.learns:
         return ""
     known = metrics.get("learned")
-    return (
-        str(known) if known else spec_of(method).learned(config_from_tree({**config, "method": method}, of_a_run=True))
-    )
+    if known:
+        return str(known)
+    try:
+        return spec_of(method).learned(config_from_tree({**config, "method": method}, of_a_run=True))
+    except UserError:  # settings that an earlier release allowed
+        return ""

@@ -23,7 +23,7 @@ from raydapt.data.labels import find_classes
 from raydapt.data.sources import read_label_names, read_part, read_row_labels, resolve_source
 from raydapt.data.spelling import loose, normal, prompt_name, same_name
 from raydapt.errors import UserError
-from raydapt.settings.config import load_config
+from raydapt.methods.configuration import load_config
 from raydapt.settings.groups import DataSettings
 from tests.data.images import png
 

@@ -11,7 +11,7 @@ from raydapt.data.classes import fill_template
 from raydapt.errors import UserError
 from raydapt.methods.contract import Batch
 from raydapt.methods.latteclip.method import IMAGES
-from raydapt.models.deployed import deployed
+from raydapt.methods.table import spec_of
 from tests.methods.cases import CLASSES, NAMES, tiny_clip, training_images
 from tests.methods.latteclip_cases import (
     SETTINGS,
@@ -134,7 +134,9 @@ def test_every_kind_of_learning_changes_what_it_learns_and_nothing_else(tune):
     image = images.take(torch.arange(9), method.input_kind)
     assert torch.equal(restored.logits(image), method.logits(image))
     pixel = images.take(torch.arange(9), "pixels")
-    torch.testing.assert_close(deployed(method, clip)(pixel), method.logits(image), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        spec_of("latteclip").deployable(method, clip)(pixel), method.logits(image), rtol=1e-4, atol=1e-4
+    )
     assert method.input_kind == ("features" if tune == "text_prompt" else "pixels")
 
 

@@ -11,7 +11,7 @@ import pytest
 from raydapt.errors import UserError
 from raydapt.settings.language import CaptionSettings
 from raydapt.stages.endpoint import EndpointClient, without_thoughts
-from raydapt.stages.llm import ANSWER, ASKED, ERROR, SECONDS, Question
+from raydapt.stages.llm import ANSWER, ASKED, ERROR, SECONDS, Prompt
 
 pytest.importorskip("openai")
 
@@ -48,7 +48,7 @@ def ask(server: HTTPServer, status: int, body: object, kind: str = "application/
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     server.answer = (status, kind, data)  # type: ignore[attr-defined]
     settings = CaptionSettings(engine="openai", base_url=f"http://127.0.0.1:{server.server_port}/v1", model="m")
-    client = EndpointClient(lambda row: Question(text="what?", image=None, seed=0), settings, SCHEMA, "caption")
+    client = EndpointClient(lambda row: Prompt(text="what?", image=None, seed=0), settings, SCHEMA, "caption")
     try:
         return client(pa.table({"row": [0]})).to_pylist()[0]
     finally:
