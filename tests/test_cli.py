@@ -167,3 +167,32 @@ def test_exit_codes_of_the_program() -> None:
     assert wrong.stderr.count("\n") == 1
     assert wrong.stderr.startswith("raydapt: ")
     assert program("no-such-verb").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "cpl", "no.such.key=1"], "Unknown setting 'no'"),
+        (["run", "cpl", "data.source=missing/"], "'missing/' does not exist"),
+        (["run", "missing.yaml"], "missing.yaml"),
+        (["run", "cp"], "did you mean 'cpl'"),
+        (["tune", "fair", "cpl.alpha=0.5"], "fair does not use cpl"),
+        (["features", "data.source=nowhere"], "neither a path nor a named set: check the path"),
+        (["caption", "euroset"], "did you mean 'eurosat'"),
+    ],
+)
+def test_a_mistake_is_answered_before_anything_heavy_is_imported(
+    tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    code = (
+        "import sys; from raydapt.cli import main; sys.argv = ['raydapt', *sys.argv[1:]]\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    status = stop.code\n"
+        "heavy = [name for name in ('torch', 'ray', 'transformers', 'diffusers', 'open_clip') if name in sys.modules]\n"
+        "print(status, heavy)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "2 []"
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1

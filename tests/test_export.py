@@ -37,7 +37,14 @@ def settings_of(**kwargs):
 
 @pytest.mark.parametrize(
     ("method", "prompt"),
-    [("zero_shot", "text"), ("ensemble", "text"), ("cpl", "text"), ("cpl", "visual"), ("cpl", "both")],
+    [
+        ("zero_shot", "text"),
+        ("transduct", "text"),
+        ("ensemble", "text"),
+        ("cpl", "text"),
+        ("cpl", "visual"),
+        ("cpl", "both"),
+    ],
 )
 def test_a_clip_run_is_deployed_as_image_tower_and_class_embeddings(clip, method, prompt):
     model = ModelSettings(prompt=prompt, text_prompt_tokens=4, visual_prompt_tokens=4)

@@ -79,8 +79,11 @@ def test_a_learned_prompt_carries_over_to_another_class_list(adapted: Run, other
 
 
 def test_what_belongs_to_the_run_cannot_be_changed(adapted: Run) -> None:
-    with pytest.raises(UserError, match="belong to the run"):
+    with pytest.raises(UserError, match="belongs to the run"):
         predict(adapted.path, ["model.prompt=visual"])
+    for setting in ("fpl.shots=4", "train.epochs=9", "seed=3", "method=cpl"):
+        with pytest.raises(UserError, match=setting.split("=")[0]):
+            predict(adapted.path, [setting])
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -103,6 +103,8 @@ class MethodSpec(ABC):
 
     name: str
     """As in the setting ``method``; also the name of its folder and of its group of settings."""
+    fits_at_once: bool = False
+    """True where building it with images is all there is to learn: no rounds, no optimiser steps."""
     deployed_words: str = "CLIP's image tower and class embeddings"
     """What `deployable` gives, in words."""
     paradigms: Sequence[str] = ("ul", "ssl", "trzsl")

@@ -19,6 +19,7 @@ from raydapt.methods.fair.settings import FairSettings
 from raydapt.methods.fpl.settings import FplSettings
 from raydapt.methods.grip.settings import GripSettings
 from raydapt.methods.latteclip.settings import LatteclipSettings
+from raydapt.methods.transduct.settings import TransductSettings
 
 if TYPE_CHECKING:
     from raydapt.methods.spec import MethodSpec
@@ -56,6 +57,7 @@ TABLE: dict[str, Room] = {
     "fair": Room(settings=FairSettings),
     "coreg": Room(settings=CoregSettings),
     "latteclip": Room(settings=LatteclipSettings, shared=("caption",)),
+    "transduct": Room(settings=TransductSettings),
 }
 METHODS = tuple(TABLE)
 GROUPS: dict[str, type] = {name: room.settings for name, room in TABLE.items() if room.settings is not None}

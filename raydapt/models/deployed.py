@@ -23,29 +23,34 @@ class DeployedClip(nn.Module):
         clip: The model.
         class_CD: Class embeddings.
         prompt_LD: Visual prompt, or None.
+        bias_C: Added to the scaled cosines, or None.
     """
 
     class_CD: Tensor
+    bias_C: Tensor
     mean_311: Tensor
     std_311: Tensor
 
-    def __init__(self, clip: Clip, class_CD: Tensor, prompt_LD: Tensor | None = None) -> None:
+    def __init__(
+        self, clip: Clip, class_CD: Tensor, prompt_LD: Tensor | None = None, bias_C: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.visual, self.scale = clip.model.visual, clip.logit_scale
-        buffers = {"class_CD": class_CD, "mean_311": clip.mean_311, "std_311": clip.std_311}
+        bias_C = class_CD.new_zeros(len(class_CD)) if bias_C is None else bias_C
+        buffers = {"class_CD": class_CD, "bias_C": bias_C, "mean_311": clip.mean_311, "std_311": clip.std_311}
         for name, value in buffers.items():
             self.register_buffer(name, value.detach().clone())
         self.prompt_LD = None if prompt_LD is None else nn.Parameter(prompt_LD.detach().clone())
 
     def forward(self, pixel_B3SS: Tensor) -> Tensor:
-        """Scaled cosines [B, C]."""
+        """Scaled cosines and the bias [B, C]."""
         image = (pixel_B3SS.to(torch.float32) / 255 - self.mean_311) / self.std_311
         if self.prompt_LD is None:
             feature_BD = self.visual(image)
         else:
             with extra_tokens(self.visual, self.prompt_LD):
                 feature_BD = self.visual(image)
-        return self.scale * F.normalize(feature_BD, dim=-1) @ self.class_CD.T
+        return self.scale * F.normalize(feature_BD, dim=-1) @ self.class_CD.T + self.bias_C
 
 
 def size_and_speed(model: nn.Module, side_px: int, device: torch.device) -> dict[str, Any]:

@@ -144,7 +144,7 @@ def _train(job: TrainingJob) -> TrainState:
     checkpoints = FileCheckpoints(record)
     rounds = spec.rounds(job.config)
     progress = TrainingProgress(rounds=rounds, epochs=settings.epochs, show=job.config.ray.progress)
-    if settings.workers == 0:
+    if settings.workers == 0 or spec.fits_at_once:
         state = job(local_context(settings), checkpoints, progress)
     else:
         ensure_ray(job.config.ray)

@@ -133,6 +133,7 @@ def describe_plan(plan: Plan) -> str:
     names = ", ".join(plan.classes.names[:5]) + (", …" if len(plan.classes.names) > 5 else "")
     where = f"{config.train.workers} Ray Train workers" if config.train.workers else "this process"
     learned = f"{spec.learned(config)}, {config.train.epochs} epochs a round, in {where}" if spec.learns else "nothing"
+    learned = f"{spec.learned(config)}, at once" if spec.fits_at_once else learned
     return "\n".join(
         [
             f"run       {record.path}{' (finished)' if record.exists('metrics.json') else ''}",
@@ -169,7 +170,7 @@ def _what_matters(config: Config, spec: MethodSpec) -> dict[str, Any]:
     del matters["data"]["max_error_share"]
     if matters["data"]["first_label"] in ("auto", 0):  # which mean the same, and what it was before it could be said
         del matters["data"]["first_label"]
-    if spec.learns:
+    if spec.learns and not spec.fits_at_once:
         matters["train"] = {key: value for key, value in tree["train"].items() if key not in _RESOURCES}
     matters |= spec.matters(config)
     if spec.synthetic_images(config) or config.synthesis.held_out:

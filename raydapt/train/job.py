@@ -1,5 +1,6 @@
 """One training, described small enough to send to any worker, and carried out where it arrives."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ from raydapt.models.clip import load_clip
 from raydapt.settings.config import Config
 from raydapt.store.artefact import Artefact
 from raydapt.store.run_record import Run
-from raydapt.train.checkpoint import Checkpoints, TrainState, to_bytes
+from raydapt.train.checkpoint import Checkpoints, TrainState, from_bytes, to_bytes
 from raydapt.train.loop import Log, ScoreRound, WorkerContext, fit
 from raydapt.train.scoring import LabelFreeScorer, scorer_of
 
@@ -68,6 +69,8 @@ class TrainingJob:
 
     def __call__(self, place: WorkerContext, checkpoints: Checkpoints, log: Log) -> TrainState:
         """Builds the method where it is called and trains it (see `raydapt.train.loop.fit`)."""
+        if spec_of(self.config.method).fits_at_once:
+            return self._fit_at_once(place.device, checkpoints)
         method, images = self.build(place.device)
         settings, before = self.config.train, torch.get_num_threads()
         # A step on cached features is many small operations: threads that wait for each other make it slower.
@@ -85,6 +88,18 @@ class TrainingJob:
             )
         finally:
             torch.set_num_threads(before)
+
+    def _fit_at_once(self, device: torch.device, checkpoints: Checkpoints) -> TrainState:
+        """Builds the method, which is all, or finds what an earlier attempt left."""
+        if (stored := checkpoints.load()) is not None:
+            return from_bytes(stored)
+        started = time.monotonic()
+        method, images = self.build(device)
+        seconds = time.monotonic() - started
+        state = {name: tensor.cpu() for name, tensor in method.state_dict().items()}
+        done = TrainState(finished=True, seconds=seconds, images=len(images.unlabelled_U), method=state)
+        checkpoints.save(to_bytes(done), {})
+        return done
 
     def build(self, device: torch.device) -> tuple[Method, TrainingImages]:
         """The untrained method on a device, and the images it may see."""

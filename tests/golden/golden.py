@@ -28,7 +28,7 @@ MINI = ("data.source=digits", "model.clip=mini")
 CAPTIONS = ("latteclip.use_image_caption=true", "latteclip.use_batch_caption=true")
 
 JOB_FILES = ("air-samples", "air", "coreg-full", "coreg", "cpl", "demo", "ensemble", "fair", "fpl", "grip", "latteclip",
-             "tune-study-fair", "tune-study", "tune", "wca", "zero_shot")  # fmt: skip
+             "transduct", "tune-study-fair", "tune-study", "tune", "wca", "zero_shot")  # fmt: skip
 # Name of an entry: its job file (None: the defaults) and what is set beside it.
 PLANS: dict[str, tuple[str | None, tuple[str, ...]]] = {
     **{name: (name, ()) for name in JOB_FILES},
@@ -79,6 +79,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "fair": ("fair.crops=2", "fair.layer_norms=false"),
     "coreg": ("train.epochs=3", "coreg.warmup_epochs=1", "coreg.start_contrast=1", "coreg.image_size_px=16"),
     "latteclip": ("latteclip.tune=ln", "train.batch_size=32"),
+    "transduct": (),
 }  # fmt: skip
 
 

@@ -112,3 +112,31 @@ def test_a_grid_of_a_range_is_refused():
     config = job(tune={"search": "grid"})
     with pytest.raises(UserError, match=r"space\.cpl\.alpha"):
         draw_trials(config, parse_space(config))
+
+
+@pytest.mark.parametrize(
+    ("method", "used", "passed_over"),
+    [
+        ("wca", "fair.crops", "cpl.alpha"),
+        ("fair", "fair.crops", "model.prompt"),
+        ("coreg", "coreg.mixup", "model.prompt"),
+        ("coreg", "coreg.mixup", "model.text_prompt_tokens"),
+        ("cpl", "cpl.alpha", "synthesis.steps"),
+        ("air", "cpl.alpha", "grip.rounds"),
+        ("air", "synthesis.steps", "fair.crops"),
+        ("latteclip", "latteclip.alpha", "model.visual_prompt_tokens"),
+    ],
+)
+def test_a_space_holds_what_the_method_uses_and_nothing_else(method, used, passed_over):
+    values = {"model.prompt": ["text", "visual"], "cpl.alpha": [0.5, 0.7], "latteclip.alpha": [0.01, 0.02]}
+    space = {key: {"choice": values.get(key, [3, 4])} for key in (used, passed_over)}
+    assert list(parse_space(job(space, method=method))) == [used]
+
+
+def test_air_searches_over_its_bases_with_the_settings_of_each():
+    space = {"air.base": {"choice": ["cpl", "grip"]}, "grip.rounds": {"choice": [2, 3]}, "fair.crops": {"choice": [1]}}
+    sweep = job(space, method="air")
+    assert list(parse_space(sweep)) == ["air.base", "grip.rounds"]
+    trial = trial_config(sweep, {"air.base": "grip", "grip.rounds": 3})
+    assert set(trial.own) == {"air", "grip"}
+    assert trial.own["grip"].rounds == 3

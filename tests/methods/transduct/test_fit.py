@@ -123,7 +123,7 @@ def test_it_is_better_than_zero_shot_and_serves_new_images(drawn):
     many = clip_like(ClipLike(n_classes=8, per_class=60, zero_shot=0.7, width=64), 1)
     half_N = torch.randperm(len(many.label_N), generator=torch.Generator().manual_seed(0)) % 2 == 0
     found = fit(many.feature_ND[half_N], many.text_CD, many.scale)
-    method = Transduct(tiny_clip(), many.text_CD, found)
+    method = Transduct(tiny_clip(), many.text_CD, found.text_strength, found)
     method.frozen.clip.logit_scale = many.scale
     for score, kept_N in ((found.probabilities(), half_N), (method.logits(many.feature_ND[~half_N]), ~half_N)):
         zero = (many.feature_ND[kept_N] @ many.text_CD.T).argmax(dim=1)
