@@ -191,7 +191,8 @@ def cli_part() -> str:
         if command.hidden:
             continue
         context = click.Context(command, info_name=name, parent=click.Context(group, info_name="raydapt"))
-        usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+        pieces = [piece for piece in command.collect_usage_pieces(context) if piece != command.options_metavar]
+        usage = " ".join([context.command_path, *pieces])
         about = "\n\n".join(" ".join(one.split()) for one in inspect.cleandoc(command.help or "").split("\n\n"))
         parts.append(f"## `{name}`\n\n```\n{usage}\n```\n\n{_markdown(about)}{_options(command, context)}")
     return "\n\n".join(parts)
