@@ -17,8 +17,8 @@ from raydapt import __version__
 from raydapt.errors import UserError
 
 if TYPE_CHECKING:  # torch and Ray take seconds to import: a typing error is answered without them
-    from raydapt.config import Config
-    from raydapt.workspace import Run
+    from raydapt.settings.config import Config
+    from raydapt.store.run_record import Run
 
 _CONFIG = click.argument("config", required=False)
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -40,7 +40,7 @@ def run(config: str | None, overrides: tuple[str, ...], dry_run: bool, overwrite
 
     CONFIG is a job file such as jobs/cpl.yaml. Running the same command again resumes.
     """
-    from raydapt import pipeline
+    from raydapt.run import pipeline
 
     settings = _load(config, overrides)
     if dry_run:
@@ -76,7 +76,7 @@ def study(sweep_folders: tuple[str, ...]) -> None:
 @_OVERRIDES
 def features(config: str | None, overrides: tuple[str, ...]) -> None:
     """Computes the CLIP features of an image set and prints where they are."""
-    from raydapt import pipeline
+    from raydapt.run import pipeline
 
     click.echo(pipeline.features(_load(config, overrides)))
 
@@ -86,7 +86,7 @@ def features(config: str | None, overrides: tuple[str, ...]) -> None:
 @_OVERRIDES
 def synthesize(config: str | None, overrides: tuple[str, ...]) -> None:
     """Makes synthetic images of every class with a diffusion pipeline and prints where they are."""
-    from raydapt import pipeline
+    from raydapt.run import pipeline
 
     click.echo(pipeline.synthesize(_load(config, overrides)))
 
@@ -101,7 +101,7 @@ def caption(config: str | None, overrides: tuple[str, ...], groups: bool, output
 
     Works on any source: raydapt caption photos/ caption.model=llava-hf/llava-v1.6-mistral-7b-hf
     """
-    from raydapt import captioning
+    from raydapt.stages import captioning
 
     if config is not None and "=" not in config and Path(config).suffix not in (".yaml", ".yml"):
         config, overrides = None, (f"data.source={json.dumps(config)}", *overrides)
@@ -115,7 +115,7 @@ def caption(config: str | None, overrides: tuple[str, ...], groups: bool, output
 @click.option("--output", help="The YAML file; the default lies in the store.")
 def describe(config: str | None, overrides: tuple[str, ...], output: str | None) -> None:
     """Lets an instruct language model write what the classes look like, as fair.descriptions reads it."""
-    from raydapt import describing
+    from raydapt.verbs import describe as describing
 
     click.echo(describing.describe(_load(config, overrides), output=output))
 
@@ -126,7 +126,7 @@ def describe(config: str | None, overrides: tuple[str, ...], output: str | None)
 @click.option("--counts", default="0,5,10,20,50,100,150,300,500", show_default=True, help="Images per class.")
 def samples(config: str | None, overrides: tuple[str, ...], counts: str) -> None:
     """Plots what AiR reaches with more and more synthetic images per class."""
-    from raydapt import sample_curve
+    from raydapt.verbs import sample_curve
 
     numbers = counts.replace(" ", "").split(",")
     if not all(number.isdecimal() for number in numbers):
@@ -142,7 +142,7 @@ def samples(config: str | None, overrides: tuple[str, ...], counts: str) -> None
 @click.option("--output", help="Where to write; the default is the run folder itself.")
 def predict(run_folder: str, overrides: tuple[str, ...], output: str | None) -> None:
     """Predicts new images (data.source=…) with an adapted run."""
-    from raydapt import prediction
+    from raydapt.run import prediction
 
     click.echo(prediction.predict(run_folder, list(overrides), output=output))
 
@@ -152,7 +152,7 @@ def predict(run_folder: str, overrides: tuple[str, ...], output: str | None) -> 
 @_OVERRIDES
 def evaluate(run_folder: str, overrides: tuple[str, ...]) -> None:
     """Measures an adapted run on labelled images, of its own set or another one (data.source=…)."""
-    from raydapt import prediction
+    from raydapt.run import prediction
 
     click.echo(prediction.evaluate_on(run_folder, list(overrides)))
 
@@ -162,7 +162,7 @@ def evaluate(run_folder: str, overrides: tuple[str, ...]) -> None:
 @click.option("--output", help="Also write the table to this file (.md or .csv).")
 def compare(run_folders: tuple[str, ...], output: str | None) -> None:
     """Prints finished runs side by side, mean and deviation over seeds."""
-    from raydapt import compare as compare_
+    from raydapt.report import compare as compare_
 
     rows = compare_.compare(list(run_folders))
     click.echo(compare_.format_table(rows))
@@ -175,7 +175,7 @@ def compare(run_folders: tuple[str, ...], output: str | None) -> None:
 @click.argument("run_folder")
 def report(run_folder: str) -> None:
     """Writes the report of a finished run anew."""
-    from raydapt.report import write_report
+    from raydapt.report.page import write_report
 
     click.echo(write_report(run_folder))
 
@@ -185,7 +185,7 @@ def report(run_folder: str) -> None:
 @click.option("--output", required=True, help="Folder to write to.")
 def export(run_folder: str, output: str) -> None:
     """Writes the adapted model of a finished run as ONNX and safetensors with a model card."""
-    from raydapt import export as export_
+    from raydapt.verbs import export as export_
 
     click.echo(export_.export(run_folder, output))
 
@@ -194,7 +194,7 @@ def export(run_folder: str, output: str) -> None:
 @_OVERRIDES
 def demo(overrides: tuple[str, ...]) -> None:
     """Runs the built-in handwritten digits through every method, offline, and compares them."""
-    from raydapt import demo as demo_
+    from raydapt.verbs import demo as demo_
 
     demo_.demo(list(overrides))
 
@@ -224,7 +224,7 @@ def submit(
 
     The same command again attaches to the job that waits or runs; after a failure it starts it anew, and it resumes.
     """
-    from raydapt import submission
+    from raydapt.verbs import submit as submission
 
     sent = submission.prepare(config, overrides, verb=verb, variables=variables, working_dir=working_dir)
     client = submission.connect(address)
@@ -257,8 +257,8 @@ def plan(
     price: float,
 ) -> None:
     """Estimates hours, storage and cost of a job for 10^4 to 10^8 images, from a finished run of it on fewer."""
-    from raydapt import estimate
-    from raydapt.prediction import run_metrics, run_of_job
+    from raydapt.run.prediction import run_metrics, run_of_job
+    from raydapt.verbs import estimate
 
     metrics = run_metrics(measured or run_of_job(_load(config, overrides)))
     sizes = estimate.SIZES
@@ -273,7 +273,7 @@ def plan(
 @_OVERRIDES
 def doctor(config: str | None, overrides: tuple[str, ...]) -> None:
     """Examines this machine: versions, GPU, vLLM, disk, Ray's token and dashboard, storage; exits 1 on a failure."""
-    from raydapt import doctor as doctor_
+    from raydapt.verbs import doctor as doctor_
 
     findings = doctor_.examine(_load(config, overrides))
     click.echo(doctor_.format_findings(findings))
@@ -284,8 +284,8 @@ def doctor(config: str | None, overrides: tuple[str, ...]) -> None:
 @click.argument("config")
 @_OVERRIDES
 def pretrain(config: str, overrides: tuple[str, ...]) -> None:
-    """Trains an embedded miniature model again: jobs/zoo/clip.yaml, diffusion.yaml or captioner.yaml there."""
-    from raydapt.zoo import captioner_pretraining, clip_pretraining, diffusion_pretraining
+    """Trains an embedded miniature model again: pretraining/jobs/clip.yaml, diffusion.yaml or captioner.yaml there."""
+    from pretraining import captioner_pretraining, clip_pretraining, diffusion_pretraining
 
     others = {"captioner": captioner_pretraining.main, "diffusion": diffusion_pretraining.main}
     sys.exit(others.get(Path(config).stem, clip_pretraining.main)([config, *overrides]))
@@ -304,7 +304,7 @@ def main() -> None:
 
 
 def _load(config: str | None, overrides: tuple[str, ...]) -> Config:
-    from raydapt.config import load_config
+    from raydapt.settings.config import load_config
 
     if config is not None and "=" in config:
         overrides, config = (config, *overrides), None

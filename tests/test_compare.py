@@ -8,9 +8,10 @@ import math
 import pytest
 import yaml
 
-from raydapt.compare import compare, format_csv, format_markdown, format_table, write_tables
-from raydapt.config import Config, as_tree
 from raydapt.errors import UserError
+from raydapt.report.compare import compare, format_csv, format_markdown, format_table, write_tables
+from raydapt.settings.config import Config
+from raydapt.settings.tree import as_tree
 
 AFTER = {0: 61.2, 1: 58.9, 2: 64.4}
 BEFORE = {0: 50.0, 1: 50.5, 2: 49.0}

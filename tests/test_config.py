@@ -3,16 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from raydapt.config import (
-    METHODS,
-    Config,
-    as_tree,
-    config_from_tree,
-    load_config,
-    merge_trees,
-    setting_names,
-)
 from raydapt.errors import UserError
+from raydapt.settings.config import METHODS, Config, config_from_tree, load_config
+from raydapt.settings.tree import as_tree, merge_trees, setting_names
 
 JOBS = Path(__file__).parents[1] / "jobs"
 

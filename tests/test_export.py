@@ -8,15 +8,17 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from raydapt.config import Config, DataSettings, ModelSettings, as_tree
-from raydapt.config_coreg import CoregSettings
-from raydapt.deployment import deployed, size_and_speed
 from raydapt.errors import UserError
-from raydapt.export import export, to_onnx
 from raydapt.methods.build import build_method
+from raydapt.methods.coreg.settings import CoregSettings
 from raydapt.models.clip import load_clip
+from raydapt.models.deployed import deployed, size_and_speed
+from raydapt.settings.config import Config
+from raydapt.settings.groups import DataSettings, ModelSettings
+from raydapt.settings.tree import as_tree
+from raydapt.store.run_record import Run
 from raydapt.train.checkpoint import TrainState, to_bytes
-from raydapt.workspace import Run
+from raydapt.verbs.export import export, to_onnx
 from tests.methods.cases import CLASSES
 from tests.methods.coreg_cases import coreg_images, coreg_method
 from tests.models.tiny import pixels, tiny_clip

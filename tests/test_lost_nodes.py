@@ -19,22 +19,22 @@ import pytest
 import torch
 from ray.cluster_utils import Cluster
 
-from raydapt.cluster import ensure_ray
-from raydapt.config import DataSettings, RaySettings, StageSettings, SynthesisSettings, TrainSettings
+from raydapt.cluster.joining import ensure_ray
 from raydapt.data.sources import Source, resolve_source
 from raydapt.errors import UserError
 from raydapt.models.clip import clip_identity, load_clip
+from raydapt.settings.groups import DataSettings, RaySettings, StageSettings, SynthesisSettings, TrainSettings
 from raydapt.stages import features, synthesis
 from raydapt.stages.context import ActorPlan
 from raydapt.stages.features import Encoder, features_stage
 from raydapt.stages.reading import read_and_decode
 from raydapt.stages.run import MODEL_S, PART, PART_ROWS, StageResult, whole_parts
 from raydapt.stages.synthesis import Synthesizer
-from raydapt.storage import Folder
+from raydapt.store.artefact import Artefact, Shard, Store
+from raydapt.store.folder import Folder
 from raydapt.train.checkpoint import Checkpoints, TrainState
 from raydapt.train.loop import Log, Place, fit
 from raydapt.train.ray_train import train_on_workers
-from raydapt.workspace import Artefact, Shard, Store
 from tests.models.tiny_diffusion import save_tiny_pipeline
 from tests.stages.images import write_images
 from tests.stages.test_synthesis import SAMPLING, job_of, made_without_ray

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from raydapt.methods.contract import PseudoLabels, SyntheticImages
-from raydapt.outcome import round_metrics, synthetic_metrics
+from raydapt.run.evaluation import round_metrics, synthetic_metrics
 
 
 def test_every_judge_is_measured_on_all_unlabelled_images_with_a_label():

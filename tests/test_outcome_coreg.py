@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from raydapt.methods.coreg.outcome import coreg_metrics
 from raydapt.methods.partial_labels import PartialLabels
-from raydapt.outcome_coreg import coreg_metrics
-from raydapt.report import write_report
-from raydapt.workspace import Run
+from raydapt.report.page import write_report
+from raydapt.store.run_record import Run
 
 CANDIDATE_AC = torch.tensor([[1.0, 0, 1], [0, 1, 0], [1, 1, 1], [0, 0, 1], [1, 0, 0], [0, 1, 0]])
 PROBABILITY_AC = torch.tensor(

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from raydapt import pipeline
-from raydapt.config import Config, load_config
 from raydapt.errors import UserError
+from raydapt.run import pipeline
+from raydapt.settings.config import Config, load_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -115,8 +115,8 @@ def test_the_plan_tells_what_is_there(places: list[str]) -> None:
 def test_shuffled_labels_give_the_same_weights_bit_for_bit(places: list[str], tmp_path: Path) -> None:
     import pyarrow as pa
 
-    from raydapt.config import DataSettings
     from raydapt.data.sources import read_part, resolve_source
+    from raydapt.settings.groups import DataSettings
 
     source = resolve_source("digits", rows_per_part=2000)
     table = read_part(source.parts[0], DataSettings())

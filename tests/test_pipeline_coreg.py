@@ -10,13 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from raydapt import pipeline, prediction
-from raydapt.config import DataSettings, load_config
 from raydapt.data.sources import read_part, resolve_source
 from raydapt.errors import UserError
-from raydapt.export import export
-from raydapt.plan import make_plan
+from raydapt.run import pipeline, prediction
+from raydapt.run.plan import make_plan
+from raydapt.settings.config import load_config
+from raydapt.settings.groups import DataSettings
 from raydapt.stages.annotate import load_partial_labels
+from raydapt.verbs.export import export
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 JOB = Path(__file__).parents[1] / "jobs" / "coreg.yaml"

@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from raydapt import pipeline, prediction
-from raydapt.config import load_config
 from raydapt.errors import UserError
-from raydapt.export import export
-from raydapt.plan import make_plan
-from raydapt.plan_latteclip import check_latteclip, latteclip_learns
+from raydapt.methods.latteclip.resolve import check_latteclip, latteclip_learns
+from raydapt.run import pipeline, prediction
+from raydapt.run.plan import make_plan
+from raydapt.settings.config import load_config
+from raydapt.verbs.export import export
 from tests.test_pipeline_coreg import digits_without_truth
 
 JOB = Path(__file__).parents[1] / "jobs" / "latteclip.yaml"

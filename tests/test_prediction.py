@@ -7,12 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raydapt import pipeline
-from raydapt.config import DataSettings, load_config
 from raydapt.data.sources import read_part, resolve_source
 from raydapt.errors import UserError
-from raydapt.prediction import evaluate_on, predict
-from raydapt.workspace import Run
+from raydapt.run import pipeline
+from raydapt.run.prediction import evaluate_on, predict
+from raydapt.settings.config import load_config
+from raydapt.settings.groups import DataSettings
+from raydapt.store.run_record import Run
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

@@ -16,11 +16,12 @@ import yaml
 from markupsafe import escape
 from PIL import Image
 
-from raydapt.config import Config, as_tree
 from raydapt.errors import UserError
-from raydapt.evaluation import evaluate
-from raydapt.report import choose_gallery, write_report
-from raydapt.report_gallery import image_uri
+from raydapt.report.gallery import image_uri
+from raydapt.report.page import choose_gallery, write_report
+from raydapt.run.accuracy import evaluate
+from raydapt.settings.config import Config
+from raydapt.settings.tree import as_tree
 
 NAMES = ["River", "Forest", "Sea or Lake", "Highway"]
 HOSTILE = [

@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-from raydapt import pipeline, sample_curve
-from raydapt.config import Config, config_from_tree
 from raydapt.errors import UserError
 from raydapt.methods.build import has_a_part
-from raydapt.workspace import Run
+from raydapt.run import pipeline
+from raydapt.settings.config import Config, config_from_tree
+from raydapt.store.run_record import Run
+from raydapt.verbs import sample_curve
 
 
 @pytest.fixture

@@ -20,10 +20,12 @@ from typing import Any
 import psutil
 import pytest
 
-from raydapt import cluster, pipeline, submission
-from raydapt.config import load_config
+from raydapt.cluster import joining as cluster
 from raydapt.errors import UserError
-from raydapt.submission import EXCLUDES, connect, prepare, submission_id
+from raydapt.run import pipeline
+from raydapt.settings.config import load_config
+from raydapt.verbs import submit as submission
+from raydapt.verbs.submit import EXCLUDES, connect, prepare, submission_id
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["data.limit=200", "train.max_steps_per_round=3", "cpl.rounds=1", "ray.progress=false"]

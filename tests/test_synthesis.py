@@ -8,17 +8,18 @@ import pyarrow as pa
 import pytest
 import torch
 
-from raydapt.config import StageSettings, load_config
 from raydapt.data.sources import read_parts
 from raydapt.errors import UserError
 from raydapt.models.diffusion_lora import adapter_weights, add_adapters, lora_bytes
-from raydapt.plan import Plan, make_plan
+from raydapt.run.plan import Plan, make_plan
+from raydapt.settings.config import load_config
+from raydapt.settings.groups import StageSettings
 from raydapt.stages.context import ActorPlan
 from raydapt.stages.features import Encoder, load_features, load_labels
 from raydapt.stages.reading import read_and_decode
 from raydapt.stages.run import MODEL_S, PART, PART_ROWS, whole_parts
-from raydapt.synthesis import choose_images, make_lora, pixels_of_rows, plan_synthesis
-from raydapt.workspace import Artefact
+from raydapt.stages.synthetic import choose_images, make_lora, pixels_of_rows, plan_synthesis
+from raydapt.store.artefact import Artefact
 from tests.models.tiny_diffusion import save_tiny_pipeline, tiny_pipeline
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from raydapt.config import DataSettings
 from raydapt.data.named_sets import NamedSet, default_templates, named_set
 from raydapt.data.sources import Source, read_label_names
 from raydapt.errors import UserError
+from raydapt.settings.groups import DataSettings
 
 MAX_NAME_CHARACTERS = 200
 MAX_TEMPLATE_CHARACTERS = 1000

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from raydapt.config import DataSettings
 from raydapt.data import digits, files, folders, hub, tables, webdataset
 from raydapt.data.named_sets import NamedSet, named_set, set_names
 from raydapt.data.parts import ROW_SCHEMA, UNREADABLE, Part, Source
 from raydapt.errors import UserError
+from raydapt.settings.groups import DataSettings
 
 __all__ = ["ROW_SCHEMA", "UNREADABLE", "Part", "Source", "group_parts", "read_label_names", "read_part", "read_parts",
            "resolve_source"]  # fmt: skip

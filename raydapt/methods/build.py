@@ -5,23 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from raydapt.config import AirSettings, Config
 from raydapt.data.augment import Augmentation
 from raydapt.data.classes import ClassSpace
 from raydapt.errors import UserError
-from raydapt.methods.air import AirPart
+from raydapt.methods.air.part import AirPart
+from raydapt.methods.air.settings import AirSettings
 from raydapt.methods.contract import Method, SyntheticImages, TrainingImages
-from raydapt.methods.coreg import CoReg
-from raydapt.methods.cpl import Cpl
-from raydapt.methods.ensemble import Ensemble
-from raydapt.methods.fair import Fair
-from raydapt.methods.fpl import Fpl
-from raydapt.methods.grip import Grip
-from raydapt.methods.latteclip import LatteClip
-from raydapt.methods.wca import Wca
-from raydapt.methods.zero_shot import ZeroShot
+from raydapt.methods.coreg.method import CoReg
+from raydapt.methods.cpl.method import Cpl
+from raydapt.methods.ensemble.method import Ensemble
+from raydapt.methods.fair.method import Fair
+from raydapt.methods.fpl.method import Fpl
+from raydapt.methods.grip.method import Grip
+from raydapt.methods.latteclip.method import LatteClip
+from raydapt.methods.wca.method import Wca
+from raydapt.methods.zero_shot.method import ZeroShot
 from raydapt.models.clip import Clip
 from raydapt.models.prompts import PromptedClip
+from raydapt.settings.config import Config
 
 LEARNING_METHODS = ("fpl", "grip", "cpl", "air", "fair", "coreg", "latteclip")
 

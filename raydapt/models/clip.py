@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from raydapt.data.classes import fill_template
 from raydapt.data.decode import ImageSpec
 from raydapt.errors import UserError
-from raydapt.fingerprint import files_digest
 from raydapt.models.text_tower import TextTower
+from raydapt.store.fingerprint import files_digest
 
-MINI = Path(__file__).parents[1] / "zoo" / "clip"
+MINI = Path(__file__).parent / "mini" / "clip"
 CONFIG_FILE = "open_clip_config.json"
 RANDOM = "random"
 """`ARCHITECTURE/random`: no pre-trained weights, for speed measurements and tests."""

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from raydapt.config_caption import EngineSettings
 from raydapt.errors import UserError
-from raydapt.fingerprint import files_digest
+from raydapt.settings.language import EngineSettings
+from raydapt.store.fingerprint import files_digest
 
-MINI_CAPTIONER = Path(__file__).parents[1] / "zoo" / "captioner"
+MINI_CAPTIONER = Path(__file__).parent / "mini" / "captioner"
 _UNUSED_FILES = {".md", ".txt", ".gitattributes", ".bin", ".pt", ".pth", ".lock"}
 
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from raydapt.config import ModelSettings
 from raydapt.models.clip import Clip, OnClip
 from raydapt.models.joint_prompt import JointPrompt
 from raydapt.models.text_tower import class_tokens
 from raydapt.models.vision_tower import extra_tokens, vision_width
+from raydapt.settings.groups import ModelSettings
 
 CONTEXT_STD = 0.02
 

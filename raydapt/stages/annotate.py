@@ -11,11 +11,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from raydapt.config_coreg import CoregSettings
+from raydapt.methods.coreg.settings import CoregSettings
 from raydapt.methods.partial_labels import PartialLabels, annotate
 from raydapt.models.clip import Clip
 from raydapt.stages.run import StageResult
-from raydapt.workspace import Artefact, Recipe, Store, versions
+from raydapt.store.artefact import Artefact, Store
+from raydapt.store.environment import versions
+from raydapt.store.fingerprint import Recipe
 
 KIND = "partial_labels"
 

@@ -18,18 +18,19 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from raydapt.config import DataSettings, RaySettings
-from raydapt.config_caption import CaptionSettings
+from raydapt.cluster.nodes import require_cpu
 from raydapt.data.canvas import CANVAS_PX, PER_GROUP, canvas_sides, shrink, tile_group
 from raydapt.data.classes import fill_template
 from raydapt.data.decode import BadImage, decode_rgb
 from raydapt.data.sources import Part, Source, group_parts, read_parts
 from raydapt.methods.captions import first_line
-from raydapt.nodes import require_cpu
+from raydapt.settings.groups import DataSettings, RaySettings
+from raydapt.settings.language import CaptionSettings
 from raydapt.stages.asking import ask
 from raydapt.stages.llm import ANSWER, ASKED, ERROR, SKIPPED, NoQuestion, Question
 from raydapt.stages.run import PART, PART_ROWS, Stage, StageResult, run_stage
-from raydapt.workspace import Artefact, Recipe, Store
+from raydapt.store.artefact import Artefact, Store
+from raydapt.store.fingerprint import Recipe
 
 IMAGE_CAPTIONS, GROUP_CAPTIONS = "image_captions", "group_captions"
 IMAGES, MEMBERS = "images", "members"

@@ -12,14 +12,16 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from raydapt.config import DataSettings, FairSettings, RaySettings, StageSettings
 from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source
+from raydapt.methods.fair.settings import FairSettings
 from raydapt.models.clip import Clip
 from raydapt.models.views import crop_view, square_boxes, whole_view
+from raydapt.settings.groups import DataSettings, RaySettings, StageSettings
 from raydapt.stages.features import Encoder, encoding_stage, image_settings
 from raydapt.stages.run import StageResult
-from raydapt.workspace import Artefact, Recipe, Store
+from raydapt.store.artefact import Artefact, Store
+from raydapt.store.fingerprint import Recipe
 
 KIND = "crops"
 _BLOCK_BYTES = 8 * 1024 * 1024

@@ -7,14 +7,15 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from raydapt.config import RaySettings
-from raydapt.config_caption import DescribeSettings
 from raydapt.data.description_texts import descriptions_of, questions_of
 from raydapt.data.groups import seed_of_text
+from raydapt.settings.groups import RaySettings
+from raydapt.settings.language import DescribeSettings
 from raydapt.stages.asking import ask
 from raydapt.stages.llm import ANSWER, ASKED, ERROR, SECONDS, Question
 from raydapt.stages.run import PART, PART_ROWS, Stage, StageResult, run_stage
-from raydapt.workspace import Artefact, Recipe, Store
+from raydapt.store.artefact import Artefact, Store
+from raydapt.store.fingerprint import Recipe
 
 KIND = "descriptions"
 _CLASSES_PER_PART = 16

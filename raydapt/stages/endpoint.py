@@ -14,10 +14,10 @@ import ray.data
 from PIL import Image
 from ray.data import ActorPoolStrategy
 
-from raydapt.config import RaySettings
-from raydapt.config_caption import EngineSettings
+from raydapt.cluster.nodes import require_cpu
 from raydapt.errors import UserError
-from raydapt.nodes import require_cpu
+from raydapt.settings.groups import RaySettings
+from raydapt.settings.language import EngineSettings
 from raydapt.stages.llm import ANSWER, ASKED, ERROR, SECONDS, Asker, NoQuestion, Question, as_result, engine_reason
 
 _TRIES = 6

@@ -16,16 +16,17 @@ import torch
 from ray.data import ActorPoolStrategy
 from torch import Tensor
 
-from raydapt.config import DataSettings, RaySettings, StageSettings
+from raydapt.cluster.nodes import capacity
 from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source
 from raydapt.errors import UserError
 from raydapt.models.clip import Clip, load_clip
-from raydapt.nodes import capacity
+from raydapt.settings.groups import DataSettings, RaySettings, StageSettings
 from raydapt.stages.context import ActorPlan, configure, plan_actors
 from raydapt.stages.reading import dataset_of_images, part_bytes, pixels_of, unpack, with_part
 from raydapt.stages.run import MODEL_S, Stage, StageResult, run_stage
-from raydapt.workspace import Artefact, Recipe, Store
+from raydapt.store.artefact import Artefact, Store
+from raydapt.store.fingerprint import Recipe
 
 KIND = "features"
 _BLOCK_BYTES = 1024 * 1024

@@ -18,10 +18,10 @@ from PIL import Image
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from raydapt.config import RaySettings
-from raydapt.config_caption import EngineSettings
+from raydapt.cluster.nodes import address_of, capacity, require_cpu, require_nodes, selector
 from raydapt.errors import UserError
-from raydapt.nodes import address_of, capacity, require_cpu, require_nodes, selector
+from raydapt.settings.groups import RaySettings
+from raydapt.settings.language import EngineSettings
 
 ANSWER, SECONDS, ERROR, ASKED = "answer", "seconds", "error", "asked"
 """Columns of a result: the text, how long the engine took for it, why there is none, and what was asked."""

@@ -13,15 +13,16 @@ import torch
 from numpy.lib.format import open_memmap
 from torch import Tensor
 
-from raydapt.config import DataSettings, RaySettings, StageSettings
+from raydapt.cluster.nodes import capacity
 from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source
-from raydapt.nodes import capacity
+from raydapt.settings.groups import DataSettings, RaySettings, StageSettings
 from raydapt.stages.context import configure
 from raydapt.stages.features import image_settings
 from raydapt.stages.reading import dataset_of_images, part_bytes, pixels_of
 from raydapt.stages.run import Stage, StageResult, run_stage
-from raydapt.workspace import Artefact, Recipe, Store
+from raydapt.store.artefact import Artefact, Store
+from raydapt.store.fingerprint import Recipe
 
 KIND = "pixels"
 _BLOCK_BYTES = 32 * 1024 * 1024

@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 
-from raydapt.config import DataSettings, RaySettings
+from raydapt.cluster.nodes import require_cpu
 from raydapt.data.decode import BadImage, ImageSpec, decode_image
 from raydapt.data.sources import Part, group_parts, read_parts
-from raydapt.nodes import require_cpu
+from raydapt.settings.groups import DataSettings, RaySettings
 from raydapt.stages.run import PART, PART_ROWS
 
 PACKED = "packed"

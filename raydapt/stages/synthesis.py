@@ -23,15 +23,16 @@ from PIL import Image
 from ray.data import ActorPoolStrategy
 from torch import Tensor
 
-from raydapt.config import RaySettings, StageSettings, SynthesisSettings
 from raydapt.data.classes import fill_template
 from raydapt.data.decode import image_id
 from raydapt.errors import UserError
 from raydapt.models.diffusion import ImageMaker, Sampling, image_seed, load_pipeline, pipeline_identity
 from raydapt.models.diffusion_lora import apply_lora
+from raydapt.settings.groups import RaySettings, StageSettings, SynthesisSettings
 from raydapt.stages.context import ActorPlan, configure, plan_actors
 from raydapt.stages.run import MODEL_S, PART, PART_ROWS, Stage, StageResult, run_stage
-from raydapt.workspace import Artefact, Recipe, Store
+from raydapt.store.artefact import Artefact, Store
+from raydapt.store.fingerprint import Recipe
 
 KIND = "synthetic"
 NOT_FINITE = "not_finite"

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from raydapt.config import Config
 from raydapt.errors import UserError
 from raydapt.methods.contract import PixelRows, Reads, SyntheticImages
+from raydapt.settings.config import Config
 from raydapt.stages.features import load_features
 from raydapt.stages.pixels import load_pixels
-from raydapt.workspace import Artefact
+from raydapt.store.artefact import Artefact
 
 SYNTHETIC, SYNTHETIC_FEATURES, SYNTHETIC_PIXELS = "synthetic", "synthetic_features", "synthetic_pixels"
 """Names of a run's artefacts: the images, their features and their pixels."""

@@ -10,23 +10,24 @@ import torch
 from safetensors.numpy import load, save
 from torch import Tensor
 
-from raydapt.config import Config
 from raydapt.data.classes import ClassSpace
 from raydapt.data.splits import Division
 from raydapt.methods.build import build_method
 from raydapt.methods.captions import Captions, captions_of
 from raydapt.methods.contract import Method, PixelRows, Reads, SyntheticImages, TrainingImages
 from raydapt.models.clip import load_clip
+from raydapt.settings.config import Config
 from raydapt.stages.annotate import load_partial_labels
 from raydapt.stages.caption import GROUP_CAPTIONS, IMAGE_CAPTIONS, load_captions
 from raydapt.stages.crops import load_crops
 from raydapt.stages.features import FeatureTable, load_features
 from raydapt.stages.pixels import load_pixels
 from raydapt.stages.synthetic_images import SYNTHETIC, first_held_out, held_out_images, synthetic_images
+from raydapt.store.artefact import Artefact
+from raydapt.store.run_record import Run
 from raydapt.train.checkpoint import Checkpoints, TrainState, to_bytes
 from raydapt.train.loop import Examine, Log, Place, fit
 from raydapt.train.scoring import Examiner, examiner_of
-from raydapt.workspace import Artefact, Run
 
 DIVISION = "division.safetensors"
 CHECKPOINT = "checkpoint/state.safetensors"

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from raydapt.config import TrainSettings
 from raydapt.methods.contract import Batch, Method, Stream, TrainingImages
+from raydapt.settings.groups import TrainSettings
 from raydapt.train import checkpoint as checkpoints_
 from raydapt.train.checkpoint import Checkpoints, TrainState
 from raydapt.train.sampling import StreamOrder, seed_of, steps_per_epoch

@@ -19,10 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from raydapt.cluster import ensure_ray
-from raydapt.config import LoraSettings, RaySettings, TrainSettings
+from raydapt.cluster.joining import ensure_ray
 from raydapt.errors import UserError
-from raydapt.fingerprint import Recipe
 from raydapt.models.diffusion import load_pipeline
 from raydapt.models.diffusion_lora import (
     WEIGHTS_FILE,
@@ -32,12 +30,15 @@ from raydapt.models.diffusion_lora import (
     encode_latents,
     lora_bytes,
 )
+from raydapt.settings.groups import LoraSettings, RaySettings, TrainSettings
 from raydapt.stages.run import StageResult
+from raydapt.store.artefact import Artefact, Store
+from raydapt.store.environment import versions
+from raydapt.store.fingerprint import Recipe
 from raydapt.train.checkpoint import Checkpoints, TrainState, from_bytes, optimizer_tensors, restore_optimizer, to_bytes
 from raydapt.train.loop import Log, Place
 from raydapt.train.ray_train import local_place, train_on_workers
 from raydapt.train.sampling import StreamOrder, seed_of
-from raydapt.workspace import Artefact, Store, versions
 
 KIND = "lora"
 CHECKPOINT_FILE = "checkpoint.safetensors"

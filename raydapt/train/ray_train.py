@@ -9,10 +9,10 @@ import ray.train
 import ray.train.torch
 import torch
 
-from raydapt.cluster import require_reachable
-from raydapt.config import RaySettings, TrainSettings
-from raydapt.nodes import capacity, require_nodes, selector
-from raydapt.storage import Folder
+from raydapt.cluster.joining import require_reachable
+from raydapt.cluster.nodes import capacity, require_nodes, selector
+from raydapt.settings.groups import RaySettings, TrainSettings
+from raydapt.store.folder import Folder
 from raydapt.train.checkpoint import Checkpoints, TrainState, from_bytes
 from raydapt.train.loop import Log, Place
 

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from raydapt.config import Config
 from raydapt.data.classes import ClassSpace
 from raydapt.data.descriptions import check_descriptions, packaged_descriptions
 from raydapt.errors import UserError
 from raydapt.methods import scores
+from raydapt.methods.air.rules import centred, class_weights
 from raydapt.methods.contract import Method, Reads, SyntheticImages, TrainingImages
-from raydapt.methods.synthetic import centred, class_weights
 from raydapt.models.clip import Clip
 from raydapt.models.views import crop_view, square_boxes
+from raydapt.settings.config import Config
 
 SCORES = (
     "synthetic_accuracy",

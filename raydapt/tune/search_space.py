@@ -10,8 +10,9 @@ import numpy as np
 from ray import tune
 from ray.tune.search.sample import Categorical, Domain
 
-from raydapt.config import METHODS, Config, as_tree, config_from_tree, setting_names
 from raydapt.errors import UserError
+from raydapt.settings.config import METHODS, Config, config_from_tree
+from raydapt.settings.tree import as_tree, setting_names
 
 Settings = dict[str, Any]
 """Dotted settings and their values."""

@@ -17,20 +17,22 @@ import torch
 import yaml
 from ray.tune.search.sample import Domain
 
-from raydapt.artefacts import FEATURES, artefacts_of, make_artefacts, make_held_out
-from raydapt.cluster import ensure_ray, require_shared
-from raydapt.config import Config, as_tree
+from raydapt.cluster.joining import ensure_ray, require_shared
 from raydapt.errors import UserError
 from raydapt.methods import scores
-from raydapt.plan import make_plan
 from raydapt.progress import say
-from raydapt.setting_trees import changed_settings
+from raydapt.run.plan import make_plan
+from raydapt.settings.config import Config
+from raydapt.settings.tree import as_tree, changed_settings
+from raydapt.stages.artefacts import FEATURES, artefacts_of, make_artefacts, make_held_out
+from raydapt.store.environment import environment
+from raydapt.store.fingerprint import fingerprint
+from raydapt.store.run_record import Run, run_name
 from raydapt.tune.report import write_sweep_report
 from raydapt.tune.search_space import Settings, check_ends, draw_trials, parse_space, trial_config
 from raydapt.tune.selection import CONSENSUS, Trial, available, ranking, study_of
 from raydapt.tune.trials import Sweep, answers_of
 from raydapt.tune.tuner import run_trials
-from raydapt.workspace import Run, environment, fingerprint, run_name
 
 RESULT, CHOSEN = "tune.json", "chosen.yaml"
 _COUNT = "synthesis.samples_per_class"

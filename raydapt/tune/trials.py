@@ -14,21 +14,22 @@ import torch
 from ray.train import UserCallback
 from safetensors.torch import load, save
 
-from raydapt import pipeline
-from raydapt.artefacts import FEATURES, artefacts_of, make_artefacts
-from raydapt.config import Config
 from raydapt.errors import UserError
-from raydapt.evaluation import evaluate
 from raydapt.methods.build import LEARNING_METHODS
 from raydapt.methods.contract import Method
-from raydapt.plan import Plan, make_plan, rows_of_splits
+from raydapt.run import pipeline
+from raydapt.run.accuracy import evaluate
+from raydapt.run.plan import Plan, make_plan, rows_of_splits
+from raydapt.settings.config import Config
+from raydapt.stages.artefacts import FEATURES, artefacts_of, make_artefacts
 from raydapt.stages.features import FeatureTable, load_features, load_labels
+from raydapt.store.artefact import Artefact
+from raydapt.store.run_record import Run
 from raydapt.train.checkpoint import TrainState
 from raydapt.train.job import FileCheckpoints, TrainingJob
 from raydapt.train.ray_train import local_place, train_on_workers
 from raydapt.tune.search_space import trial_config
 from raydapt.tune.selection import Trial
-from raydapt.workspace import Artefact, Run
 
 TRIAL, ANSWERS = "trial.json", "answers.safetensors"
 Report = Callable[[dict[str, float]], None]

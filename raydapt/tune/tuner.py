@@ -16,11 +16,11 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Domain
 from ray.util.state import list_placement_groups
 
-from raydapt.config import Config
+from raydapt.cluster.nodes import capacity, selector
 from raydapt.errors import UserError
-from raydapt.nodes import capacity, selector
 from raydapt.progress import say
-from raydapt.storage import Folder
+from raydapt.settings.config import Config
+from raydapt.store.folder import Folder
 from raydapt.train.scoring import MEAN, SCORES
 from raydapt.tune.search_space import Settings, rounded
 from raydapt.tune.selection import Trial

@@ -6,12 +6,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from raydapt.config import TrainSettings
-from raydapt.config_coreg import CoregSettings
 from raydapt.data.augment import Augmentation
 from raydapt.methods.contract import PixelRows, TrainingImages
-from raydapt.methods.coreg import CoReg
+from raydapt.methods.coreg.method import CoReg
+from raydapt.methods.coreg.settings import CoregSettings
 from raydapt.methods.partial_labels import PartialLabels
+from raydapt.settings.groups import TrainSettings
 from raydapt.train.loop import Place, fit
 
 IMAGES, CLASSES, SIDE, BATCH, STEPS = 1024, 10, 32, 128, 3

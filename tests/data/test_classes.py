@@ -3,10 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raydapt.config import DataSettings
 from raydapt.data.classes import ClassSpace, fill_template, resolve_classes
 from raydapt.data.sources import Source, resolve_source
 from raydapt.errors import UserError
+from raydapt.settings.groups import DataSettings
 from tests.data.images import png
 
 STRANGE = ["and/or", "<b>bold</b>", "{}", "🚀 rocket", "{0!r}", "%s", "a.b", "日本"]

@@ -4,9 +4,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from raydapt.config import DataSettings
 from raydapt.data.folders import label_and_split, layout_of
 from raydapt.data.sources import read_label_names, read_part, resolve_source
+from raydapt.settings.groups import DataSettings
 from tests.data.images import png
 
 DATA = DataSettings(max_image_bytes=1000)

@@ -4,7 +4,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raydapt.config import DataSettings
 from raydapt.data.decode import image_id
 from raydapt.data.sources import (
     ROW_SCHEMA,
@@ -16,6 +15,7 @@ from raydapt.data.sources import (
     resolve_source,
 )
 from raydapt.errors import UserError
+from raydapt.settings.groups import DataSettings
 from tests.data.images import png
 
 DATA = DataSettings(max_image_bytes=100_000)

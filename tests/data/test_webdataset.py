@@ -6,9 +6,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from raydapt.config import DataSettings
 from raydapt.data.sources import Source, read_label_names, read_parts, resolve_source
 from raydapt.errors import UserError
+from raydapt.settings.groups import DataSettings
 from tests.data.images import png
 
 DATA = DataSettings(max_image_bytes=1000)

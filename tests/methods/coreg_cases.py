@@ -3,12 +3,12 @@
 import torch
 from torch import nn
 
-from raydapt.config import TrainSettings
-from raydapt.config_coreg import CoregSettings
 from raydapt.data.augment import Augmentation
 from raydapt.methods.contract import PixelRows, TrainingImages
-from raydapt.methods.coreg import CoReg
+from raydapt.methods.coreg.method import CoReg
+from raydapt.methods.coreg.settings import CoregSettings
 from raydapt.methods.partial_labels import PartialLabels
+from raydapt.settings.groups import TrainSettings
 from raydapt.train.loop import Place, fit
 
 SIDE, CLASSES = 12, 3

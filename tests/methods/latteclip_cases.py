@@ -4,10 +4,10 @@ import dataclasses
 
 import torch
 
-from raydapt.config import ModelSettings, TrainSettings
-from raydapt.config_latteclip import LatteclipSettings
 from raydapt.methods.captions import captions_of
-from raydapt.methods.latteclip import LatteClip
+from raydapt.methods.latteclip.method import LatteClip
+from raydapt.methods.latteclip.settings import LatteclipSettings
+from raydapt.settings.groups import ModelSettings, TrainSettings
 from raydapt.train.loop import Place, fit
 from tests.methods.cases import CLASSES, training_images
 

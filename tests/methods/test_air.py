@@ -6,12 +6,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from raydapt.config import AirSettings, Config, CplSettings, GripSettings, ModelSettings, TrainSettings
+from raydapt.methods.air.rules import class_weights, fuse
+from raydapt.methods.air.settings import AirSettings
 from raydapt.methods.build import build_method
 from raydapt.methods.contract import Batch
-from raydapt.methods.prompt_method import zero_shot_probability
-from raydapt.methods.pseudo_labels import cpl_candidates, cpl_select, restrict_probability
-from raydapt.methods.synthetic import class_weights, fuse
+from raydapt.methods.cpl.settings import CplSettings
+from raydapt.methods.grip.settings import GripSettings
+from raydapt.methods.prompting.method import zero_shot_probability
+from raydapt.methods.prompting.pseudo_labels import cpl_candidates, cpl_select, restrict_probability
+from raydapt.settings.config import Config
+from raydapt.settings.groups import ModelSettings, TrainSettings
 from raydapt.train.checkpoint import from_bytes
 from raydapt.train.loop import Place, fit
 from tests.methods.cases import CLASSES, synthetic_images, tiny_clip, training_images

@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from raydapt.methods.coreg_losses import sharpen
-from raydapt.methods.coreg_memory import CoMemory
+from raydapt.methods.coreg.losses import sharpen
+from raydapt.methods.coreg.memory import CoMemory
 from raydapt.train.loop import Place
 from tests.methods.coreg_cases import CLASSES, SETTINGS, TRAIN, coreg_images, coreg_method, train_coreg
 from tests.train.test_loop import MemoryCheckpoints

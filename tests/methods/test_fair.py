@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from raydapt.config import FairSettings, TrainSettings
 from raydapt.errors import UserError
 from raydapt.methods.contract import PixelRows
-from raydapt.methods.fair import TRAIN, Anchors, Fair
-from raydapt.methods.wca import Wca
+from raydapt.methods.fair.method import TRAIN, Anchors, Fair
+from raydapt.methods.fair.settings import FairSettings
+from raydapt.methods.wca.method import Wca
 from raydapt.models.views import strong_view, whole_view
+from raydapt.settings.groups import TrainSettings
 from raydapt.stages.crops import CropSpec, boxes_of, encode_with_crops
 from raydapt.train.loop import Place, fit
 from raydapt.train.sampling import StreamOrder, seed_of

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from raydapt.config import RaySettings
-from raydapt.methods import fair
+from raydapt.methods.fair import method as fair
 from raydapt.models.views import whole_view
-from raydapt.storage import Folder
+from raydapt.settings.groups import RaySettings
+from raydapt.store.folder import Folder
 from raydapt.train.checkpoint import Checkpoints, TrainState, from_bytes
 from raydapt.train.loop import Log, Place
 from raydapt.train.ray_train import train_on_workers

@@ -7,11 +7,11 @@ import torch
 from torch.nn import functional as F
 
 from raydapt.data.classes import fill_template
-from raydapt.deployment import deployed
 from raydapt.errors import UserError
 from raydapt.methods.captions import captions_of
 from raydapt.methods.contract import Batch
-from raydapt.methods.latteclip import IMAGES
+from raydapt.methods.latteclip.method import IMAGES
+from raydapt.models.deployed import deployed
 from tests.methods.cases import CLASSES, NAMES, tiny_clip, training_images
 from tests.methods.latteclip_cases import (
     SETTINGS,

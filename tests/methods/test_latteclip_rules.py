@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from raydapt.methods.captions import GroupDraw, captions_of
-from raydapt.methods.latteclip_rules import (
+from raydapt.methods.latteclip.rules import (
     contrastive_loss,
     legacy_mixture,
     mixture,

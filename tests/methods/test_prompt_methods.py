@@ -5,13 +5,16 @@ import dataclasses
 import pytest
 import torch
 
-from raydapt.config import Config, CplSettings, DataSettings, GripSettings, ModelSettings, TrainSettings
 from raydapt.errors import UserError
 from raydapt.methods.build import build_method
 from raydapt.methods.contract import Batch
-from raydapt.methods.hard_labels import loss_weights
-from raydapt.methods.prompt_method import zero_shot_probability
-from raydapt.methods.pseudo_labels import cpl_candidates, cpl_select, leader_board, restrict_probability
+from raydapt.methods.cpl.settings import CplSettings
+from raydapt.methods.grip.settings import GripSettings
+from raydapt.methods.prompting.hard_labels import loss_weights
+from raydapt.methods.prompting.method import zero_shot_probability
+from raydapt.methods.prompting.pseudo_labels import cpl_candidates, cpl_select, leader_board, restrict_probability
+from raydapt.settings.config import Config
+from raydapt.settings.groups import DataSettings, ModelSettings, TrainSettings
 from tests.methods.cases import CLASSES, tiny_clip, training_images
 
 CPL = CplSettings(alpha=0.75, beta=0.5, rounds=4)

@@ -1,7 +1,7 @@
 import torch
 
-from raydapt.methods.ensemble import Ensemble
-from raydapt.methods.zero_shot import ZeroShot
+from raydapt.methods.ensemble.method import Ensemble
+from raydapt.methods.zero_shot.method import ZeroShot
 from tests.methods.cases import CLASSES, NAMES, tiny_clip
 from tests.models.tiny import pixels
 

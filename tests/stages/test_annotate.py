@@ -4,15 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from raydapt.config_coreg import CoregSettings
+from raydapt.methods.coreg.settings import CoregSettings
 from raydapt.methods.partial_labels import annotate
-from raydapt.stages.annotate import (
-    load_partial_labels,
-    partial_labels_recipe,
-    partial_labels_stage,
-    template_annotator,
-)
-from raydapt.workspace import Recipe, Store
+from raydapt.stages.annotate import load_partial_labels, partial_labels_recipe, partial_labels_stage, template_annotator
+from raydapt.store.artefact import Store
+from raydapt.store.fingerprint import Recipe
 from tests.models.tiny import tiny_clip
 
 NAMES, TEMPLATES = ("cat", "fox", "sea / lake"), ["a photo of a {}", "a drawing of {}", "{}"]

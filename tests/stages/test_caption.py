@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raydapt.captioning import caption, caption_jobs
-from raydapt.config import DataSettings, load_config
 from raydapt.data.sources import resolve_source
 from raydapt.errors import UserError
 from raydapt.models.language import model_address, model_identity
+from raydapt.settings.config import load_config
+from raydapt.settings.groups import DataSettings
 from raydapt.stages.caption import (
     GROUP_CAPTIONS,
     IMAGE_CAPTIONS,
@@ -23,10 +23,12 @@ from raydapt.stages.caption import (
     load_captions,
     read_images,
 )
+from raydapt.stages.captioning import caption, caption_jobs
 from raydapt.stages.endpoint import data_url
 from raydapt.stages.llm import ANSWER, ASKED, ERROR, SKIPPED, NoQuestion, as_result, engine_reason
 from raydapt.stages.run import PART, PART_ROWS
-from raydapt.workspace import Recipe, Store
+from raydapt.store.artefact import Store
+from raydapt.store.fingerprint import Recipe
 from tests.stages.images import BAD, png, write_images
 
 ASKER = CaptionAsker(image_px=12, canvas_px=None, gap_px=None, max_pixels=1000, max_bytes=10_000)

@@ -24,11 +24,11 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from raydapt.captioning import caption_jobs
-from raydapt.config import Config, RaySettings, load_config
 from raydapt.data.groups import draw_groups
 from raydapt.data.sources import read_part, resolve_source
 from raydapt.models.language import MINI_CAPTIONER
+from raydapt.settings.config import Config, load_config
+from raydapt.settings.groups import RaySettings
 from raydapt.stages import caption
 from raydapt.stages.caption import (
     GROUP_CAPTIONS,
@@ -39,9 +39,11 @@ from raydapt.stages.caption import (
     asker_of,
     caption_stage,
 )
+from raydapt.stages.captioning import caption_jobs
 from raydapt.stages.llm import Question
 from raydapt.stages.run import StageResult
-from raydapt.workspace import Artefact, Recipe, Store
+from raydapt.store.artefact import Artefact, Store
+from raydapt.store.fingerprint import Recipe
 from tests.stages.images import write_images
 
 pytestmark = [

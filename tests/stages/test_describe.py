@@ -6,16 +6,16 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from raydapt import describing
-from raydapt.config import load_config
-from raydapt.config_caption import DescribeSettings
 from raydapt.data.descriptions import check_descriptions
-from raydapt.describing import describe, describe_job
 from raydapt.errors import UserError
+from raydapt.settings.config import load_config
+from raydapt.settings.language import DescribeSettings
 from raydapt.stages.describe import DescribeJob, TextAsker, load_descriptions
 from raydapt.stages.llm import ANSWER, ASKED
 from raydapt.stages.run import PART, PART_ROWS, StageResult
-from raydapt.workspace import Store
+from raydapt.store.artefact import Store
+from raydapt.verbs import describe as describing
+from raydapt.verbs.describe import describe, describe_job
 
 NAMES = tuple(f"class {i}" for i in range(20))
 

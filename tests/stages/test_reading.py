@@ -6,9 +6,9 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from raydapt.config import DataSettings
 from raydapt.data.decode import ImageSpec, decode_image
 from raydapt.data.sources import read_parts, resolve_source
+from raydapt.settings.groups import DataSettings
 from raydapt.stages.reading import decode_table, fixed_binary, pack, pixels_of, unpack, with_part
 from tests.stages.images import BAD, png, write_images
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from raydapt.config import TrainSettings
+from raydapt.settings.groups import TrainSettings
 from raydapt.train.checkpoint import TrainState, from_bytes, to_bytes
 from raydapt.train.loop import Place, cosine_with_warmup, fit, predict
 from tests.train.toy import Toy, toy_images

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from raydapt.config import LoraSettings, RaySettings, TrainSettings
 from raydapt.errors import UserError
-from raydapt.fingerprint import Recipe
+from raydapt.settings.groups import LoraSettings, RaySettings, TrainSettings
+from raydapt.store.artefact import Store
+from raydapt.store.fingerprint import Recipe
 from raydapt.train.checkpoint import TrainState
 from raydapt.train.loop import Place
 from raydapt.train.lora import LoraJob, confident_images, load_lora, tune_lora
-from raydapt.workspace import Store
 from tests.models.tiny_diffusion import save_tiny_pipeline, tiny_pipeline
 
 SETTINGS = LoraSettings(rank=2, learning_rate=5e-3, steps=30, batch_size=4)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from raydapt.config import config_from_tree
 from raydapt.methods.contract import Batch
-from raydapt.methods.zero_shot import ZeroShot
+from raydapt.methods.zero_shot.method import ZeroShot
+from raydapt.settings.config import config_from_tree
 from raydapt.train import scoring
 from raydapt.train.scoring import MEAN, SCORES, examiner_of
 from tests.methods.cases import CLASSES, NAMES, synthetic_images, tiny_clip, training_images

@@ -7,9 +7,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raydapt.config import Config, DataSettings, config_from_tree, merge_trees
 from raydapt.data.sources import read_part, resolve_source
-from raydapt.plan import make_plan
+from raydapt.run.plan import make_plan
+from raydapt.settings.config import Config, config_from_tree
+from raydapt.settings.groups import DataSettings
+from raydapt.settings.tree import merge_trees
 from raydapt.stages.context import ActorPlan
 from raydapt.stages.features import Encoder, features_recipe
 from raydapt.stages.reading import read_and_decode

@@ -1,7 +1,7 @@
 import pytest
 
-from raydapt.config import Config, config_from_tree
 from raydapt.errors import UserError
+from raydapt.settings.config import Config, config_from_tree
 from raydapt.tune.search_space import check_ends, draw_trials, parse_space, trial_config
 
 SPACE = {

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import yaml
 
-from raydapt.config import config_from_tree, load_config
 from raydapt.errors import UserError
-from raydapt.report import page_environment
+from raydapt.report.page import page_environment
+from raydapt.settings.config import config_from_tree, load_config
 from raydapt.train.scoring import MEAN
 from raydapt.tune import study
 from raydapt.tune.report import content

@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from raydapt import pipeline
-from raydapt.config import Config, load_config
 from raydapt.errors import UserError
 from raydapt.methods.scores import agreement
+from raydapt.run import pipeline
+from raydapt.settings.config import Config, load_config
 from raydapt.tune import sweep as sweep_
 from raydapt.tune import trials as trials_
 from raydapt.tune.search_space import draw_trials, parse_space
