@@ -29,37 +29,39 @@ DOCS = Path(__file__).parent
 PACKAGE = DOCS.parent / "raydapt"
 
 GROUPS = (
-    ("", "raydapt.config", "Config"),
-    ("data", "raydapt.config", "DataSettings"),
-    ("model", "raydapt.config", "ModelSettings"),
-    ("features", "raydapt.config", "StageSettings"),
-    ("train", "raydapt.config", "TrainSettings"),
-    ("fpl", "raydapt.config", "FplSettings"),
-    ("grip", "raydapt.config", "GripSettings"),
-    ("cpl", "raydapt.config", "CplSettings"),
-    ("air", "raydapt.config", "AirSettings"),
-    ("synthesis", "raydapt.config", "SynthesisSettings"),
-    ("lora", "raydapt.config", "LoraSettings"),
-    ("fair", "raydapt.config", "FairSettings"),
-    ("coreg", "raydapt.config_coreg", "CoregSettings"),
-    ("latteclip", "raydapt.config_latteclip", "LatteclipSettings"),
-    ("caption", "raydapt.config_caption", "CaptionSettings"),
-    ("describe", "raydapt.config_caption", "DescribeSettings"),
-    ("ray", "raydapt.config", "RaySettings"),
-    ("tune", "raydapt.config_tune", "TuneSettings"),
+    ("", "raydapt.settings.config", "Config"),
+    ("data", "raydapt.settings.groups", "DataSettings"),
+    ("model", "raydapt.settings.groups", "ModelSettings"),
+    ("features", "raydapt.settings.groups", "StageSettings"),
+    ("train", "raydapt.settings.groups", "TrainSettings"),
+    ("fpl", "raydapt.methods.fpl.settings", "FplSettings"),
+    ("grip", "raydapt.methods.grip.settings", "GripSettings"),
+    ("cpl", "raydapt.methods.cpl.settings", "CplSettings"),
+    ("air", "raydapt.methods.air.settings", "AirSettings"),
+    ("synthesis", "raydapt.settings.groups", "SynthesisSettings"),
+    ("lora", "raydapt.settings.groups", "LoraSettings"),
+    ("fair", "raydapt.methods.fair.settings", "FairSettings"),
+    ("coreg", "raydapt.methods.coreg.settings", "CoregSettings"),
+    ("latteclip", "raydapt.methods.latteclip.settings", "LatteclipSettings"),
+    ("caption", "raydapt.settings.language", "CaptionSettings"),
+    ("describe", "raydapt.settings.language", "DescribeSettings"),
+    ("ray", "raydapt.settings.groups", "RaySettings"),
+    ("tune", "raydapt.settings.tune", "TuneSettings"),
 )
 """Every group of settings, its module and its dataclass; the empty name is the top of a job file."""
 
+_MADE = "Stages: features, captions, descriptions, synthetic images"
 AREAS = (
-    ("Command line and job files", ("cli", "setting", "config", "demo", "verbs/demo")),
+    ("Command line and job files", ("cli", "settings", "verbs/demo")),
     ("Images, labels and class names", ("data",)),
     ("Models", ("models",)),
-    ("Methods and their settings", ("methods", "plan", "run/plan", "deployment", "sample_curve", "verbs/sample")),
-    ("Stages: features, captions, descriptions, synthetic images", ("stages", "artefacts", "captioning", "describing")),
-    ("Stages: features, captions, descriptions, synthetic images", ("synthesis", "verbs/caption", "verbs/describe")),
-    ("Stages: features, captions, descriptions, synthetic images", ("verbs/synthesize", "train/lora")),
+    ("Methods and their settings", ("methods", "run/plan", "run/resolve", "verbs/sample_curve")),
+    (
+        _MADE,
+        ("stages", "artefacts", "run/captioning", "run/synthesis", "verbs/caption", "verbs/describe", "train/lora"),
+    ),
     ("Sweeps", ("tune",)),
-    ("Clusters and training", ("cluster", "nodes", "submission", "train", "verbs/submit", "verbs/submission")),
+    ("Clusters and training", ("cluster", "train", "verbs/submit", "verbs/doctor")),
     ("Storage, runs and what is done with them", ("",)),
 )
 """Where a message belongs, by the beginning of its module's path; the first that fits."""
