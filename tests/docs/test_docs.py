@@ -202,3 +202,13 @@ def test_every_file_that_a_run_writes_is_explained() -> None:
                 written.add(str(first.value))
     assert "metrics.json" in written
     assert sorted(name for name in written if f"`{name}`" not in page) == []
+
+
+def test_every_column_of_the_report_is_explained() -> None:
+    page = "".join((ROOT / "docs" / name).read_text().lower() for name in ("report.md", "sweeps.md"))
+    heads = set()
+    for template in (ROOT / "raydapt").rglob("*.html.j2"):
+        for head in re.findall(r"(?s)<th scope=\"col\"[^>]*>(.*?)</th>", template.read_text()):
+            heads.update(one.strip().lower() for one in re.split(r"(?s){[{%].*?[%}]}|<.*?>", head))
+    assert "images/s" in heads
+    assert sorted(head for head in heads - {"0", "100 %"} if head not in page) == []
