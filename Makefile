@@ -41,7 +41,7 @@ check: setup  ## style, types, and documentation that fits the code
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python docs/generate_reference.py --check
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir .site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir .site # --quiet would hide warnings from --strict
 	rm -rf .site
 
 bench: setup  ## speed against the naive way, in the same run
