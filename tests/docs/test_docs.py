@@ -183,6 +183,19 @@ def test_no_private_idioms(page: Path) -> None:
     assert [idiom for idiom in IDIOMS if idiom in page.read_text()] == []
 
 
+def test_every_method_has_its_page() -> None:
+    from raydapt.settings.config import METHODS
+
+    readme, table = ((ROOT / name).read_text() for name in ("README.md", "docs/methods/index.md"))
+    for method in METHODS:
+        page = ROOT / "docs" / "methods" / f"{method}.md"
+        assert page.is_file(), f"write {page}: rule, what is stated, inferred and ours, settings, figures"
+        wanted = ("**Take it when**", "## Rule", "| where from |", "## Settings")
+        assert [one for one in wanted if one not in page.read_text()] == [], page
+        assert f"](docs/methods/{method}.md)" in readme
+        assert f"]({method}.md)" in table
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= MOST_README_LINES
 
