@@ -41,15 +41,10 @@ class Config:
     __pydantic_config__ = STRICT
 
     method: Literal["zero_shot", "ensemble", "wca", "fpl", "grip", "cpl", "air", "fair", "coreg", "latteclip"] = "cpl"
-    """How the images are adapted to; see the page of each method."""
     seed: Count = 0
-    """Of everything random in learning: prompts, batches, views, the labelled images of SSL."""
     name: str = "auto"
-    """Name of the run's folder; ``auto``: method, set, paradigm, seed and a fingerprint."""
     runs: str = "runs"
-    """Folder of the run folders: a local path or any fsspec address."""
     store: str = "store"
-    """Folder of features and other artefacts, shared by all runs: a local path or any fsspec address."""
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     features: StageSettings = field(default_factory=StageSettings)
