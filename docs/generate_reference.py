@@ -17,7 +17,6 @@ import sys
 import textwrap
 import types
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -89,14 +88,8 @@ def settings_of(group: str) -> list[Setting]:
     return [
         Setting(item.name, _kind(hints[item.name]), _default(item), meanings.get(item.name, ""))
         for item in dataclasses.fields(owner)
-        if not dataclasses.is_dataclass(_plain(hints[item.name])) and f"{group}.{item.name}".strip(".") not in _names()
+        if not dataclasses.is_dataclass(_plain(hints[item.name])) and not item.metadata.get("hidden")
     ]
-
-
-@cache
-def _names() -> frozenset[str]:
-    """The groups: at the top of a job file they are no settings."""
-    return frozenset(name for name, _, _ in GROUPS)
 
 
 def _meanings(owner: type) -> dict[str, str]:

@@ -79,9 +79,12 @@ def _commands(text: str) -> Iterator[str]:
 
 def _recipes() -> set[str]:
     """What may stand where a job is asked for: the names of methods and of other job files."""
-    from raydapt.settings.config import METHODS
+    return {path.stem for path in (ROOT / "jobs").glob("*.yaml")}
 
-    return {*METHODS, *(path.stem for path in (ROOT / "jobs").glob("*.yaml"))}
+
+def _methods() -> set[str]:
+    """The rooms that have a recipe of their name."""
+    return {folder.name for folder in (ROOT / "raydapt" / "methods").iterdir() if folder.name in _recipes()}
 
 
 def test_every_setting_has_a_meaning() -> None:
@@ -93,6 +96,9 @@ def test_every_group_of_settings_is_in_the_reference() -> None:
     from raydapt.settings.tree import setting_names
 
     assert set(setting_names(Config)) <= set(SETTINGS)
+    rooms = {path.parent.name for path in (ROOT / "raydapt" / "methods").glob("*/settings.py")}
+    assert "cpl" in rooms
+    assert rooms <= set(GROUPS)
 
 
 def test_the_generated_parts_are_those_of_the_code() -> None:
@@ -184,10 +190,9 @@ def test_no_private_idioms(page: Path) -> None:
 
 
 def test_every_method_has_its_page() -> None:
-    from raydapt.settings.config import METHODS
-
     readme, table = ((ROOT / name).read_text() for name in ("README.md", "docs/methods/index.md"))
-    for method in METHODS:
+    assert "cpl" in _methods()
+    for method in _methods():
         page = ROOT / "docs" / "methods" / f"{method}.md"
         assert page.is_file(), f"write {page}: rule, what is stated, inferred and ours, settings, figures"
         wanted = ("**Take it when**", "## Rule", "| where from |", "## Settings")
@@ -218,10 +223,19 @@ def test_every_file_that_a_run_writes_is_explained() -> None:
 
 
 def test_every_column_of_the_report_is_explained() -> None:
-    page = "".join((ROOT / "docs" / name).read_text().lower() for name in ("report.md", "sweeps.md"))
-    heads = set()
+    pages = ("report.md", "sweeps.md", "results/index.md")
+    page = "".join((ROOT / "docs" / name).read_text().lower() for name in pages)
+    heads = set(_columns_of_sections())
     for template in (ROOT / "raydapt").rglob("*.html.j2"):
         for head in re.findall(r"(?s)<th scope=\"col\"[^>]*>(.*?)</th>", template.read_text()):
             heads.update(one.strip().lower() for one in re.split(r"(?s){[{%].*?[%}]}|<.*?>", head))
-    assert "images/s" in heads
+    assert "combined" in heads
     assert sorted(head for head in heads - {"0", "100 %"} if head not in page) == []
+
+
+def _columns_of_sections() -> Iterator[str]:
+    """The heads of the tables that sections hold as data."""
+    for path in (ROOT / "raydapt").rglob("*.py"):
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call) and node.args]
+        firsts = [call.args[0] for call in calls if getattr(call.func, "id", "") == "Column"]
+        yield from (str(first.value).lower() for first in firsts if isinstance(first, ast.Constant))
