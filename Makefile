@@ -36,10 +36,13 @@ test: check  ## everything, fast tests first
 test-fast: setup  ## what to run before each commit, under two minutes
 	$(FAST_TESTS) --quiet
 
-check: setup  ## style and types
+check: setup  ## style, types, and documentation that fits the code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python docs/generate_reference.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir .site # --quiet would hide warnings from --strict
+	rm -rf .site
 
 bench: setup  ## speed against the naive way, in the same run
 	$(BIN)/python -m tests.bench

@@ -100,7 +100,7 @@ def test_every_method_has_a_job_file() -> None:
 
 
 def test_the_settings_are_these() -> None:
-    """A new setting has to earn its place: add it here and in the README."""
+    """A new setting has to earn its place: add it here; the pages of the reference are made from the code."""
     groups = sorted({name.split(".")[0] for name in setting_names(Config) if "." in name})
     expected = (
         "air caption coreg cpl data describe fair features fpl grip latteclip lora model ray synthesis train tune"
