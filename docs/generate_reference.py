@@ -17,6 +17,7 @@ import sys
 import textwrap
 import types
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -215,12 +216,15 @@ def _described(path: str, thing: Any, level: int = 2) -> str:
     head = f"{'#' * level} `{path.removeprefix('raydapt.') if level > 2 else path}`"
     if isinstance(thing, types.ModuleType):
         return f"{head}\n\n{_docstring(thing)}"
-    if isinstance(thing, property):
+    is_error = inspect.isclass(thing) and issubclass(thing, BaseException)
+    if isinstance(thing, property | cached_property) or is_error:
         return f"{head}\n\n{_docstring(thing)}"
     parts = [f"{head}\n\n```python\n{_signature(path, thing)}\n```\n\n{_docstring(thing)}"]
-    if inspect.isclass(thing) and not issubclass(thing, BaseException):
+    if inspect.isclass(thing):
         for name, member in vars(thing).items():
-            if not name.startswith("_") and (inspect.isfunction(member) or isinstance(member, property)):
+            if not name.startswith("_") and (
+                inspect.isfunction(member) or isinstance(member, property | cached_property)
+            ):
                 parts.append(_described(f"{thing.__name__}.{name}", member, level + 1))
     return "\n\n".join(parts)
 

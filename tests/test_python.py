@@ -78,9 +78,8 @@ def test_values_of_every_kind_become_the_same_settings() -> None:
 
 def test_settings_go_over_arguments_and_what_is_not_given_is_left_to_the_recipe() -> None:
     names = pd.Series(["a", "b"])
-    config = config_of(
-        {"seed": 4}, "digits", seed=1, method="fpl", **{"data.class_names": names, "data.templates": None}
-    )
+    given = {"seed": 1, "method": "fpl", "data.class_names": names, "data.templates": None}
+    config = config_of({"seed": 4}, "digits", given)
     assert (config.seed, config.method, config.data.class_names) == (4, "fpl", ["a", "b"])
     assert config.data.templates == "auto"
     assert config.train.epochs == 150  # of FPL's recipe
