@@ -43,7 +43,7 @@ def photos(tmp_path: Path) -> Path:
 
 def test_help_names_every_verb() -> None:
     text = call("--help").output
-    for verb in ("run", "features", "predict", "evaluate", "compare", "report", "demo", "pretrain"):
+    for verb in ("run", "features", "predict", "evaluate", "compare", "report", "demo", "estimate"):
         assert verb in text
 
 
@@ -145,6 +145,20 @@ def test_the_plan_computes_nothing(places: list[str], photos: Path, tmp_path: Pa
 @pytest.mark.parametrize("verb", ["predict", "evaluate", "compare", "report"])
 def test_what_is_no_run_is_one_sentence(tmp_path: Path, verb: str) -> None:
     assert "run" in sentence(verb, str(tmp_path))
+
+
+def test_the_demo_lays_its_settings_over_the_recipe_of_every_method() -> None:
+    from raydapt.methods.configuration import load_config
+    from raydapt.methods.table import METHODS
+    from raydapt.verbs.demo import demo_config
+
+    assert [demo_config(method).method for method in METHODS] == list(METHODS)
+    assert all(demo_config(method).data.source == "digits" for method in METHODS)
+    assert demo_config("grip").train.epochs == load_config(None, ["method=grip"]).train.epochs == 150
+    assert demo_config("fair").train.optimizer == "adamw"
+    assert demo_config("cpl").train.max_steps_per_round == 150
+    assert demo_config("cpl", ["train.max_steps_per_round=2"]).train.max_steps_per_round == 2
+    assert load_config(JOBS / "demo.yaml") == demo_config("cpl")
 
 
 @pytest.mark.slow
