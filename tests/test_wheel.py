@@ -80,7 +80,17 @@ def test_the_wheel_holds_the_package_and_nothing_else(built: Path) -> None:
         names = set(wheel.namelist())
         metadata = wheel.read(next(name for name in names if name.endswith("METADATA"))).decode()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"raydapt"}
-    assert {name for name in tracked() if not name.startswith(".git")} <= names
+    assert {name for name in tracked() if name.startswith("raydapt/")} <= names
+    wanted = ("py.typed", "methods/cpl/job.yaml", "tune/job.yaml", "verbs/demo.yaml", "models/mini/clip/README.md")
+    assert {f"raydapt/{name}" for name in wanted} <= names
+    assert "torchmetrics" not in metadata
+    assert "wandb" not in metadata
+
+
+def test_the_source_distribution_holds_all_that_its_tests_need(built: Path) -> None:
+    with tarfile.open(next(built.glob("*.tar.gz"))) as source:
+        names = {name.partition("/")[2] for name in source.getnames()}
+    assert {name for name in tracked() if not name.startswith((".git", ".ci/"))} - names == set()
     assert {"tests/conftest.py", "jobs/cpl.yaml", "constraints.txt", "pretraining/__main__.py", "Makefile"} <= names
 
 
