@@ -48,7 +48,7 @@ def cli() -> None:
 def run(config: str | None, overrides: tuple[str, ...], dry_run: bool, overwrite: bool) -> None:
     """Takes images and class names through features, pseudo-labels and learning to a report.
 
-    CONFIG is a job file such as jobs/cpl.yaml. Running the same command again resumes.
+    Give the name of a method, a job file such as jobs/cpl.yaml, or settings alone. The same command again resumes.
     """
     settings = _load(config, overrides)
     from raydapt.run import pipeline
@@ -218,10 +218,10 @@ def demo(overrides: tuple[str, ...]) -> None:
 
 
 @cli.command()
-@click.argument("config")
+@click.argument("config", metavar="METHOD|JOB.yaml|KEY=VALUE")
 @_OVERRIDES
 @click.option("--address", default="http://127.0.0.1:8265", show_default=True, help="Dashboard of the cluster.")
-@click.option("--verb", default="run", show_default=True, help="The verb that runs the job file there.")
+@click.option("--verb", default="run", show_default=True, help="The verb that runs the job there.")
 @click.option("--env", "variables", multiple=True, metavar="NAME", help="Pass on this variable too; never a secret.")
 @click.option("--working-dir", default=".", show_default=True, help="Folder that travels to the cluster.")
 @click.option("--no-wait", is_flag=True, help="Return once the job is accepted.")
@@ -238,7 +238,7 @@ def submit(
     status: bool,
     stop: bool,
 ) -> None:
-    """Sends a job file to a running Ray cluster, follows its log and exits with the job's exit code.
+    """Sends a job to a running Ray cluster, follows its log and exits with the job's exit code.
 
     The same command again attaches to the job that waits or runs; after a failure it starts it anew, and it resumes.
     """
@@ -260,14 +260,14 @@ def submit(
 
 
 @cli.command()
-@click.argument("config")
+@_CONFIG
 @_OVERRIDES
 @click.option("--measured", metavar="RUN", help="Finished run that the rates come from; the default is this job's own.")
 @click.option("--check", "other", metavar="RUN", help="Compare the estimate with what this other run took.")
 @click.option("--actors", type=click.IntRange(min=1), help="Actors and workers; the default is as measured.")
 @click.option("--price", type=click.FloatRange(min=0), default=0.0, help="Price of one actor's hour.")
 def estimate(
-    config: str,
+    config: str | None,
     overrides: tuple[str, ...],
     measured: str | None,
     other: str | None,

@@ -65,3 +65,17 @@ def test_the_package_imports_without_the_caption_engine() -> None:
             for n in ([a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""])
         ]
         assert not [name for name in names if name.split(".")[0] == "vllm"], path
+
+
+# Predictions and accuracies of a run, labels of SSL and TRZSL, and the oracle of sweeps. Nothing else sees a label.
+READS_LABELS = {"artefacts/features.py", "run/pipeline.py", "run/prediction.py"}
+
+
+def test_only_these_modules_read_labels() -> None:
+    readers = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if getattr(node, "name", getattr(node, "id", getattr(node, "attr", None))) == "load_labels"
+    }
+    assert readers == READS_LABELS

@@ -153,6 +153,20 @@ def test_what_is_no_run_is_one_sentence(tmp_path: Path, verb: str) -> None:
     assert "run" in sentence(verb, str(tmp_path))
 
 
+def test_the_demo_lays_its_settings_over_the_recipe_of_every_method() -> None:
+    from raydapt.methods.configuration import load_config
+    from raydapt.methods.table import METHODS
+    from raydapt.verbs.demo import demo_config
+
+    assert [demo_config(method).method for method in METHODS] == list(METHODS)
+    assert all(demo_config(method).data.source == "digits" for method in METHODS)
+    assert demo_config("grip").train.epochs == load_config(None, ["method=grip"]).train.epochs == 150
+    assert demo_config("fair").train.optimizer == "adamw"
+    assert demo_config("cpl").train.max_steps_per_round == 150
+    assert demo_config("cpl", ["train.max_steps_per_round=2"]).train.max_steps_per_round == 2
+    assert load_config(JOBS / "demo.yaml") == demo_config("cpl")
+
+
 @pytest.mark.slow
 def test_exit_codes_of_the_program() -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}

@@ -5,6 +5,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from raydapt.artefacts.features import FeatureTable, load_features, require_readable_tests
@@ -51,11 +52,23 @@ def predict(run_folder: str, overrides: list[str], *, output: str | None = None)
     return _write(applied, output)
 
 
+def predictions_of(run_folder: str, overrides: list[str]) -> pa.Table:
+    """The table that `predict` writes, and no file."""
+    return _table(_apply(run_folder, overrides, all_images=True))
+
+
 def evaluate_on(run_folder: str, overrides: list[str]) -> str:
+    """Measures as `measure` does, and returns the accuracies as JSON and where the predictions are."""
+    metrics, path = measure(run_folder, overrides)
+    return f"{json.dumps(metrics, indent=2)}\nPredictions: {path}"
+
+
+def measure(run_folder: str, overrides: list[str]) -> tuple[dict[str, Any], str]:
     """Measures an adapted run on labelled images of its classes, by default the test images of its own set.
 
     Returns:
-        The measured accuracies as JSON; the same stands in ``metrics.json`` beside the predictions.
+        The measured accuracies in percent; the same stands in ``metrics.json`` beside the predictions. And the path of
+        these.
 
     Raises:
         UserError: As `predict`, and when no image has a label that is one of the classes.
@@ -84,9 +97,8 @@ def evaluate_on(run_folder: str, overrides: list[str]) -> str:
         "adapted": after.as_dict(),
         "notes": notes,
     }
-    text = json.dumps(metrics, indent=2)
-    applied.run.write_text(f"{_folder_name(applied.plan)}/metrics.json", text + "\n")
-    return f"{text}\nPredictions: {path}"
+    applied.run.write_json(f"{_folder_name(applied.plan)}/metrics.json", metrics)
+    return metrics, path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +138,8 @@ def _overridden(run: Run, config: Config, overrides: list[str]) -> Config:
         UserError: For a setting that belongs to the run.
     """
     tree: dict[str, Any] = as_tree(config)
+    if any(item.startswith("data.source=") for item in overrides):
+        tree["data"]["limit"] = None  # it counted the run's own images
     for item in overrides:
         apply_override(tree, item, kind=EverySetting)
         key = item.partition("=")[0]
@@ -155,10 +169,14 @@ def run_of_job(config: Config) -> str:
     return f"{config.runs.rstrip('/')}/{Run(config.runs, make_plan(config).run_name).name}"
 
 
-def _write(applied: _Applied, output: str | None) -> str:
-    table = evaluation.predictions_table(
+def _table(applied: _Applied) -> pa.Table:
+    return evaluation.predictions_table(
         applied.table, applied.known.label_N, applied.plan.classes, applied.row_T, applied.before, applied.after
     )
+
+
+def _write(applied: _Applied, output: str | None) -> str:
+    table = _table(applied)
     target = applied.run if output is None else Run(*split_folder(output))
     name = "predictions.parquet" if output is not None else f"{_folder_name(applied.plan)}/predictions.parquet"
     target.write_table(name, table)

@@ -25,18 +25,23 @@ class DataSettings:
     paradigm: Literal["ul", "ssl", "trzsl"] = "ul"
     """Nothing labelled, a few labelled images per class, or the seen classes labelled."""
     train_splits: list[str] = field(default_factory=lambda: ["train"])
+    """Splits that are adapted to."""
     test_splits: list[str] = field(default_factory=lambda: ["test"])
+    """Splits that are evaluated on; where a source has none of them, the training images are."""
     shots: PositiveInt = 2
     """Labelled images per class in SSL."""
     split_seed: Count = 500
     """Seed of the seen/unseen division of the classes in TRZSL (the published ones are 500, 0 and 200)."""
     seen_share: Annotated[float, Gt(0), Le(1)] = 0.62
+    """Share of the classes that is seen in TRZSL."""
     limit: PositiveInt | None = None
     """Use the first images of the source alone."""
     max_error_share: Share = 0.01
     """The stage fails when a larger share of its rows cannot be read."""
     max_image_pixels: PositiveInt = 100_000_000
+    """Larger images are rows with an error; their header is read before they are decoded."""
     max_image_bytes: PositiveInt = 64 * 1024 * 1024
+    """Larger files are rows with an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +53,11 @@ class ModelSettings:
     clip: str = "mini"
     """``mini``, a folder in open_clip's layout, ``hf-hub:…``, or ``ARCHITECTURE/PRETRAINED`` of open_clip."""
     prompt: Literal["text", "visual", "both"] = "text"
+    """What is learned: vectors before the class name, tokens in the image tower, or both (through one transformer)."""
     text_prompt_tokens: PositiveInt = 16
+    """Length of the text prompt; the class name and it must fit into the text tower."""
     visual_prompt_tokens: PositiveInt = 16
+    """Length of the visual prompt, after CLS."""
     classes_per_chunk: PositiveInt = 256
     """Class texts encoded at a time; with more classes the backward pass recomputes chunk by chunk."""
 
@@ -63,8 +71,11 @@ class StageSettings:
     actors: PositiveInt | Auto = "auto"
     """Model actors; ``auto``: one per GPU, else one per two CPUs."""
     batch_size: PositiveInt = 256
+    """Images that an encoder takes at a time."""
     cpus_per_actor: NonNegative = 1.0
+    """Logical CPUs that each model actor reserves."""
     gpus_per_actor: NonNegative | Auto = "auto"
+    """GPUs that each model actor reserves; ``auto``: one where there are some; 0.5 puts two on one."""
     rows_per_part: PositiveInt = 512
     """Rows that are read, committed and resumed together."""
 
@@ -78,7 +89,9 @@ class TrainSettings:
     workers: Count = 0
     """Ray Train workers; 0 trains in this process."""
     gpus_per_worker: NonNegative | Auto = "auto"
+    """GPUs that each worker reserves; ``auto``: one where there are some."""
     cpus_per_worker: Positive = 1.0
+    """Logical CPUs that each worker reserves."""
     epochs: PositiveInt = 50
     """Epochs of each round."""
     batch_size: PositiveInt = 64
@@ -88,10 +101,13 @@ class TrainSettings:
     optimizer: Literal["sgd", "adamw", "adamw_clip"] = "sgd"
     """``adamw_clip``: with the betas 0.9 and 0.98 and the 1e-6 of CLIP's training, and no decay of vectors."""
     learning_rate: Positive = 0.02
+    """The highest one, reached after the warm-up; a cosine then lowers it step by step."""
     momentum: Share = 0.9
     """Of SGD; AdamW keeps its own betas."""
     weight_decay: NonNegative = 0.05
+    """Of the optimiser."""
     warmup_epochs: NonNegative = 2.0
+    """Epochs of each round in which the learning rate rises from 0."""
     final_rate_share: Share = 0.0
     """What the cosine leaves of the learning rate at the end."""
     clip_grad_norm: NonNegative = 0.8
@@ -105,6 +121,7 @@ class TrainSettings:
     max_failures: Count = 3
     """Times that lost workers are replaced."""
     predict_batch_size: PositiveInt = 1024
+    """Images at a time where nothing is learned; changes no result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +141,11 @@ class SynthesisSettings:
     template: Auto | str = "auto"
     """Prompt with one ``{}``; ``auto``: the first of the data's templates."""
     negative_prompt: str = ""
+    """What images are to be unlike; empty: nothing."""
     scheduler: Literal["pipeline", "ddim", "dpm++", "euler", "lcm"] = "dpm++"
     """The sampler: the one that the pipeline comes with, or another; ``lcm`` suits pipelines distilled to few steps."""
     steps: PositiveInt = 20
+    """Denoising steps of an image."""
     guidance: NonNegative = 7.5
     """Scale of classifier-free guidance; up to 1 there is none."""
     size_px: PositiveInt | Auto = "auto"
@@ -136,8 +155,11 @@ class SynthesisSettings:
     batch_size: PositiveInt = 20
     """Images of one class that are made at once, committed and resumed together."""
     actors: PositiveInt | Auto = "auto"
+    """Actors that hold the pipeline; ``auto``: one per GPU, else one per two CPUs."""
     cpus_per_actor: NonNegative = 1.0
+    """Logical CPUs that each of them reserves."""
     gpus_per_actor: NonNegative | Auto = "auto"
+    """GPUs that each of them reserves; ``auto``: one where there are some."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,13 +171,17 @@ class LoraSettings:
     enabled: bool = True
     """Off: the pipeline makes images as it is."""
     rank: PositiveInt = 4
+    """Of the low-rank matrices."""
     text_encoder: bool = False
     """Adapt the text encoder's attention as well as the UNet's."""
     images_per_class: PositiveInt = 16
     """The most confident pseudo-labelled images of each class are learned from."""
     learning_rate: Positive = 1e-4
+    """Of AdamW."""
     steps: PositiveInt = 1000
+    """Optimiser steps."""
     batch_size: PositiveInt = 16
+    """Images per step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +195,7 @@ class RaySettings:
     cpus: PositiveInt | Auto = "auto"
     """Logical CPUs of a local cluster; ``auto``: at least 4."""
     progress: bool | Auto = "auto"
+    """Rewrite a line of progress in place; ``auto``: on a terminal outside CI; off: write none."""
     decode_nodes: NodeLabel | None = None
     """Label, such as ``raydapt=cpu``, of the nodes that read and decode; none: any node."""
     model_nodes: NodeLabel | None = None

@@ -21,6 +21,7 @@ class EngineSettings:
     api_key_variable: str = "OPENAI_API_KEY"
     """Environment variable that holds the server's key, on every node; keys are written nowhere."""
     max_tokens: PositiveInt = 77
+    """Longest answer, in tokens."""
     greedy: bool = True
     """Off: texts are sampled at temperature 1, with a seed for each."""
     replicas: PositiveInt | Auto = "auto"
@@ -32,6 +33,7 @@ class EngineSettings:
     max_model_len: PositiveInt | None = None
     """Tokens of question and answer together, an image's included; None: the model's own."""
     prefix_caching: bool = True
+    """Compute the beginning that prompts share once; changes no text."""
     batch_size: PositiveInt = 32
     """Rows that are handed to an engine together."""
 
@@ -45,6 +47,7 @@ class CaptionSettings(EngineSettings):
     image_prompt: Auto | str = "auto"
     """Asked of every image; a ``{}`` is its zero-shot class. ``auto``: the paper's for the named set."""
     group_prompt: Auto | str = "auto"
+    """Asked of every group; ``auto``: the paper's for the named set."""
     image_px: PositiveInt = 1344
     """Images with a longer side are made smaller first."""
     canvas_px: PositiveInt | Auto = "auto"

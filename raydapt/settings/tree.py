@@ -139,7 +139,7 @@ def _refuse_unknown(kind: Any, tree: dict[str, Any], prefix: str, others: Sequen
         if key not in hints or str(key).startswith("__"):
             everything = [*setting_names(kind, prefix), *(prefix + name for name in hints), *others]
             near = difflib.get_close_matches(f"{prefix}{key}", everything, n=1, cutoff=0.3)
-            hint = f"did you mean {near[0]!r}?" if near else "see the settings in the README."
+            hint = f"did you mean {near[0]!r}?" if near else "see docs/reference/settings.md for all of them."
             raise UserError(f"Unknown setting {prefix + str(key)!r}: {hint}")
         inner = hints[key]
         if dataclasses.is_dataclass(inner):

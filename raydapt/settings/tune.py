@@ -26,6 +26,7 @@ class TuneSettings:
     concurrent: PositiveInt | Auto = "auto"
     """Trials at a time; ``auto``: one per CPU of the machine, or what the cluster holds."""
     cpus_per_trial: Positive = 1.0
+    """Logical CPUs that each trial reserves."""
     gpus_per_trial: NonNegative | Auto = "auto"
     """``auto``: a quarter of a GPU where there are some."""
     oracle: bool = False

@@ -39,8 +39,8 @@ SCORES = (
 """The scores, each None where there is nothing to compute it from."""
 DECISIVE = ("synthetic_accuracy", "agreement", "class_balance", "mutual_information")
 """Those that a choice goes by: on the four development sets each alone goes with accuracy (Spearman 0.4 or more, see
-the README). The others do not (0.2 or less): they go by how sure or smooth answers are, which is most so where classes
-died out. They are told only."""
+docs/results/experiments.md). The others do not (0.2 or less): they go by how sure or smooth answers are, which is most
+so where classes died out. They are told only."""
 MEAN = "mean"
 """The plain mean of the decisive ones, which guides a search while it runs."""
 

@@ -42,7 +42,7 @@ def parse_space(config: Config) -> dict[str, Domain]:
     for key, given in config.space.items():
         if key not in names:
             near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.3)
-            hint = f"did you mean {near[0]!r}?" if near else "see the settings in the README."
+            hint = f"did you mean {near[0]!r}?" if near else "see docs/reference/settings.md for all of them."
             raise UserError(f"Setting space names {str(key)!r}, which is no setting that can be searched: {hint}")
         domains[str(key)] = _domain(str(key), given)
     used = {key: domain for key, domain in domains.items() if _matters(key, config)}

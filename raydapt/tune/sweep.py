@@ -44,7 +44,12 @@ _ELSEWHERE = ("name", "runs", "store", "ray", "tune", "space")
 
 
 def tune(config: Config) -> str:
-    """Runs a sweep, or what is left of it, and returns in words what was chosen.
+    """Runs a sweep as `run_sweep` does, and returns in words what was chosen."""
+    return _in_words(run_sweep(config))
+
+
+def run_sweep(config: Config) -> Run:
+    """Runs a sweep, or what is left of it, and returns its folder.
 
     Raises:
         UserError: For a space that cannot work, or when not one trial finished.
@@ -64,7 +69,7 @@ def tune(config: Config) -> str:
             record.write_text(CHOSEN, chosen_yaml(config, ranking(trials)[0][0]))
         if not record.exists("report.html"):
             write_sweep_report(record.folder)
-    return _in_words(record)
+    return record
 
 
 def chosen_yaml(config: Config, trial: Trial) -> str:

@@ -12,7 +12,7 @@ from raydapt.run.plan import FEATURES, make_plan
 from raydapt.settings.config import Config
 from raydapt.stages.caption import caption_stage
 from raydapt.stages.captioning import caption_jobs
-from raydapt.store.artefact import Artefact, Store
+from raydapt.store.artefact import Artefact, StageResult, Store
 
 
 def caption(config: Config, *, groups: bool = False, output: str | None = None) -> list[str]:
@@ -27,6 +27,14 @@ def caption(config: Config, *, groups: bool = False, output: str | None = None) 
     Returns:
         The folders of the artefacts, or the files in `output`.
     """
+    made = captions(config, groups)
+    if output is None:
+        return [result.artefact.folder.path for result in made.values()]
+    return [_write(result.artefact, kind, output) for kind, result in made.items()]
+
+
+def captions(config: Config, groups: bool) -> dict[str, StageResult]:
+    """The captions of images, and with `groups` those of groups, made or found; by kind."""
     if groups or "{}" in checked_prompts(config.caption, config.data)[0]:
         plan = make_plan(config)
         jobs = caption_jobs(plan.config, plan.source, plan.classes, plan.features, all_splits=True)
@@ -35,16 +43,10 @@ def caption(config: Config, *, groups: bool = False, output: str | None = None) 
         features = [spec for spec in plan.artefacts if spec.name == FEATURES]
         made = make_all(plan, [*features, *specs])
         del made[FEATURES]
-    else:
-        source = resolve_source(
-            config.data.source, rows_per_part=config.features.rows_per_part, limit=config.data.limit
-        )
-        job = caption_jobs(config, source)[IMAGE_CAPTIONS]
-        result = caption_stage(job, known=None, ray_settings=config.ray, store=Store(config.store))
-        made = {IMAGE_CAPTIONS: result}
-    if output is None:
-        return [result.artefact.folder.path for result in made.values()]
-    return [_write(result.artefact, kind, output) for kind, result in made.items()]
+        return made
+    source = resolve_source(config.data.source, rows_per_part=config.features.rows_per_part, limit=config.data.limit)
+    job = caption_jobs(config, source)[IMAGE_CAPTIONS]
+    return {IMAGE_CAPTIONS: caption_stage(job, known=None, ray_settings=config.ray, store=Store(config.store))}
 
 
 def _write(artefact: Artefact, kind: str, output: str) -> str:

@@ -1,4 +1,4 @@
-"""`raydapt submit`: a job file sent to a running cluster through the Ray Jobs API, followed, or found again.
+"""`raydapt submit`: a job sent to a running cluster through the Ray Jobs API, followed, or found again.
 
 The submission id is a digest of the settings, so the same command a second time attaches to the job that runs already.
 """
@@ -19,7 +19,8 @@ from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from raydapt.errors import UserError
-from raydapt.methods.configuration import load_config
+from raydapt.methods.configuration import load_job
+from raydapt.methods.table import TABLE
 from raydapt.settings.config import Config
 from raydapt.settings.tree import as_tree
 from raydapt.store.fingerprint import fingerprint
@@ -78,22 +79,19 @@ def prepare(
     """Checks a job as it would run on the cluster, and says what would be sent.
 
     Args:
-        job: Job file below ``working_dir``.
+        job: A job file below ``working_dir``, the name of a method, or an override.
         overrides: ``key=value`` settings on top.
         verb: The verb that runs it there.
         variables: Names of further environment variables to pass on, beyond `PASSED_ON`.
-        working_dir: Folder that holds the job file and the package.
+        working_dir: Folder that travels: it holds the job file, and the package where the nodes do not have it.
 
     Raises:
         UserError: For settings that are not valid, a job file outside the folder, or a variable that looks secret.
     """
-    root, path = Path(working_dir).resolve(), Path(job).resolve()
-    config = load_config(job, overrides)
-    if not path.is_relative_to(root):
-        raise UserError(
-            f"Job file {job!r} is not below the working directory {str(root)!r}, which is all that travels to the "
-            "cluster: copy it there, or give --working-dir."
-        )
+    root = Path(working_dir).resolve()
+    if not root.is_dir():
+        raise UserError(f"Option --working-dir={working_dir!r} is no folder: give one, an empty one will do.")
+    config = load_job(job, overrides, recipe="tune" if verb == "tune" else None)
     secret = [name for name in variables if any(word in name.upper() for word in _SECRET_WORDS)]
     if secret:
         raise UserError(
@@ -101,13 +99,26 @@ def prepare(
             "to the nodes instead (Kubernetes secret, instance role)."
         )
     names = [*PASSED_ON, *variables]
-    words = ["python", "-m", "raydapt.cli", verb, str(path.relative_to(root)), *overrides, "ray.address=auto"]
+    words = ["python", "-m", "raydapt.cli", verb, _sent(job, root), *overrides, "ray.address=auto"]
     return Submission(
         submission_id=submission_id(config, verb),
         entrypoint=shlex.join(words),
         working_dir=str(root),
         environment={name: os.environ[name] for name in names if name in os.environ},
     )
+
+
+def _sent(job: str, root: Path) -> str:
+    """The job as the cluster knows it: a file by its place in the folder that travels, anything else as it is."""
+    path = Path(job).resolve()
+    if "=" in job or job in TABLE:
+        return job
+    if not path.is_relative_to(root):
+        raise UserError(
+            f"Job file {job!r} is not below the working directory {str(root)!r}, which is all that travels to the "
+            "cluster: copy it there, or give --working-dir."
+        )
+    return str(path.relative_to(root))
 
 
 def submission_id(config: Config, verb: str) -> str:

@@ -1,6 +1,6 @@
 """FAIR: class description anchors, local crops, the learned alignment score (WACV 2026, arXiv 2507.09615).
 
-The abstract states the three parts; their details are a reconstruction (spec section 3), each of them a setting.
+The abstract states the three parts; their details are a reconstruction, each of them a setting.
 
 Legend: N training images, U unlabelled, B batch, C classes, M descriptions of all classes, K crops of an image,
 D width, P stored side in px, S the model's side in px.
@@ -115,7 +115,7 @@ class Fair(Method):
         self.sum_CD.zero_()
 
     def forward(self, batches: Mapping[str, Batch]) -> Tensor:
-        """mean[omega CE(strong view, pseudo-label)] + fairness + alignment (spec 3.6)."""
+        """mean[omega CE(strong view, pseudo-label)] + fairness + alignment, a reconstruction (arXiv 2507.09615)."""
         settings, image_B = self.settings, batches[TRAIN].image_B
         # Drawn whether there are crops or not, so that without crops everything else is drawn alike.
         crop_seed = int(torch.randint(2**62, ()))

@@ -1,7 +1,7 @@
 """Class description anchors, the crops of an image, their alignment score and its weights: the rules of FAIR.
 
-All of it is a reconstruction (spec 3.3-3.6); the formulas of anchors and weights are those of the same
-authors' public code.
+The abstract of the paper (arXiv 2507.09615) states the parts; their details are a reconstruction. The formulas of
+anchors and weights are those of the same authors' public code (microCLIP and DPA).
 
 Legend: B batch, C classes, M descriptions of all classes together, N crops per image, D width.
 """
@@ -59,7 +59,7 @@ def composite(whole_BD: Tensor, crop_BND: Tensor, *, top_k: TopK, temperature: f
 
 
 def sample_weights(kind: Weighting, score_BC: Tensor, other_BC: Tensor) -> Tensor:
-    """Omega [B] in (0, 1] of the pseudo-labels argmax `score_BC`, less where classes are confused (spec 3.5).
+    """Omega [B] in (0, 1] of the pseudo-labels argmax `score_BC`, less where classes are confused.
 
     Args:
         kind: ``agreement``: [P_A(y) / max P_A] [P_B(y) / max P_B], the form of DPA's code, below 1 where the heads

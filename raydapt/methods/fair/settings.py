@@ -21,7 +21,9 @@ class FairSettings:
     anchor_mean: Literal["plain", "weighted"] = "plain"
     """How descriptions are averaged; ``weighted``: by their cosine with the class's prompt ensemble."""
     anchors_per: Literal["class", "description"] = "class"
+    """One anchor for a class, or one for each of its descriptions."""
     learn_anchors: bool = True
+    """Learn the anchors; off: they stay where they started."""
     layer_norms: bool = True
     """Learn the LayerNorms of the image tower; without, images and crops are encoded once and kept."""
     crops: Count = 8
@@ -31,6 +33,7 @@ class FairSettings:
     temperature: Positive = 1.0
     """Of the softmax over their similarities; 1 weighs them nearly alike."""
     crop_least_side: Annotated[float, Gt(0), Le(1)] = 0.5
+    """Least side of a crop, as a share of the image's."""
     crop_most_side: Annotated[float, Gt(0), Le(1)] = 0.9
     """The side of a crop is uniform between these shares of the image's."""
     image_px: PositiveInt | Auto = "auto"

@@ -12,3 +12,4 @@ class FplSettings:
     __pydantic_config__ = STRICT
 
     shots: PositiveInt = 16
+    """Pseudo-labelled images per class."""

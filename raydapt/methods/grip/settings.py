@@ -13,6 +13,8 @@ class GripSettings:
     __pydantic_config__ = STRICT
 
     rounds: PositiveInt = 10
+    """Rounds; round n labels n / rounds of the images."""
     board: Literal["clean", "published"] = "clean"
     """Leader board that stops at the first success, or the published one, which depends on file order."""
     labelled_weight: NonNegative | Auto = "auto"
+    """Factor of the labelled images' loss in SSL and TRZSL; ``auto``: GRIP's, by the numbers of images."""

@@ -1,7 +1,7 @@
 """LatteCLIP: class prototypes fed by captions, and dual pseudo-labels that teach CLIP (WACV 2025, arXiv 2410.08211).
 
-The rules are those of the authors' public code (spec 1.4) in the form that they intend (spec 1.8): every sample has its
-own text weights, every branch its own. Ours: what is learned may be less than the whole model, a branch that is off
+The rules are those of the authors' public code (``train_one_epoch_v2``) in the form that they intend: every sample has
+its own text weights, every branch its own. Ours: what is learned may be less than the whole model, a branch that is off
 has no part in the prototypes either, and the prototypes move behind the optimiser's step, which reads none of them.
 
 Legend: N training images, B batch, C classes, D width, K text sources, T texts, U distinct texts of a batch, E epochs,

@@ -1,4 +1,6 @@
-"""The rules of LatteCLIP as pure functions: text weights, mixture, targets, loss, prototypes (spec 1.4).
+"""The rules of LatteCLIP as pure functions: text weights, mixture, targets, loss, prototypes.
+
+The paper is arXiv 2410.08211; the formulas are those of its public code (``train_one_epoch_v2`` of LatteCLIP).
 
 Legend: B batch, C classes, D width, K text sources (class template, image caption, group caption).
 """
@@ -32,7 +34,7 @@ def mixture(text_KBD: Tensor, weight_KB: Tensor, fallback_BD: Tensor) -> Tensor:
 
 
 def legacy_mixture(text_KBD: Tensor, weight_KB: Tensor, fallback_BD: Tensor, template_weight_B: Tensor) -> Tensor:
-    """The mixture of the published code (spec 1.8, faults 1 and 2), which runs where B = D alone.
+    """The mixture as the public code of arXiv 2410.08211 computes it, which runs where B = D alone.
 
     The first source's weights lie along the feature axis instead of the batch, and are those of the other branch for
     the zero-shot one, while the division uses the branch's own.

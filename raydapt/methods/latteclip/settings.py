@@ -17,6 +17,7 @@ class LatteclipSettings:
     towers: Literal["both", "image"] = "both"
     """Where ``full``, ``ln`` and ``lora`` learn; with ``image`` every text is encoded once (ours)."""
     lora_rank: PositiveInt = 4
+    """Of the adapters with ``tune: lora``."""
     alpha: Share = 0.01
     """Share of a step's text in a prototype; 0 leaves the prototypes where they started."""
     use_finetune_pseudolabel: bool = True
@@ -24,9 +25,11 @@ class LatteclipSettings:
     use_zeroshot_pseudolabel: bool = True
     """The branch whose labels the frozen model gave."""
     use_image_caption: bool = True
+    """Descriptions of single images."""
     use_batch_caption: bool = True
     """Descriptions of groups of four images of one zero-shot class."""
     use_template_caption: bool = True
+    """The class prompt as a text."""
     augmentation: bool = True
     """Learn from random parts with jittered colours; off: from the images as they are."""
     legacy_broadcast: bool = False
