@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
-from raydapt.methods.configuration import config_from_tree
-from raydapt.methods.table import METHODS
+from raydapt.methods.configuration import EverySetting, config_from_tree
+from raydapt.methods.table import METHODS, recipe_file
 from raydapt.report.compare import format_table
 from raydapt.run import pipeline
 from raydapt.run.reporting import compare_runs
@@ -15,12 +14,6 @@ from raydapt.settings.config import Config
 from raydapt.settings.tree import merge_trees, read_yaml
 from raydapt.store.folder import Folder
 
-# Networks from scratch need more steps than a prompt, and a mirrored digit is another digit. The whole of a small
-# model learns at a higher rate than the published one of a large model.
-_OWN: dict[str, dict[str, Any]] = {
-    "coreg": {"train": {"max_steps_per_round": None, "precision": "bf16"}, "coreg": {"mirror": False}},
-    "latteclip": {"train": {"batch_size": 64, "learning_rate": 1e-4}},
-}
 SETTINGS = Path(__file__).with_name("demo.yaml")
 
 
@@ -44,6 +37,7 @@ def demo(overrides: list[str]) -> list[Folder]:
 
 
 def demo_config(method: str, overrides: Sequence[str] = ()) -> Config:
-    """The demonstration's settings of one method: its recipe lies beneath them."""
-    own = _OWN.get(method, {})
-    return config_from_tree(merge_trees(read_yaml(SETTINGS), {"method": method}, own, overrides=overrides))
+    """The demonstration's settings of one method: over its recipe, under its own ``demo.yaml`` where it has one."""
+    own = recipe_file(method).with_name("demo.yaml")
+    trees = [read_yaml(SETTINGS), {"method": method}, read_yaml(own) if own.exists() else {}]
+    return config_from_tree(merge_trees(*trees, overrides=overrides, kind=EverySetting))

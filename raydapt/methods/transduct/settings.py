@@ -13,7 +13,7 @@ class TransductSettings:
     """Transduction: a mixture with text prior, neighbours and class prior over all unlabelled images at once.
 
     The defaults were chosen once, on development sets and their shifted variants, and hold for every set (see
-    docs/results/transduct.md). Everything is relative to the features' own spread, so that no setting depends on a model.
+    docs/results/transduct.md). Everything is relative to the features' own spread: no setting depends on a model.
     """
 
     __pydantic_config__ = STRICT
