@@ -111,7 +111,7 @@ def test_adapted_runs_vote_in_place_of_templates(tmp_path):
 def partial_labels_of(config):
     """The artefact of a job's partial labels."""
     plan = make_plan(config)
-    return plan.store.artefact_of(plan.partial_labels)
+    return plan.store.artefact_of(next(s.recipe for s in plan.artefacts if s.name == "partial_labels"))
 
 
 def test_a_run_that_was_given_labels_may_not_vote(tmp_path):

@@ -210,7 +210,7 @@ def _evaluate(
     class_N, _ = known.measured(row_N)
     notes = [*notes_of(known.plan, table), *notes]
     for note in notes:
-        _LOG.info(note)
+        _LOG.warning(note)
     accuracies = evaluation.compare_predictions(before, after, class_T, len(names), seen, unseen)
     predictions = evaluation.predictions_table(table, known.label_N, finished.classes, row_T, before, after)
     record.write_table("predictions.parquet", predictions)

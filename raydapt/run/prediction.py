@@ -87,7 +87,7 @@ def measure(run_folder: str, overrides: list[str]) -> tuple[dict[str, Any], str]
             f"the run{_strangers(found)}: use 'raydapt predict', or give data.class_names."
         )
     for note in notes:
-        _LOG.info(note)
+        _LOG.warning(note)
     path = _write(applied, None)
     metrics = {
         "run": applied.run.name,
