@@ -50,7 +50,9 @@ def test_a_corrected_label_counts_and_no_pixel_is_encoded_again(tmp_path: Path) 
     assert json.loads(evaluate_on(run.path, []).split("\nPredictions")[0])["adapted"] == after["adapted"]
 
 
-def test_labels_that_are_no_class_are_told_or_refuse_the_measure(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_labels_that_are_no_class_are_told_or_refuse_the_measure(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     labels = true_labels(300)
     labels[7] = "seven"
     write(tmp_path / "x.parquet", labels)
@@ -59,14 +61,14 @@ def test_labels_that_are_no_class_are_told_or_refuse_the_measure(tmp_path: Path,
     assert metrics["adapted"]["top1"] is not None
     assert metrics["labels"]["unknown"] == [{"label": "seven", "images": 1, "nearest": None}]
     sentence = "1 of 300 labelled images have a label that is no class"
-    assert sentence in capfd.readouterr().err
+    assert sentence in caplog.text
     assert sentence in (Path(few.path) / "report.html").read_text()
     labels[:100] = [f"{label}." if i % 2 else "x" for i, label in enumerate(labels[:100])]
     labels[:50] = ["x"] * 50
     write(tmp_path / "x.parquet", labels)
     many = pipeline.run(job(tmp_path))
     assert json.loads(many.read_bytes("metrics.json"))["adapted"]["top1"] is None
-    assert "nothing is measured" in capfd.readouterr().err
+    assert "nothing is measured" in caplog.text
     assert "nothing is measured" in (Path(many.path) / "report.html").read_text()
     with pytest.raises(UserError, match="nothing is measured"):
         evaluate_on(many.path, [])
@@ -90,12 +92,12 @@ def test_no_test_image_that_can_be_read_is_no_measure_of_the_others(tmp_path: Pa
         pipeline.run(job(tmp_path, "data.max_error_share=1"))
 
 
-def test_a_split_that_is_not_used_is_told(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_a_split_that_is_not_used_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path / "x.parquet", true_labels(60), ["val" if i % 3 == 0 else "train" for i in range(60)])
     metrics = metrics_of(job(tmp_path))
     assert metrics["evaluation"]["images"] == 40
     assert "'val' (20 images)" in metrics["notes"][0]
-    assert "'val' (20 images)" in capfd.readouterr().err
+    assert "'val' (20 images)" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["fer2013", "svhn"])
