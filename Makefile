@@ -12,7 +12,7 @@ FAST_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 SLOW_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or ray or chaos"
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: setup demo test test-fast check bench clean
+.PHONY: setup demo test test-fast coverage check bench clean
 
 setup: $(VENV)/.installed
 
@@ -36,10 +36,18 @@ test: check  ## everything, fast tests first
 test-fast: setup  ## what to run before each commit, under two minutes
 	$(FAST_TESTS) --quiet
 
-check: setup  ## style and types
+coverage: setup  ## which lines the fast tests reach
+	$(FAST_TESTS) --quiet --cov=raydapt --cov-report=term-missing:skip-covered
+
+check: setup  ## style, types, layers, dependencies, and documentation that fits the code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/deptry .
+	$(BIN)/python docs/generate_reference.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir .site # --quiet would hide warnings from --strict
+	rm -rf .site
 
 bench: setup  ## speed against the naive way, in the same run
 	$(BIN)/python -m tests.bench

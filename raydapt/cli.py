@@ -1,5 +1,6 @@
 """The command line: verbs, no logic. Every verb is a Python function of the same name elsewhere in the package.
 
+Settings are read and the source is looked up before anything heavy is imported, so that a mistake is answered at once.
 Exit codes: 0 done, 2 the user's mistake (one sentence), 1 anything else.
 """
 
@@ -17,14 +18,23 @@ from raydapt import __version__
 from raydapt.errors import UserError
 
 if TYPE_CHECKING:  # torch and Ray take seconds to import: a typing error is answered without them
-    from raydapt.config import Config
-    from raydapt.workspace import Run
+    from raydapt.settings.config import Config
+    from raydapt.store.run_record import Run
 
-_CONFIG = click.argument("config", required=False)
+_CONFIG = click.argument("config", required=False, metavar="[METHOD|JOB.yaml]")
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+_ALIASES = {"plan": "estimate", "study": "tune-report", "samples": "sample-curve"}
+"""Names that verbs had; they stay, hidden, for one release."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Verbs(click.Group):
+    """The verbs, which answer to their old names as well."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, _ALIASES.get(cmd_name, cmd_name))
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="raydapt")
 def cli() -> None:
     """Adapts CLIP-like models to an image domain for which there are class names and no labels."""
@@ -38,11 +48,11 @@ def cli() -> None:
 def run(config: str | None, overrides: tuple[str, ...], dry_run: bool, overwrite: bool) -> None:
     """Takes images and class names through features, pseudo-labels and learning to a report.
 
-    CONFIG is a job file such as jobs/cpl.yaml. Running the same command again resumes.
+    Give the name of a method, a job file such as jobs/cpl.yaml, or settings alone. The same command again resumes.
     """
-    from raydapt import pipeline
-
     settings = _load(config, overrides)
+    from raydapt.run import pipeline
+
     if dry_run:
         click.echo(pipeline.describe(settings))
         return
@@ -55,16 +65,18 @@ def run(config: str | None, overrides: tuple[str, ...], dry_run: bool, overwrite
 def tune(config: str | None, overrides: tuple[str, ...]) -> None:
     """Searches settings without labels: many short trials, ranked by label-free scores, and the best as a job file.
 
-    Running the same command again goes on where it was.
+    With the name of a method in place of a job file, its recipe is searched in a space that comes with raydapt. Running
+    the same command again goes on where it was.
     """
+    settings = _load(config, overrides, recipe="tune")
     from raydapt.tune import sweep
 
-    click.echo(sweep.tune(_load(config, overrides)))
+    click.echo(sweep.tune(settings))
 
 
-@cli.command()
+@cli.command("tune-report")
 @click.argument("sweep_folders", nargs=-1, required=True)
-def study(sweep_folders: tuple[str, ...]) -> None:
+def tune_report(sweep_folders: tuple[str, ...]) -> None:
     """Prints how close label-free choices came to the best trial, over sweeps that ran with tune.oracle=true."""
     from raydapt.tune import study as study_
 
@@ -76,9 +88,10 @@ def study(sweep_folders: tuple[str, ...]) -> None:
 @_OVERRIDES
 def features(config: str | None, overrides: tuple[str, ...]) -> None:
     """Computes the CLIP features of an image set and prints where they are."""
-    from raydapt import pipeline
+    settings = _load(config, overrides)
+    from raydapt.run import pipeline
 
-    click.echo(pipeline.features(_load(config, overrides)))
+    click.echo(pipeline.features(settings))
 
 
 @cli.command()
@@ -86,9 +99,10 @@ def features(config: str | None, overrides: tuple[str, ...]) -> None:
 @_OVERRIDES
 def synthesize(config: str | None, overrides: tuple[str, ...]) -> None:
     """Makes synthetic images of every class with a diffusion pipeline and prints where they are."""
-    from raydapt import pipeline
+    settings = _load(config, overrides)
+    from raydapt.verbs.synthesize import synthesize as synthesize_
 
-    click.echo(pipeline.synthesize(_load(config, overrides)))
+    click.echo(synthesize_(settings))
 
 
 @cli.command()
@@ -101,11 +115,12 @@ def caption(config: str | None, overrides: tuple[str, ...], groups: bool, output
 
     Works on any source: raydapt caption photos/ caption.model=llava-hf/llava-v1.6-mistral-7b-hf
     """
-    from raydapt import captioning
-
     if config is not None and "=" not in config and Path(config).suffix not in (".yaml", ".yml"):
         config, overrides = None, (f"data.source={json.dumps(config)}", *overrides)
-    for place in captioning.caption(_load(config, overrides), groups=groups, output=output):
+    settings = _load(config, overrides)
+    from raydapt.verbs.caption import caption as caption_
+
+    for place in caption_(settings, groups=groups, output=output):
         click.echo(place)
 
 
@@ -115,24 +130,26 @@ def caption(config: str | None, overrides: tuple[str, ...], groups: bool, output
 @click.option("--output", help="The YAML file; the default lies in the store.")
 def describe(config: str | None, overrides: tuple[str, ...], output: str | None) -> None:
     """Lets an instruct language model write what the classes look like, as fair.descriptions reads it."""
-    from raydapt import describing
+    settings = _load(config, overrides)
+    from raydapt.verbs import describe as describing
 
-    click.echo(describing.describe(_load(config, overrides), output=output))
+    click.echo(describing.describe(settings, output=output))
 
 
-@cli.command()
+@cli.command("sample-curve")
 @_CONFIG
 @_OVERRIDES
 @click.option("--counts", default="0,5,10,20,50,100,150,300,500", show_default=True, help="Images per class.")
-def samples(config: str | None, overrides: tuple[str, ...], counts: str) -> None:
+def sample_curve(config: str | None, overrides: tuple[str, ...], counts: str) -> None:
     """Plots what AiR reaches with more and more synthetic images per class."""
-    from raydapt import sample_curve
-
     numbers = counts.replace(" ", "").split(",")
     if not all(number.isdecimal() for number in numbers):
         raise UserError(f"Option --counts={counts!r} is no list of numbers: write it as 0,50,100.")
-    record, points = sample_curve.sample_curve(_load(config, overrides), [int(number) for number in numbers])
-    click.echo(sample_curve.format_points(points))
+    settings = _load(config, overrides)
+    from raydapt.verbs import sample_curve as curve
+
+    record, points = curve.sample_curve(settings, [int(number) for number in numbers])
+    click.echo(curve.format_points(points))
     click.echo(f"Curve: {record.file('curve.svg')}")
 
 
@@ -142,7 +159,7 @@ def samples(config: str | None, overrides: tuple[str, ...], counts: str) -> None
 @click.option("--output", help="Where to write; the default is the run folder itself.")
 def predict(run_folder: str, overrides: tuple[str, ...], output: str | None) -> None:
     """Predicts new images (data.source=…) with an adapted run."""
-    from raydapt import prediction
+    from raydapt.run import prediction
 
     click.echo(prediction.predict(run_folder, list(overrides), output=output))
 
@@ -152,7 +169,7 @@ def predict(run_folder: str, overrides: tuple[str, ...], output: str | None) -> 
 @_OVERRIDES
 def evaluate(run_folder: str, overrides: tuple[str, ...]) -> None:
     """Measures an adapted run on labelled images, of its own set or another one (data.source=…)."""
-    from raydapt import prediction
+    from raydapt.run import prediction
 
     click.echo(prediction.evaluate_on(run_folder, list(overrides)))
 
@@ -162,9 +179,10 @@ def evaluate(run_folder: str, overrides: tuple[str, ...]) -> None:
 @click.option("--output", help="Also write the table to this file (.md or .csv).")
 def compare(run_folders: tuple[str, ...], output: str | None) -> None:
     """Prints finished runs side by side, mean and deviation over seeds."""
-    from raydapt import compare as compare_
+    from raydapt.report import compare as compare_
+    from raydapt.run.reporting import compare_runs
 
-    rows = compare_.compare(list(run_folders))
+    rows = compare_runs(list(run_folders))
     click.echo(compare_.format_table(rows))
     if output:
         for path in compare_.write_tables(rows, output):
@@ -175,9 +193,9 @@ def compare(run_folders: tuple[str, ...], output: str | None) -> None:
 @click.argument("run_folder")
 def report(run_folder: str) -> None:
     """Writes the report of a finished run anew."""
-    from raydapt.report import write_report
+    from raydapt.run.reporting import write_run_report
 
-    click.echo(write_report(run_folder))
+    click.echo(write_run_report(run_folder))
 
 
 @cli.command()
@@ -185,7 +203,7 @@ def report(run_folder: str) -> None:
 @click.option("--output", required=True, help="Folder to write to.")
 def export(run_folder: str, output: str) -> None:
     """Writes the adapted model of a finished run as ONNX and safetensors with a model card."""
-    from raydapt import export as export_
+    from raydapt.verbs import export as export_
 
     click.echo(export_.export(run_folder, output))
 
@@ -194,16 +212,16 @@ def export(run_folder: str, output: str) -> None:
 @_OVERRIDES
 def demo(overrides: tuple[str, ...]) -> None:
     """Runs the built-in handwritten digits through every method, offline, and compares them."""
-    from raydapt import demo as demo_
+    from raydapt.verbs import demo as demo_
 
     demo_.demo(list(overrides))
 
 
 @cli.command()
-@click.argument("config")
+@click.argument("config", metavar="METHOD|JOB.yaml|KEY=VALUE")
 @_OVERRIDES
 @click.option("--address", default="http://127.0.0.1:8265", show_default=True, help="Dashboard of the cluster.")
-@click.option("--verb", default="run", show_default=True, help="The verb that runs the job file there.")
+@click.option("--verb", default="run", show_default=True, help="The verb that runs the job there.")
 @click.option("--env", "variables", multiple=True, metavar="NAME", help="Pass on this variable too; never a secret.")
 @click.option("--working-dir", default=".", show_default=True, help="Folder that travels to the cluster.")
 @click.option("--no-wait", is_flag=True, help="Return once the job is accepted.")
@@ -220,11 +238,11 @@ def submit(
     status: bool,
     stop: bool,
 ) -> None:
-    """Sends a job file to a running Ray cluster, follows its log and exits with the job's exit code.
+    """Sends a job to a running Ray cluster, follows its log and exits with the job's exit code.
 
     The same command again attaches to the job that waits or runs; after a failure it starts it anew, and it resumes.
     """
-    from raydapt import submission
+    from raydapt.verbs import submit as submission
 
     sent = submission.prepare(config, overrides, verb=verb, variables=variables, working_dir=working_dir)
     client = submission.connect(address)
@@ -242,14 +260,14 @@ def submit(
 
 
 @cli.command()
-@click.argument("config")
+@_CONFIG
 @_OVERRIDES
 @click.option("--measured", metavar="RUN", help="Finished run that the rates come from; the default is this job's own.")
 @click.option("--check", "other", metavar="RUN", help="Compare the estimate with what this other run took.")
 @click.option("--actors", type=click.IntRange(min=1), help="Actors and workers; the default is as measured.")
 @click.option("--price", type=click.FloatRange(min=0), default=0.0, help="Price of one actor's hour.")
-def plan(
-    config: str,
+def estimate(
+    config: str | None,
     overrides: tuple[str, ...],
     measured: str | None,
     other: str | None,
@@ -257,15 +275,16 @@ def plan(
     price: float,
 ) -> None:
     """Estimates hours, storage and cost of a job for 10^4 to 10^8 images, from a finished run of it on fewer."""
-    from raydapt import estimate
-    from raydapt.prediction import run_metrics, run_of_job
+    settings = _load(config, overrides)
+    from raydapt.run.finished import run_metrics
+    from raydapt.run.prediction import run_of_job
+    from raydapt.verbs import estimate as estimates
 
-    metrics = run_metrics(measured or run_of_job(_load(config, overrides)))
-    sizes = estimate.SIZES
-    lines = [line for n in sizes for line in estimate.estimate(metrics, n, actors=actors, price=price)]
-    click.echo(estimate.format_estimate(lines))
+    metrics = run_metrics(measured or run_of_job(settings))
+    lines = [line for n in estimates.SIZES for line in estimates.estimate(metrics, n, actors=actors, price=price)]
+    click.echo(estimates.format_estimate(lines))
     if other:
-        click.echo("\n" + estimate.format_check(estimate.check(metrics, run_metrics(other))))
+        click.echo("\n" + estimates.format_check(estimates.check(metrics, run_metrics(other))))
 
 
 @cli.command()
@@ -273,22 +292,12 @@ def plan(
 @_OVERRIDES
 def doctor(config: str | None, overrides: tuple[str, ...]) -> None:
     """Examines this machine: versions, GPU, vLLM, disk, Ray's token and dashboard, storage; exits 1 on a failure."""
-    from raydapt import doctor as doctor_
+    settings = _load(config, overrides)
+    from raydapt.verbs import doctor as doctor_
 
-    findings = doctor_.examine(_load(config, overrides))
+    findings = doctor_.examine(settings)
     click.echo(doctor_.format_findings(findings))
     sys.exit(1 if any(finding.state == "failure" for finding in findings) else 0)
-
-
-@cli.command()
-@click.argument("config")
-@_OVERRIDES
-def pretrain(config: str, overrides: tuple[str, ...]) -> None:
-    """Trains an embedded miniature model again: jobs/zoo/clip.yaml, diffusion.yaml or captioner.yaml there."""
-    from raydapt.zoo import captioner_pretraining, clip_pretraining, diffusion_pretraining
-
-    others = {"captioner": captioner_pretraining.main, "diffusion": diffusion_pretraining.main}
-    sys.exit(others.get(Path(config).stem, clip_pretraining.main)([config, *overrides]))
 
 
 def main() -> None:
@@ -296,6 +305,9 @@ def main() -> None:
     # Ray and its dependencies warn about each other's versions: nothing that a user of raydapt could mend.
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    from raydapt.progress import log_to_console
+
+    log_to_console()
     try:
         cli()
     except UserError as error:
@@ -303,12 +315,14 @@ def main() -> None:
         sys.exit(2)
 
 
-def _load(config: str | None, overrides: tuple[str, ...]) -> Config:
-    from raydapt.config import load_config
+def _load(config: str | None, overrides: tuple[str, ...], recipe: str | None = None) -> Config:
+    """The settings of a command line; the source is looked up, so that a mistyped one is answered at once."""
+    from raydapt.data.sources import check_source
+    from raydapt.methods.configuration import load_job
 
-    if config is not None and "=" in config:
-        overrides, config = (config, *overrides), None
-    return load_config(config, overrides)
+    settings = load_job(config, overrides, recipe=recipe)
+    check_source(settings.data.source)
+    return settings
 
 
 def _announce(record: Run) -> None:

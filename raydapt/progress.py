@@ -1,18 +1,27 @@
-"""One line of progress: rate with units, percent, time left, failed rows."""
+"""Progress of long pieces of work by tqdm, in terminals and notebooks, and messages by logging.
 
+A terminal or notebook sees one moving line. Elsewhere, and under ``CI``, a single line is logged at the end. Messages
+and these lines go to the logger ``raydapt`` at level INFO; `log_to_console` shows them, as the command line does.
+"""
+
+import logging
 import os
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any, Literal, TextIO
 
+from tqdm.asyncio import tqdm_asyncio
+from tqdm.auto import tqdm
+
+_LOG = logging.getLogger("raydapt")
 _EVERY_S = 0.25
+_BAR = "{desc}: {percentage:3.0f} %|{bar}| {n_fmt}/{total_fmt} {unit}{postfix}"
+_WITHOUT_TOTAL = "{desc}: {n_fmt} {unit}{postfix}"
 
 
 class Progress:
-    """Tells how far a long piece of work is.
-
-    On a terminal one line is rewritten in place; elsewhere, and under ``CI``, a single line is written at the end.
+    """Tells how far a long piece of work is: rate, time left, failed rows.
 
     Attributes:
         total: Rows there are in all; None when nobody knows.
@@ -29,7 +38,7 @@ class Progress:
         show: bool | Literal["auto"] = "auto",
         done: int = 0,
         failed: int = 0,
-        stream: TextIO | None = None,
+        file: TextIO | None = None,
     ) -> None:
         """Starts the clock.
 
@@ -37,90 +46,115 @@ class Progress:
             title: What is being done, such as ``features``.
             total: Rows there are in all; None when nobody knows.
             unit: What a row is.
-            show: False is silent, True writes the moving line everywhere, ``auto`` on a terminal outside CI.
+            show: False is silent, True draws the moving line everywhere, ``auto`` on a terminal or in a notebook,
+                outside CI.
             done: Rows that an earlier session has done; they do not count for the rate.
             failed: Rows in error among them.
-            stream: Where to write; standard error by default.
+            file: Where a terminal's line goes; standard error by default.
         """
-        self._stream = sys.stderr if stream is None else stream
-        self._title, self.total, self._unit = title, total, unit
-        self._silent = show is False
-        quiet = not self._stream.isatty() or os.environ.get("CI", "") not in ("", "0", "false")
-        self._moving = show is True or (show == "auto" and not quiet)
+        file = sys.stderr if file is None else file
+        moving = show is True or (show == "auto" and _watched(file))
+        self._title, self._unit, self._logs = title, unit, show is not False and not moving
+        self.total, self.done, self.failed = total, done, failed
         self._start, self._before = time.monotonic(), done
-        self._last = -_EVERY_S
-        self.done, self.failed = done, failed
+        self._bar = tqdm(
+            desc=title,
+            total=total or None,
+            unit=unit,
+            initial=done,
+            file=file,
+            disable=not moving,
+            dynamic_ncols=True,
+            mininterval=_EVERY_S,
+            bar_format=_BAR if total else _WITHOUT_TOTAL,
+        )
 
-    def add(self, rows: int, failed: int = 0) -> None:
-        """Counts rows that have just been done, and those of them in error."""
+    def add(self, rows: int, failed: int = 0, *, rate: tuple[float, str] | None = None) -> None:
+        """Counts rows that have just been done.
+
+        Args:
+            rows: How many.
+            failed: Those of them that are in error.
+            rate: A number and its unit, per second, to show in place of rows per second.
+        """
         self.done += rows
         self.failed += failed
-        now = time.monotonic()
-        if self._moving and now - self._last >= _EVERY_S:
-            self._last = now
-            self._stream.write(f"\r\x1b[2K{self.line()}" if self._stream.isatty() else f"{self.line()}\n")
-            self._stream.flush()
+        self._bar.set_postfix_str(self._told(rate), refresh=False)
+        self._bar.update(rows)
 
-    def resume(self, done: int) -> None:
-        """Sets what was done before; it does not count for the rate."""
-        self.done = self._before = done
+    def close(self, *, rate: tuple[float, str] | None = None) -> None:
+        """Leaves the last line; see `add` for the rate."""
+        self._bar.set_postfix_str(self._told(rate), refresh=False)
+        self._bar.close()
+        if self._logs:
+            _LOG.info(self.line(rate))
 
-    def close(self) -> None:
-        """Writes the last line."""
-        if self._silent:
-            return
-        erase = "\r\x1b[2K" if self._moving and self._stream.isatty() else ""
-        self._stream.write(f"{erase}{self.line()}\n")
-        self._stream.flush()
+    def line(self, rate: tuple[float, str] | None = None) -> str:
+        """The line without a bar: ``features: 512/2000 images (26 %), 812 images/s, 00:02 left, 1 failed``."""
+        of_all = f"/{self.total} {self._unit} ({100 * self.done / self.total:.0f} %)" if self.total else ""
+        return ", ".join(filter(None, [f"{self._title}: {self.done}{of_all or ' ' + self._unit}", self._told(rate)]))
 
-    def line(self) -> str:
-        """The line as it stands, such as ``features: 512/2000 images (26 %), 812.4 images/s, 2 s left, 1 failed``."""
-        seconds = max(time.monotonic() - self._start, 1e-9)
-        rate = (self.done - self._before) / seconds
-        of_all = f"/{self.total} {self._unit} ({100 * self.done / max(self.total, 1):.0f} %)" if self.total else ""
-        words = [f"{self._title}: {self.done}{of_all or ' ' + self._unit}", f"{rate:.1f} {self._unit}/s"]
+    def _told(self, rate: tuple[float, str] | None) -> str:
+        """Rate, time left or taken, failed rows: as far as there is anything to tell."""
+        seconds, fresh = time.monotonic() - self._start, self.done - self._before
+        speed, unit = rate or (fresh / seconds if seconds > 0 else 0.0, self._unit)
+        words = [f"{_sensible(speed)} {unit}/s"] if speed > 0 else []
         if self.total and self.done >= self.total:
-            words.append(f"{_duration(seconds)} in all")
-        elif self.total and rate > 0:
-            words.append(f"{_duration((self.total - self.done) / rate)} left")
-        if self.failed:
-            words.append(f"{self.failed} failed")
-        return ", ".join(words)
-
-
-def _duration(seconds: float) -> str:
-    """Such as ``42 s``, ``3 min 05 s`` or ``2 h 07 min``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+            words.append(f"{tqdm.format_interval(seconds)} in all")
+        elif self.total and fresh > 0:
+            words.append(f"{tqdm.format_interval((self.total - self.done) * seconds / fresh)} left")
+        return ", ".join(words + ([f"{self.failed} failed"] if self.failed else []))
 
 
 class TrainingProgress:
     """The progress of a training, fed with the lines of its log."""
 
     def __init__(self, *, rounds: int, epochs: int, show: bool | Literal["auto"] = "auto") -> None:
-        """Counts epochs; a round that ends early is counted whole."""
-        self._progress = Progress("train", total=rounds * epochs, unit="epochs", show=show)
-        self._epochs, self._first = epochs, True
+        """Counts epochs; a round that ends early is counted whole. The rate is that of images."""
+        self._total, self._epochs, self._show = rounds * epochs, epochs, show
+        self._progress: Progress | None = None
+        self._images_per_s: list[float] = []
 
     def __call__(self, line: Mapping[str, Any]) -> None:
         """Takes one line of the log (see `raydapt.train.checkpoint.TrainState.lines`)."""
         done = int((line["round"] - 1) * self._epochs + line["epoch"])
-        if self._first:  # what an earlier session did has no part in the rate
-            self._progress.resume(done - 1)
-            self._first = False
-        self._progress.add(done - self._progress.done)
+        if self._progress is None:  # what an earlier session did has no part in the time left
+            self._progress = Progress("train", total=self._total, unit="epochs", show=self._show, done=done - 1)
+        self._images_per_s.append(float(line.get("images_per_s") or 0.0))
+        self._progress.add(done - self._progress.done, rate=self._rate())
 
     def close(self) -> None:
-        """Writes the last line, if anything was done; rounds that ended early count as whole."""
-        if not self._first:
-            self._progress.add((self._progress.total or 0) - self._progress.done)
-            self._progress.close()
+        """Leaves the last line, if anything was done; rounds that ended early count as whole."""
+        if self._progress is not None:
+            self._progress.add(self._total - self._progress.done, rate=self._rate())
+            self._progress.close(rate=self._rate())
+
+    def _rate(self) -> tuple[float, str]:
+        """The median over the log: the first lines are slow, and a line may be of two steps."""
+        return sorted(self._images_per_s)[len(self._images_per_s) // 2], "images"
 
 
-def say(sentence: str) -> None:
-    """Tells the user something, where progress goes."""
-    sys.stderr.write(sentence + "\n")
+class _Console(logging.Handler):
+    """Writes the message alone to standard error, above a bar that moves there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def log_to_console() -> None:
+    """Lets messages of the logger ``raydapt`` reach standard error; once is enough, twice does no harm."""
+    _LOG.setLevel(logging.INFO)
+    _LOG.propagate = False  # or a root handler of another package would say everything twice
+    if not any(isinstance(handler, _Console) for handler in _LOG.handlers):
+        _LOG.addHandler(_Console())
+
+
+def _watched(file: TextIO) -> bool:
+    """Whether somebody sees a line move: in a terminal or a notebook, and not in a CI job."""
+    notebook = tqdm is not tqdm_asyncio
+    return (notebook or file.isatty()) and os.environ.get("CI", "") in ("", "0", "false")
+
+
+def _sensible(rate: float) -> str:
+    """Whole from 10 on, below with two digits that count."""
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"

@@ -18,8 +18,8 @@ def _start_ray() -> None:
     """Starts the session's cluster where it does not run."""
     import ray
 
-    from raydapt.cluster import ensure_ray
-    from raydapt.config import RaySettings
+    from raydapt.cluster.joining import ensure_ray
+    from raydapt.settings.groups import RaySettings
 
     settings = RaySettings(address="local", cpus=4, progress=False)
     with warnings.catch_warnings():

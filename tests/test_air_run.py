@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from raydapt import pipeline
-from raydapt.config import Config, load_config
-from raydapt.prediction import evaluate_on
-from raydapt.sample_curve import sample_curve
-from raydapt.workspace import Run
+from raydapt.methods.configuration import load_config
+from raydapt.run import pipeline
+from raydapt.run.prediction import evaluate_on
+from raydapt.settings.config import Config
+from raydapt.store.run_record import Run
+from raydapt.verbs.sample_curve import sample_curve
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from raydapt import pipeline
-from raydapt.config import load_config
 from raydapt.errors import UserError
+from raydapt.methods.configuration import load_config
+from raydapt.run import pipeline
 from tests.data.images import png_header
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]

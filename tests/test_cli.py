@@ -43,8 +43,14 @@ def photos(tmp_path: Path) -> Path:
 
 def test_help_names_every_verb() -> None:
     text = call("--help").output
-    for verb in ("run", "features", "predict", "evaluate", "compare", "report", "demo", "pretrain"):
+    for verb in ("run", "features", "predict", "evaluate", "compare", "report", "demo", "estimate", "tune-report"):
         assert verb in text
+
+
+@pytest.mark.parametrize(("old", "new"), [("plan", "estimate"), ("study", "tune-report"), ("samples", "sample-curve")])
+def test_old_names_of_verbs_still_answer_but_are_not_shown(old: str, new: str) -> None:
+    assert call(old, "--help").output.split("\n", 1)[1] == call(new, "--help").output.split("\n", 1)[1]
+    assert f"  {old} " not in call("--help").output
 
 
 @pytest.mark.parametrize(
@@ -147,6 +153,20 @@ def test_what_is_no_run_is_one_sentence(tmp_path: Path, verb: str) -> None:
     assert "run" in sentence(verb, str(tmp_path))
 
 
+def test_the_demo_lays_its_settings_over_the_recipe_of_every_method() -> None:
+    from raydapt.methods.configuration import load_config
+    from raydapt.methods.table import METHODS
+    from raydapt.verbs.demo import demo_config
+
+    assert [demo_config(method).method for method in METHODS] == list(METHODS)
+    assert all(demo_config(method).data.source == "digits" for method in METHODS)
+    assert demo_config("grip").train.epochs == load_config(None, ["method=grip"]).train.epochs == 150
+    assert demo_config("fair").train.optimizer == "adamw"
+    assert demo_config("cpl").train.max_steps_per_round == 150
+    assert demo_config("cpl", ["train.max_steps_per_round=2"]).train.max_steps_per_round == 2
+    assert load_config(JOBS / "demo.yaml") == demo_config("cpl")
+
+
 @pytest.mark.slow
 def test_exit_codes_of_the_program() -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
@@ -161,3 +181,32 @@ def test_exit_codes_of_the_program() -> None:
     assert wrong.stderr.count("\n") == 1
     assert wrong.stderr.startswith("raydapt: ")
     assert program("no-such-verb").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "cpl", "no.such.key=1"], "Unknown setting 'no'"),
+        (["run", "cpl", "data.source=missing/"], "'missing/' does not exist"),
+        (["run", "missing.yaml"], "missing.yaml"),
+        (["run", "cp"], "did you mean 'cpl'"),
+        (["tune", "fair", "cpl.alpha=0.5"], "fair does not use cpl"),
+        (["features", "data.source=nowhere"], "neither a path nor a named set: check the path"),
+        (["caption", "euroset"], "did you mean 'eurosat'"),
+    ],
+)
+def test_a_mistake_is_answered_before_anything_heavy_is_imported(
+    tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    code = (
+        "import sys; from raydapt.cli import main; sys.argv = ['raydapt', *sys.argv[1:]]\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    status = stop.code\n"
+        "heavy = [name for name in ('torch', 'ray', 'transformers', 'diffusers', 'open_clip') if name in sys.modules]\n"
+        "print(status, heavy)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "2 []"
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1

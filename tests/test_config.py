@@ -1,24 +1,22 @@
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
-from raydapt.config import (
-    METHODS,
-    Config,
-    as_tree,
-    config_from_tree,
-    load_config,
-    merge_trees,
-    setting_names,
-)
 from raydapt.errors import UserError
+from raydapt.methods.configuration import all_setting_names, changed_settings, config_from_tree, load_config
+from raydapt.methods.cpl.settings import CplSettings
+from raydapt.methods.table import GROUPS, METHODS
+from raydapt.settings.config import Config
+from raydapt.settings.tree import as_tree, merge_trees
 
 JOBS = Path(__file__).parents[1] / "jobs"
 
 
 def test_defaults_need_no_file() -> None:
-    assert load_config() == Config()
+    assert load_config() == replace(Config(), own={"cpl": CplSettings()})
 
 
 def test_overrides_are_yaml_and_reach_into_groups() -> None:
@@ -86,7 +84,7 @@ def test_a_missing_file_is_one_sentence() -> None:
 
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text("# nothing\n")
-    assert load_config(tmp_path / "job.yaml") == Config()
+    assert load_config(tmp_path / "job.yaml") == load_config()
 
 
 def test_merging_keeps_what_the_upper_tree_does_not_name() -> None:
@@ -100,15 +98,59 @@ def test_every_job_file_is_valid(path: Path) -> None:
     load_config(path)
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["fair.crops=99"], ["fair.crops", "cpl does not use fair.*"]),
+        (["method=wca", "cpl.alpha=0.5"], ["cpl.alpha", "wca does not use cpl.*", "fair"]),
+        (["method=zero_shot", "coreg.student=mini"], ["coreg.student", "no settings of its own"]),
+        (["method=air", "air.base=grip", "cpl.alpha=0.5"], ["cpl.alpha", "air and grip"]),
+        (["method=air", "air.base=coreg"], ["air.base='coreg'"]),
+        (["own.cpl=1"], ["'own'"]),
+        (["cpl=5"], ["'cpl'", "group"]),
+    ],
+)
+def test_a_setting_of_another_method_is_refused(given: list[str], words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(None, given)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_without_a_job_file_takes_its_own_recipe(method: str) -> None:
+    config = load_config(None, [f"method={method}"])
+    assert config == load_config(JOBS / f"{method}.yaml")
+    assert config_from_tree(as_tree(config)) == config
+    rates = {"fair": ("adamw", 1e-4), "latteclip": ("adamw_clip", 1e-7), "fpl": ("sgd", 0.1), "coreg": ("sgd", 0.05)}
+    if method in rates:
+        assert (config.train.optimizer, config.train.learning_rate) == rates[method]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_short_job_file_means_the_same(method: str, tmp_path: Path) -> None:
+    config = load_config(None, [f"method={method}", "train.learning_rate=0.02", "seed=4"])
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(changed_settings(config)))
+    assert load_config(tmp_path / "job.yaml") == config
+
+
+def test_settings_of_an_earlier_run_hold_every_group() -> None:
+    """Run folders of earlier releases name the settings of all methods."""
+    tree = as_tree(Config()) | {name: as_tree(kind()) for name, kind in GROUPS.items()} | {"method": "wca"}
+    assert set(config_from_tree(tree, of_a_run=True).own) == {"fair"}
+    with pytest.raises(UserError, match="wca does not use"):
+        config_from_tree(tree)
+
+
 def test_every_method_has_a_job_file() -> None:
     assert {load_config(JOBS / f"{method}.yaml").method for method in METHODS} == set(METHODS)
 
 
 def test_the_settings_are_these() -> None:
     """A new setting has to earn its place: add it here and in the README."""
-    groups = sorted({name.split(".")[0] for name in setting_names(Config) if "." in name})
-    expected = (
-        "air caption coreg cpl data describe fair features fpl grip latteclip lora model ray synthesis train tune"
-    )
-    assert " ".join(groups) == expected
-    assert len(list(setting_names(Config))) == 205
+    names = all_setting_names(Config())
+    groups = sorted({name.split(".")[0] for name in names if "." in name})
+    methods = "air coreg cpl fair fpl grip latteclip transduct"
+    shared = "caption data describe features lora model ray synthesis train tune"
+    assert groups == sorted([*methods.split(), *shared.split()])
+    assert len(names) == len(set(names))

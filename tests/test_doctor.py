@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from raydapt import doctor
-from raydapt.config import Config
-from raydapt.doctor import Finding, examine, format_findings
+from raydapt.settings.config import Config
+from raydapt.verbs import doctor
+from raydapt.verbs.doctor import Finding, examine, format_findings
 
 
 def named(findings: list[Finding], name: str) -> Finding:

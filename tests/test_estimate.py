@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from raydapt.errors import UserError
-from raydapt.estimate import ASSUMPTIONS, check, estimate, format_check, format_estimate
+from raydapt.verbs.estimate import ASSUMPTIONS, check, estimate, format_check, format_estimate
 
 
 def metrics(rows: int, *, seconds: float, train_s: float = 100.0, capped: bool = True) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from raydapt.evaluation import evaluate, harmonic_mean, pseudo_label_accuracy
+from raydapt.run.accuracy import evaluate, harmonic_mean, pseudo_label_accuracy
 
 
 def naive_share(pairs):

@@ -8,16 +8,18 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from raydapt.config import Config, DataSettings, ModelSettings, as_tree
-from raydapt.config_coreg import CoregSettings
-from raydapt.deployment import deployed, size_and_speed
 from raydapt.errors import UserError
-from raydapt.export import export, to_onnx
-from raydapt.methods.build import build_method
+from raydapt.methods.coreg.settings import CoregSettings
+from raydapt.methods.deployed import deployed_clip
+from raydapt.methods.table import spec_of
 from raydapt.models.clip import load_clip
+from raydapt.models.deployed import size_and_speed
+from raydapt.settings.groups import DataSettings, ModelSettings
+from raydapt.settings.tree import as_tree
+from raydapt.store.run_record import Run
 from raydapt.train.checkpoint import TrainState, to_bytes
-from raydapt.workspace import Run
-from tests.methods.cases import CLASSES
+from raydapt.verbs.export import export, to_onnx
+from tests.methods.cases import CLASSES, build_method, config_of
 from tests.methods.coreg_cases import coreg_images, coreg_method
 from tests.models.tiny import pixels, tiny_clip
 
@@ -29,25 +31,35 @@ def clip():
 
 def settings_of(**kwargs):
     data = DataSettings(class_names=list(CLASSES.names), templates=list(CLASSES.templates))
-    return Config(data=data, coreg=CoregSettings(student="mini", image_size_px=16), **kwargs)
+    coreg = CoregSettings(student="mini", image_size_px=16)
+    return config_of(kwargs.pop("method"), {"coreg": coreg}, data=data, **kwargs)
 
 
 @pytest.mark.parametrize(
     ("method", "prompt"),
-    [("zero_shot", "text"), ("ensemble", "text"), ("cpl", "text"), ("cpl", "visual"), ("cpl", "both")],
+    [
+        ("zero_shot", "text"),
+        ("transduct", "text"),
+        ("ensemble", "text"),
+        ("cpl", "text"),
+        ("cpl", "visual"),
+        ("cpl", "both"),
+    ],
 )
 def test_a_clip_run_is_deployed_as_image_tower_and_class_embeddings(clip, method, prompt):
     model = ModelSettings(prompt=prompt, text_prompt_tokens=4, visual_prompt_tokens=4)
     built = build_method(settings_of(method=method, model=model), clip, CLASSES).eval()
     pixel = pixels(5)
     with torch.no_grad():
-        read = pixel if built.reads == "pixels" else clip.encode_image(pixel)
-        torch.testing.assert_close(deployed(built, clip)(pixel), built.logits(read), rtol=1e-3, atol=1e-3)
+        read = pixel if built.input_kind == "pixels" else clip.encode_image(pixel)
+        torch.testing.assert_close(
+            spec_of(method).deployable(built, clip)(pixel), built.logits(read), rtol=1e-3, atol=1e-3
+        )
 
 
 def test_both_students_are_deployed_without_projectors():
     method = coreg_method(coreg_images()).eval()
-    model = deployed(method, None)
+    model = spec_of("coreg").deployable(method, None)
     pixel = coreg_images().pixels.pixel_R3SS
     torch.testing.assert_close(model(pixel), method.logits(pixel))
     assert not [name for name in model.state_dict() if "projector" in name]
@@ -58,20 +70,20 @@ def test_both_students_are_deployed_without_projectors():
 
 def test_what_is_no_linear_classifier_is_refused_in_one_sentence(clip):
     class Crooked(torch.nn.Module):
-        reads = "features"
+        input_kind = "features"
 
         def logits(self, feature_BD):
             return F.relu(feature_BD)
 
     with pytest.raises(UserError, match="Crooked is more than"):
-        deployed(Crooked(), clip)
+        deployed_clip(Crooked(), clip)
 
 
 @pytest.mark.slow
 def test_a_visual_prompt_survives_onnx(clip):
     model = ModelSettings(prompt="visual", visual_prompt_tokens=4)
     method = build_method(settings_of(method="cpl", model=model), clip, CLASSES).eval()
-    data, difference = to_onnx(deployed(method, clip), clip.image_spec.size_px)
+    data, difference = to_onnx(spec_of("cpl").deployable(method, clip), clip.image_spec.size_px)
     assert len(data) > 1000
     assert difference < 1e-3
 

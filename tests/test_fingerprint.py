@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from raydapt.fingerprint import files_digest
+from raydapt.store.fingerprint import files_digest
 
 
 def test_files_are_read_once_and_again_when_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

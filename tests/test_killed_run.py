@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from raydapt import pipeline
-from raydapt.config import load_config
+from raydapt.methods.configuration import load_config
+from raydapt.run import pipeline
 
 ROOT = Path(__file__).parents[1]
 WAIT_S = 240

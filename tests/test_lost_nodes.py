@@ -19,22 +19,22 @@ import pytest
 import torch
 from ray.cluster_utils import Cluster
 
-from raydapt.cluster import ensure_ray
-from raydapt.config import DataSettings, RaySettings, StageSettings, SynthesisSettings, TrainSettings
+from raydapt.cluster.joining import ensure_ray
 from raydapt.data.sources import Source, resolve_source
 from raydapt.errors import UserError
 from raydapt.models.clip import clip_identity, load_clip
+from raydapt.settings.groups import DataSettings, RaySettings, StageSettings, SynthesisSettings, TrainSettings
 from raydapt.stages import features, synthesis
 from raydapt.stages.context import ActorPlan
 from raydapt.stages.features import Encoder, features_stage
 from raydapt.stages.reading import read_and_decode
-from raydapt.stages.run import MODEL_S, PART, PART_ROWS, StageResult, whole_parts
+from raydapt.stages.run import MODEL_S, PART, PART_ROWS, whole_parts
 from raydapt.stages.synthesis import Synthesizer
-from raydapt.storage import Folder
+from raydapt.store.artefact import Artefact, Shard, StageResult, Store
+from raydapt.store.folder import Folder
 from raydapt.train.checkpoint import Checkpoints, TrainState
-from raydapt.train.loop import Log, Place, fit
+from raydapt.train.loop import Log, WorkerContext, fit
 from raydapt.train.ray_train import train_on_workers
-from raydapt.workspace import Artefact, Shard, Store
 from tests.models.tiny_diffusion import save_tiny_pipeline
 from tests.stages.images import write_images
 from tests.stages.test_synthesis import SAMPLING, job_of, made_without_ray
@@ -234,7 +234,7 @@ class TrainSlowToy:
     def __init__(self, settings: TrainSettings, notes: Path | None = None) -> None:
         self.settings, self.notes = settings, notes
 
-    def __call__(self, place: Place, checkpoints: Checkpoints, log: Log) -> TrainState:
+    def __call__(self, place: WorkerContext, checkpoints: Checkpoints, log: Log) -> TrainState:
         def note(line: Any) -> None:
             if self.notes is not None:
                 with (self.notes / f"{place.rank}").open("a") as file:
@@ -254,7 +254,9 @@ def test_training_survives_the_loss_of_a_node(nodes: Nodes, tmp_path: Path) -> N
         workers=2, cpus_per_worker=4, gpus_per_worker=0, epochs=6, learning_rate=0.1, warmup_epochs=1.0,
         checkpoint_every_s=0, max_failures=3,
     )  # fmt: skip
-    undisturbed = TrainSlowToy(settings)(Place(device=torch.device("cpu")), MemoryCheckpoints(), lambda line: None)
+    undisturbed = TrainSlowToy(settings)(
+        WorkerContext(device=torch.device("cpu")), MemoryCheckpoints(), lambda line: None
+    )
     lost: list[int] = []
 
     def lose_a_node_at_work() -> None:

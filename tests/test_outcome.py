@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from raydapt.methods.contract import PseudoLabels, SyntheticImages
-from raydapt.outcome import round_metrics, synthetic_metrics
+from raydapt.artefacts.synthetic_images import SyntheticImages
+from raydapt.methods.air.outcome import synthetic_metrics
+from raydapt.methods.contract import PseudoLabels
+from raydapt.run.evaluation import round_metrics
 
 
 def test_every_judge_is_measured_on_all_unlabelled_images_with_a_label():

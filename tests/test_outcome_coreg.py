@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from raydapt.methods.partial_labels import PartialLabels
-from raydapt.outcome_coreg import coreg_metrics
-from raydapt.report import write_report
-from raydapt.workspace import Run
+from raydapt.artefacts.partial_labels import PartialLabels
+from raydapt.methods.coreg.outcome import coreg_metrics
+from raydapt.run.reporting import write_run_report
+from raydapt.store.run_record import Run
 
 CANDIDATE_AC = torch.tensor([[1.0, 0, 1], [0, 1, 0], [1, 1, 1], [0, 0, 1], [1, 0, 0], [0, 1, 0]])
 PROBABILITY_AC = torch.tensor(
@@ -57,6 +57,15 @@ def test_without_labels_accuracies_are_null_and_the_rest_is_told():
     assert found["students"][0]["disagreement"] == 50.0
 
 
+def test_a_training_without_a_trace_of_the_students_has_a_report(tmp_path):
+    run = Run(str(tmp_path), "run")
+    run.make()
+    own = metrics(torch.tensor([0, 0, 2, -1, 0, 1])) | {"students": []}
+    top1 = {"top1": 50.0}
+    run.write_json("metrics.json", {"method": "coreg", "zero_shot": top1, "adapted": top1, "coreg": own, "classes": 3})
+    assert "Partial labels and students" in Path(write_run_report(run.folder)).read_text()
+
+
 @pytest.mark.parametrize("labelled", [True, False])
 def test_the_report_shows_annotation_students_and_deployment(tmp_path, labelled):
     run = Run(str(tmp_path), "run")
@@ -65,7 +74,7 @@ def test_the_report_shows_annotation_students_and_deployment(tmp_path, labelled)
     own["deployment"] = {"student": {"parameters": 414000, "bytes": 1656000, "images_per_s": 5000.0}}
     top1 = {"top1": 50.0 if labelled else None}
     run.write_json("metrics.json", {"method": "coreg", "zero_shot": top1, "adapted": top1, "coreg": own, "classes": 3})
-    page = Path(write_report(run.folder)).read_text()
+    page = Path(write_run_report(run.folder)).read_text()
     assert "Partial labels and students" in page
     assert "414,000" in page
     assert "1.66" in page

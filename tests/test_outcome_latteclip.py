@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from raydapt.outcome_latteclip import caption_metrics, latteclip_metrics, wordings_of
+from raydapt.methods.latteclip.outcome import caption_metrics, latteclip_metrics, wordings_of
 
 
 def test_epochs_tell_shares_and_movement_of_those_that_were_learned():

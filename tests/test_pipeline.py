@@ -8,9 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from raydapt import pipeline
-from raydapt.config import Config, load_config
 from raydapt.errors import UserError
+from raydapt.methods.configuration import load_config
+from raydapt.methods.table import GROUPS, setting_groups
+from raydapt.run import pipeline
+from raydapt.settings.config import Config
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -25,14 +27,17 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def job(places: list[str], *overrides: str) -> Config:
-    return load_config(None, [*places, *QUICK, *overrides])
+    method = next((item.partition("=")[2] for item in overrides if item.startswith("method=")), "cpl")
+    used = setting_groups(method, {})
+    quick = [item for item in QUICK if item.split(".")[0] not in GROUPS or item.split(".")[0] in used]
+    return load_config(None, [*places, *quick, *overrides])
 
 
 def metrics_of(run: object) -> dict:
     return json.loads(run.read_bytes("metrics.json"))
 
 
-@pytest.mark.parametrize("method", ["zero_shot", "ensemble", "wca", "fpl", "grip", "cpl", "fair"])
+@pytest.mark.parametrize("method", ["zero_shot", "ensemble", "wca", "fpl", "grip", "cpl", "fair", "transduct"])
 def test_every_method_goes_from_images_to_a_report(places: list[str], method: str) -> None:
     run = pipeline.run(job(places, f"method={method}"))
     metrics = metrics_of(run)
@@ -115,8 +120,8 @@ def test_the_plan_tells_what_is_there(places: list[str]) -> None:
 def test_shuffled_labels_give_the_same_weights_bit_for_bit(places: list[str], tmp_path: Path) -> None:
     import pyarrow as pa
 
-    from raydapt.config import DataSettings
     from raydapt.data.sources import read_part, resolve_source
+    from raydapt.settings.groups import DataSettings
 
     source = resolve_source("digits", rows_per_part=2000)
     table = read_part(source.parts[0], DataSettings())

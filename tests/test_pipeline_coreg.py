@@ -10,13 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from raydapt import pipeline, prediction
-from raydapt.config import DataSettings, load_config
+from raydapt.artefacts.partial_labels import load_partial_labels
 from raydapt.data.sources import read_part, resolve_source
 from raydapt.errors import UserError
-from raydapt.export import export
-from raydapt.plan import make_plan
-from raydapt.stages.annotate import load_partial_labels
+from raydapt.methods.configuration import load_config
+from raydapt.run import pipeline, prediction
+from raydapt.run.plan import make_plan
+from raydapt.settings.groups import DataSettings
+from raydapt.verbs.export import export
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 JOB = Path(__file__).parents[1] / "jobs" / "coreg.yaml"
@@ -110,7 +111,7 @@ def test_adapted_runs_vote_in_place_of_templates(tmp_path):
 def partial_labels_of(config):
     """The artefact of a job's partial labels."""
     plan = make_plan(config)
-    return plan.store.artefact_of(plan.partial_labels)
+    return plan.store.artefact_of(next(s.recipe for s in plan.artefacts if s.name == "partial_labels"))
 
 
 def test_a_run_that_was_given_labels_may_not_vote(tmp_path):

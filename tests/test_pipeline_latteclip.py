@@ -9,12 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from raydapt import pipeline, prediction
-from raydapt.config import load_config
 from raydapt.errors import UserError
-from raydapt.export import export
-from raydapt.plan import make_plan
-from raydapt.plan_latteclip import check_latteclip, latteclip_learns
+from raydapt.methods.configuration import load_config
+from raydapt.methods.latteclip.resolve import check_latteclip, latteclip_learns
+from raydapt.methods.latteclip.settings import LatteclipSettings
+from raydapt.methods.table import spec_of
+from raydapt.run import pipeline, prediction
+from raydapt.run.plan import make_plan
+from raydapt.verbs.export import export
 from tests.test_pipeline_coreg import digits_without_truth
 
 JOB = Path(__file__).parents[1] / "jobs" / "latteclip.yaml"
@@ -31,8 +33,9 @@ def job(*overrides):
 def write_captions(config):
     """Captions where a captioner would have left them, so that none is asked."""
     plan = make_plan(config)
-    assert [recipe.kind for recipe in plan.captions] == ["image_captions", "group_captions"]
-    for recipe in plan.captions:
+    recipes = [spec.recipe for spec in plan.artefacts if spec.kind in ("image_captions", "group_captions")]
+    assert [recipe.kind for recipe in recipes] == ["image_captions", "group_captions"]
+    for recipe in recipes:
         artefact = plan.store.artefact_of(recipe)
         texts = [HOSTILE[i % len(HOSTILE)] for i in range(240)]
         artefact.commit_part(0, pa.table({"caption": pa.array(texts, pa.string())}))
@@ -71,7 +74,6 @@ def test_a_run_is_reported_predicted_exported_and_blind_to_labels(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["data.paradigm=ssl"], "without any label; set it to ul"),
         ([f"latteclip.use_{kind}_caption=false" for kind in ("template", "image", "batch")], "leaves no text"),
         ([f"latteclip.use_{kind}_pseudolabel=false" for kind in ("finetune", "zeroshot")], "nothing to learn"),
     ],
@@ -82,5 +84,10 @@ def test_what_cannot_work_is_one_sentence(overrides, words):
 
 
 def test_the_plan_says_what_is_learned():
-    settings = job("latteclip.tune=ln", "latteclip.towers=image").latteclip
+    settings = job("latteclip.tune=ln", "latteclip.towers=image").of(LatteclipSettings)
     assert latteclip_learns(settings) == "LayerNorms of the image tower"
+
+
+def test_labels_that_could_not_be_used_are_refused() -> None:
+    with pytest.raises(UserError, match=r"data\.paradigm='ssl' is nothing that latteclip learns with: set it to ul"):
+        spec_of("latteclip").check_paradigm(job("data.paradigm=ssl"))

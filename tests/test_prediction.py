@@ -7,12 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raydapt import pipeline
-from raydapt.config import DataSettings, load_config
 from raydapt.data.sources import read_part, resolve_source
 from raydapt.errors import UserError
-from raydapt.prediction import evaluate_on, predict
-from raydapt.workspace import Run
+from raydapt.methods.configuration import load_config
+from raydapt.run import pipeline
+from raydapt.run.prediction import evaluate_on, predict
+from raydapt.settings.groups import DataSettings
+from raydapt.store.run_record import Run
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -78,8 +79,11 @@ def test_a_learned_prompt_carries_over_to_another_class_list(adapted: Run, other
 
 
 def test_what_belongs_to_the_run_cannot_be_changed(adapted: Run) -> None:
-    with pytest.raises(UserError, match="belong to the run"):
+    with pytest.raises(UserError, match="belongs to the run"):
         predict(adapted.path, ["model.prompt=visual"])
+    for setting in ("fpl.shots=4", "train.epochs=9", "seed=3", "method=cpl"):
+        with pytest.raises(UserError, match=setting.split("=")[0]):
+            predict(adapted.path, [setting])
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

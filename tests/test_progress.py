@@ -1,13 +1,25 @@
 import io
+import logging
+import subprocess
+import sys
 
 import pytest
 
-from raydapt.progress import Progress
+from raydapt.progress import Progress, TrainingProgress
 
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+class Kept(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
 
 
 @pytest.fixture(autouse=True)
@@ -18,55 +30,105 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
+@pytest.fixture
+def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    logger, handler = logging.getLogger("raydapt"), Kept()
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    monkeypatch.setattr(logger, "handlers", [handler])
+    monkeypatch.setattr(logger, "propagate", False)
+    return handler.lines
+
+
 def test_line_tells_rate_percent_time_left_and_failed(clock: list[float]) -> None:
-    progress = Progress("features", total=2000, done=500, failed=1, stream=io.StringIO())
+    progress = Progress("features", total=2000, done=500, failed=1, show=False)
+    assert progress.line() == "features: 500/2000 images (25 %), 1 failed"
     clock[0] += 2
     progress.add(500, failed=2)
-    assert progress.line() == "features: 1000/2000 images (50 %), 250.0 images/s, 4 s left, 3 failed"
+    assert progress.line() == "features: 1000/2000 images (50 %), 250 images/s, 00:04 left, 3 failed"
     clock[0] += 3600
     progress.add(1000)
-    assert progress.line() == "features: 2000/2000 images (100 %), 0.4 images/s, 1 h 00 min in all, 3 failed"
+    assert progress.line() == "features: 2000/2000 images (100 %), 0.42 images/s, 1:00:02 in all, 3 failed"
 
 
-def test_line_without_a_total(clock: list[float]) -> None:
-    progress = Progress("captions", total=None, unit="captions", stream=io.StringIO())
+@pytest.mark.parametrize(("rows", "words"), [(2, "0.5"), (37, "9.2"), (400, "100"), (50_000, "12,500")])
+def test_rates_have_the_digits_that_count(clock: list[float], rows: int, words: str) -> None:
+    progress = Progress("captions", total=None, unit="captions", show=False)
     clock[0] += 4
-    progress.add(2)
-    assert progress.line() == "captions: 2 captions, 0.5 captions/s"
+    progress.add(rows)
+    assert progress.line() == f"captions: {rows} captions, {words} captions/s"
 
 
-def test_terminal_sees_one_moving_line(clock: list[float]) -> None:
+def test_terminal_sees_one_moving_line(clock: list[float], logged: list[str]) -> None:
     stream = Terminal()
-    progress = Progress("features", total=4, stream=stream)
+    progress = Progress("features", total=4, failed=1, file=stream)
     for _ in range(4):
         clock[0] += 0.1
         progress.add(1)
     progress.close()
     text = stream.getvalue()
-    assert text.count("\r") == 3  # at 0.1 s, at 0.4 s, and the last one
     assert text.count("\n") == 1
-    assert text.endswith("4/4 images (100 %), 10.0 images/s, 0 s in all\n")
+    last = text.split("\r")[-1].rstrip()
+    assert last.startswith("features: 100 %|")
+    assert last.endswith("| 4/4 images, 10 images/s, 00:00 in all, 1 failed")
+    assert logged == []
 
 
 @pytest.mark.parametrize(
-    ("terminal", "ci", "show", "lines"),
+    ("terminal", "ci", "show", "moves", "lines"),
     [
-        (False, "", "auto", 1),
-        (True, "1", "auto", 1),
-        (True, "", False, 0),
-        (False, "", False, 0),
-        (False, "1", True, 3),
+        (False, "", "auto", False, 1),
+        (True, "1", "auto", False, 1),
+        (True, "", "auto", True, 0),
+        (True, "", False, False, 0),
+        (False, "", False, False, 0),
+        (False, "1", True, True, 0),
     ],
 )
 def test_quiet_where_nobody_watches(
-    clock: list[float], monkeypatch: pytest.MonkeyPatch, terminal: bool, ci: str, show: bool, lines: int
+    clock: list[float],
+    logged: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    terminal: bool,
+    ci: str,
+    show: bool,
+    moves: bool,
+    lines: int,
 ) -> None:
     monkeypatch.setenv("CI", ci)
     stream = Terminal() if terminal else io.StringIO()
-    progress = Progress("features", total=2, show=show, stream=stream)
+    progress = Progress("features", total=2, show=show, file=stream)
     for _ in range(2):
         clock[0] += 1
         progress.add(1)
     progress.close()
-    assert stream.getvalue().count("\n") == lines
-    assert "\r" not in stream.getvalue()
+    assert ("\r" in stream.getvalue()) == moves
+    assert moves or stream.getvalue() == ""
+    assert logged == ["features: 2/2 images (100 %), 1 images/s, 00:02 in all"][:lines]
+
+
+def test_training_tells_images_a_second_whatever_the_epochs(clock: list[float], logged: list[str]) -> None:
+    progress = TrainingProgress(rounds=2, epochs=4)
+    progress.close()
+    assert logged == []  # nothing was learned
+    for epoch, rate in ((3, 12.0), (4, 94.2)):  # epochs 1 and 2 are an earlier session's
+        clock[0] += 0.01
+        progress({"round": 1, "epoch": epoch, "images_per_s": rate})
+    progress.close()  # the second round was not needed
+    assert logged == ["train: 8/8 epochs (100 %), 94 images/s, 00:00 in all"]
+
+
+def test_messages_reach_the_console_once() -> None:
+    code = (
+        "import logging, raydapt.progress as p; p.log_to_console(); p.log_to_console();"
+        "logging.basicConfig(); logging.getLogger('raydapt.run.pipeline').info('done already {} %s');"
+        "q = p.Progress('features', total=1); q.add(1); q.close()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, second, *rest = done.stderr.splitlines()
+    assert (first, rest, done.stdout) == ("done already {} %s", [], "")
+    assert second.startswith("features: 1/1 images (100 %)")
+
+
+def test_without_the_command_line_messages_are_the_callers_to_show(logged: list[str]) -> None:
+    logging.getLogger("raydapt.tune.sweep").info("tune: 3 trials")
+    assert logged == ["tune: 3 trials"]

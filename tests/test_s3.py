@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
-from raydapt import pipeline
-from raydapt.cluster import ensure_ray
-from raydapt.config import RaySettings, load_config
+from raydapt.cluster.joining import ensure_ray
 from raydapt.errors import UserError
-from raydapt.storage import Folder
+from raydapt.methods.configuration import load_config
+from raydapt.run import pipeline
+from raydapt.settings.groups import RaySettings
+from raydapt.store.folder import Folder
+from raydapt.store.run_record import Run
 from raydapt.train.job import CHECKPOINT
-from raydapt.workspace import Run
 
 pytest.importorskip("s3fs")
 BUCKET = "raydapt-test"

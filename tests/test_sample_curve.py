@@ -4,11 +4,14 @@ import json
 
 import pytest
 
-from raydapt import pipeline, sample_curve
-from raydapt.config import Config, config_from_tree
 from raydapt.errors import UserError
-from raydapt.methods.build import has_a_part
-from raydapt.workspace import Run
+from raydapt.methods.air.settings import AirSettings
+from raydapt.methods.air.spec import has_a_part
+from raydapt.methods.configuration import config_from_tree
+from raydapt.run import pipeline
+from raydapt.settings.config import Config
+from raydapt.store.run_record import Run
+from raydapt.verbs import sample_curve
 
 
 @pytest.fixture
@@ -18,7 +21,7 @@ def asked(monkeypatch, tmp_path):
 
     def run(config):
         configs.append(config)
-        count = config.synthesis.samples_per_class if has_a_part(config.air) else 0
+        count = config.synthesis.samples_per_class if has_a_part(config.own["air"]) else 0
         record = Run(config.runs, f"run-{count}")
         metrics = {
             "paradigm": "ul",
@@ -41,7 +44,7 @@ def job(tmp_path, **settings):
 def test_the_largest_count_is_made_first_and_points_come_in_order(asked, tmp_path):
     record, points = sample_curve.sample_curve(job(tmp_path), [5, 0, 20])
     assert [c.synthesis.samples_per_class for c in asked[:2]] == [20, 5]
-    assert not has_a_part(asked[2].air)
+    assert not has_a_part(asked[2].of(AirSettings))
     assert [point["samples_per_class"] for point in points] == [0, 5, 20]
     assert [point["adapted"] for point in points] == [30.0, 35.0, 50.0]
     assert json.loads(record.read_bytes("curve.json")) == points
@@ -51,7 +54,11 @@ def test_the_largest_count_is_made_first_and_points_come_in_order(asked, tmp_pat
 
 def test_everything_but_the_count_is_as_in_the_job(asked, tmp_path):
     sample_curve.sample_curve(job(tmp_path, name="curve", air={"nearest": 3}), [10])
-    assert (asked[0].name, asked[0].air.nearest, asked[0].synthesis.samples_per_class) == ("curve-10", 3, 10)
+    assert (asked[0].name, asked[0].of(AirSettings).nearest, asked[0].synthesis.samples_per_class) == (
+        "curve-10",
+        3,
+        10,
+    )
 
 
 @pytest.mark.parametrize(("settings", "counts"), [({"method": "cpl"}, [5]), ({}, []), ({}, [5, -1])])

@@ -20,10 +20,12 @@ from typing import Any
 import psutil
 import pytest
 
-from raydapt import cluster, pipeline, submission
-from raydapt.config import load_config
+from raydapt.cluster import joining as cluster
 from raydapt.errors import UserError
-from raydapt.submission import EXCLUDES, connect, prepare, submission_id
+from raydapt.methods.configuration import load_config
+from raydapt.run import pipeline
+from raydapt.verbs import submit as submission
+from raydapt.verbs.submit import EXCLUDES, connect, prepare, submission_id
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["data.limit=200", "train.max_steps_per_round=3", "cpl.rounds=1", "ray.progress=false"]
@@ -59,9 +61,23 @@ def test_what_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     assert line.endswith(f"-- {sent.entrypoint}")
 
 
+def test_a_method_or_settings_alone_need_no_job_file(tmp_path: Path) -> None:
+    sent = prepare("fpl", ["data.source=s3://bucket/photos"], working_dir=str(tmp_path))
+    assert sent.entrypoint == "python -m raydapt.cli run fpl data.source=s3://bucket/photos ray.address=auto"
+    assert sent.working_dir == str(tmp_path)
+    assert sent.submission_id.startswith("raydapt-fpl-")
+    same = prepare("data.source=s3://bucket/photos", ["method=fpl"], working_dir=str(tmp_path))
+    assert same.entrypoint.endswith("run data.source=s3://bucket/photos method=fpl ray.address=auto")
+    assert same.submission_id == sent.submission_id
+    sweep = prepare("fpl", [], verb="tune", working_dir=str(tmp_path))
+    assert sweep.submission_id != prepare("fpl", [], working_dir=str(tmp_path)).submission_id
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        ({"job": "cpll", "overrides": []}, ["'cpll'", "did you mean 'cpl'?"]),
+        ({"job": "cpl", "overrides": [], "working_dir": "no/such"}, ["--working-dir='no/such'", "no folder"]),
         ({"job": "jobs/cpl.yaml", "overrides": [], "variables": ["HF_TOKEN"]}, ["HF_TOKEN", "secret"]),
         ({"job": "jobs/cpl.yaml", "overrides": ["seeed=1"]}, ["seeed"]),
         ({"job": "jobs/none.yaml", "overrides": []}, ["none.yaml"]),

@@ -8,17 +8,21 @@ import pyarrow as pa
 import pytest
 import torch
 
-from raydapt.config import StageSettings, load_config
-from raydapt.data.sources import read_parts
+from raydapt.artefacts.features import load_features, load_labels
+from raydapt.artefacts.synthesis import SynthesisPlan, plan_synthesis
 from raydapt.errors import UserError
+from raydapt.methods.air.specs import synthetic_specs
+from raydapt.methods.configuration import load_config
 from raydapt.models.diffusion_lora import adapter_weights, add_adapters, lora_bytes
-from raydapt.plan import Plan, make_plan
+from raydapt.run.plan import Plan, make_plan
+from raydapt.settings.config import Config
+from raydapt.settings.groups import StageSettings
 from raydapt.stages.context import ActorPlan
-from raydapt.stages.features import Encoder, load_features, load_labels
+from raydapt.stages.features import Encoder
 from raydapt.stages.reading import read_and_decode
 from raydapt.stages.run import MODEL_S, PART, PART_ROWS, whole_parts
-from raydapt.synthesis import choose_images, make_lora, pixels_of_rows, plan_synthesis
-from raydapt.workspace import Artefact
+from raydapt.stages.synthetic import choose_images, make_lora
+from raydapt.store.artefact import Artefact, StageResult
 from tests.models.tiny_diffusion import save_tiny_pipeline, tiny_pipeline
 
 
@@ -50,14 +54,17 @@ def features(plan: Plan) -> Artefact:
     return artefact
 
 
-def resolved(plan: Plan, *overrides: str) -> object:
+def synthesis_of(plan: Plan, config: Config) -> SynthesisPlan:
+    return plan_synthesis(config.synthesis, config.lora, config.data, plan.classes, plan.features)
+
+
+def resolved(plan: Plan, *overrides: str) -> SynthesisPlan:
     config = load_config(None, [f"synthesis.pipeline={plan.config.synthesis.pipeline}", *overrides])
-    config = dataclasses.replace(config, data=plan.config.data)
-    return plan_synthesis(config, plan.classes, plan.features)
+    return synthesis_of(plan, dataclasses.replace(config, data=plan.config.data))
 
 
 def test_settings_resolve_and_name_the_images(plan: Plan) -> None:
-    wanted = plan_synthesis(plan.config, plan.classes, plan.features)
+    wanted = synthesis_of(plan, plan.config)
     assert wanted.job.template == plan.classes.templates[0]
     assert wanted.job.sampling.size_px == 16
     assert wanted.lora is not None
@@ -66,17 +73,15 @@ def test_settings_resolve_and_name_the_images(plan: Plan) -> None:
     more = dataclasses.replace(
         plan.config, synthesis=dataclasses.replace(plan.config.synthesis, samples_per_class=300, actors=1)
     )
-    assert plan_synthesis(more, plan.classes, plan.features).job.recipe.fingerprint == wanted.job.recipe.fingerprint
-    without = plan_synthesis(
-        dataclasses.replace(plan.config, lora=dataclasses.replace(plan.config.lora, enabled=False)),
-        plan.classes,
-        plan.features,
+    assert synthesis_of(plan, more).job.recipe.fingerprint == wanted.job.recipe.fingerprint
+    without = synthesis_of(
+        plan, dataclasses.replace(plan.config, lora=dataclasses.replace(plan.config.lora, enabled=False))
     )
     assert without.lora is None
     assert without.job.recipe.fingerprint != wanted.job.recipe.fingerprint
 
 
-def test_mistakes_are_one_sentence(plan: Plan, features: Artefact, tmp_path: Path) -> None:
+def test_mistakes_are_one_sentence(plan: Plan, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"synthesis\.template='a photo'"):
         resolved(plan, "synthesis.template=a photo")
     with pytest.raises(UserError, match=r"synthesis\.pipeline='\./nowhere'"):
@@ -86,11 +91,6 @@ def test_mistakes_are_one_sentence(plan: Plan, features: Artefact, tmp_path: Pat
     for mistake in ("synthesis.samples_per_class=-1", "lora.images_per_class=0", "synthesis.steps=0"):
         with pytest.raises(UserError, match=mistake.split("=")[0].replace(".", r"\.") + "=.*greater than"):
             load_config(None, [mistake])
-    off = dataclasses.replace(
-        plan, config=dataclasses.replace(plan.config, lora=load_config(None, ["lora.enabled=false"]).lora)
-    )
-    with pytest.raises(UserError, match=r"lora\.enabled=false"):
-        make_lora(off, features)
 
 
 def test_given_weights_are_used_as_they_are(plan: Plan, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_given_weights_are_used_as_they_are(plan: Plan, tmp_path: Path) -> None:
     (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(data)
     config = load_config(None, [f"synthesis.lora={tmp_path}", f"synthesis.pipeline={plan.config.synthesis.pipeline}"])
     config = dataclasses.replace(config, data=plan.config.data)
-    wanted = plan_synthesis(config, plan.classes, plan.features)
+    wanted = synthesis_of(plan, config)
     assert (wanted.lora, wanted.job.lora) == (None, data)
 
 
@@ -117,18 +117,15 @@ def test_the_surest_images_of_the_training_split_teach(plan: Plan, features: Art
     assert sum(right) / len(right) > 0.8
 
 
-def test_pixels_are_those_of_the_rows(plan: Plan) -> None:
-    pixels = pixels_of_rows(plan, [3, 100], 16)
-    assert set(pixels) == {3, 100}
-    assert pixels[3].shape == (3, 16, 16)
-    alone = pixels_of_rows(plan, [100], 16)
-    assert (alone[100] == pixels[100]).all()
-    assert not (pixels[3] == pixels[100]).all()
-    assert sum(table.num_rows for _, table in read_parts(plan.source.parts, plan.config.data)) == 120
-
-
 def test_the_lora_is_made_once(plan: Plan, features: Artefact) -> None:
-    first = make_lora(plan, features)
+    made = {"features": StageResult(artefact=features, reused=True)}
+    specs = synthetic_specs(plan.config, plan.facts, samples=3, pixels=False)
+    assert [(spec.name, spec.step) for spec in specs] == [
+        ("lora", True),
+        ("synthetic", False),
+        ("synthetic_features", False),
+    ]
+    first = make_lora(plan, specs[0], made)
     assert not first.reused
     assert first.artefact.manifest.stats["steps"] == 3
-    assert make_lora(plan, features).reused
+    assert make_lora(plan, specs[0], made).reused

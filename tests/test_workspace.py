@@ -16,9 +16,11 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow.fs import LocalFileSystem
 
 from raydapt.errors import UserError
-from raydapt.fingerprint import Recipe, canonical_json, fingerprint
-from raydapt.storage import Folder
-from raydapt.workspace import Artefact, Run, Store, environment, run_name, versions
+from raydapt.store.artefact import Artefact, Store
+from raydapt.store.environment import environment, versions
+from raydapt.store.fingerprint import Recipe, canonical_json, fingerprint
+from raydapt.store.folder import Folder
+from raydapt.store.run_record import Run, run_name
 
 RECIPE = Recipe(kind="features", settings={"limit": None, "px": 32}, inputs=("source",), weights="mini@1")
 
@@ -39,7 +41,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         return Store(str(tmp_path / "store"))
     if request.param == "pyarrow":  # as for s3:// where s3fs is not installed
         wrapped = ArrowFSWrapper(LocalFileSystem())
-        monkeypatch.setattr("raydapt.storage._open", lambda url: (wrapped, url))
+        monkeypatch.setattr("raydapt.store.folder._open", lambda url: (wrapped, url))
         return Store(str(tmp_path / "store"))
     return Store(f"memory://{tmp_path.name}/store")
 
@@ -172,7 +174,7 @@ def test_full_disk_leaves_no_partial_commit(tmp_path: Path, monkeypatch: pytest.
     def refuse(handle: int) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("raydapt.storage.os.fsync", refuse)
+    monkeypatch.setattr("raydapt.store.folder.os.fsync", refuse)
     with pytest.raises(UserError, match=os.strerror(code)) as caught:
         artefact.commit_part(1, table_of(1))
     assert "store=" in str(caught.value)
@@ -246,15 +248,15 @@ def test_what_ray_train_is_given_leads_to_the_same_files(tmp_path: Path) -> None
 WRITER = """
 import os, signal, sys
 import pyarrow as pa
-import raydapt.storage
-from raydapt.workspace import Store
+import raydapt.store.folder
+from raydapt.store.artefact import Store
 from tests.test_workspace import RECIPE, table_of
 artefact = Store(sys.argv[1]).artefact_of(RECIPE)
 def die(handle):
     os.kill(os.getpid(), signal.SIGKILL)
 with artefact.lock():
     artefact.commit_part(0, table_of(0))
-    raydapt.storage.os.fsync = die
+    raydapt.store.folder.os.fsync = die
     artefact.commit_part(1, table_of(1))
 """
 

@@ -1,6 +1,5 @@
 """The classes of a run: the names that stand in prompts, the labels that images carry, the prompt wordings."""
 
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from raydapt.config import DataSettings
-from raydapt.data.named_sets import NamedSet, default_templates, named_set
+from raydapt.data import webdataset
+from raydapt.data.named_sets import NamedSet, default_templates, named_set, set_of_names
 from raydapt.data.sources import Source, read_label_names
+from raydapt.data.spelling import loose, normal, position, prompt_name, same_name
 from raydapt.errors import UserError
+from raydapt.settings.groups import DataSettings
 
 MAX_NAME_CHARACTERS = 200
 MAX_TEMPLATE_CHARACTERS = 1000
@@ -33,21 +34,36 @@ class ClassSpace:
     """Prompt wordings with one ``{}`` each; the first is the prompt, all are the ensemble."""
     aliases: tuple[tuple[str, int], ...] = ()
     """Other labels that copies of the set use, with the class that they mean."""
+    first_label: int | None = None
+    """The number that stands for the first class where labels are numbers; None where the user did not say (0)."""
 
     def index_of(self, label: str | None) -> int:
         """The class of a stored label; -1 for none and for a label that is no class.
 
-        A label is looked up as it is, then among the aliases, then regardless of case and punctuation; a number that is
-        found nowhere is a position in the list of classes.
+        A label is looked up as it is (in any normal form of Unicode), then among the aliases, then in other spellings
+        of the same name (see `raydapt.data.spelling`). Where no class is called by a number, a number is a place in the
+        list of classes, counted from `first_label`; `raydapt.data.labels` refuses those that may be counted otherwise.
         """
         if label is None:
             return -1
-        index = self._exact.get(label)
-        if index is None:
-            index = self._loose.get(_loose(label))
-        if index is None and label.isdecimal() and int(label) < len(self.names) and not self._numbered:
-            index = int(label)
-        return -1 if index is None else index
+        index = self.index_of_name(label)
+        if index is None and (number := self.place_of(label)) is not None:
+            index = number - (self.first_label or 0)
+        return index if index is not None and 0 <= index < len(self.names) else -1
+
+    def index_of_name(self, label: str) -> int | None:
+        """The class that is called by the label; None if none is, whatever number the label may be."""
+        for key in (normal(label), prompt_name(label)):
+            if (index := self._exact.get(key)) is not None:
+                return index
+        index = self._loose.get(loose(label))
+        if index is None and (number := position(label)) is not None:
+            index = self._exact.get(str(number))  # "3.0" and "03" where the classes are called 0 to 9
+        return index
+
+    def place_of(self, label: str) -> int | None:
+        """The number that the label is, where numbers are places in the list of classes; else None."""
+        return None if self._numbered or self.index_of_name(label) is not None else position(label)
 
     def indices_of(self, labels: Iterable[str | None]) -> npt.NDArray[np.int64]:
         """The classes of many stored labels, as `index_of`; int64 [N]."""
@@ -55,23 +71,28 @@ class ClassSpace:
         return np.array([_remember(known, label, self) for label in labels], np.int64)
 
     @cached_property
+    def spellings(self) -> tuple[str, ...]:
+        """Every label that is known to mean a class, for hints."""
+        return (*self.labels, *self.names, *(alias for alias, _ in self.aliases))
+
+    @cached_property
     def _exact(self) -> dict[str, int]:
-        index = dict(self.aliases)
-        index.update({name: i for i, name in enumerate(self.names)})
-        index.update({label: i for i, label in enumerate(self.labels)})
+        index = {normal(alias): i for alias, i in self.aliases}
+        index.update({normal(name): i for i, name in enumerate(self.names)})
+        index.update({normal(label): i for i, label in enumerate(self.labels)})
         return index
 
     @cached_property
     def _loose(self) -> dict[str, int]:
-        """Spellings without case and punctuation, as far as they mean one class alone."""
+        """Spellings without case and separators, as far as they mean one class alone."""
         meanings: dict[str, set[int]] = {}
         for spelling, i in self._exact.items():
-            meanings.setdefault(_loose(spelling), set()).add(i)
+            meanings.setdefault(loose(spelling), set()).add(i)
         return {spelling: min(i) for spelling, i in meanings.items() if spelling and len(i) == 1}
 
     @cached_property
     def _numbered(self) -> bool:
-        return any(spelling.isdecimal() for spelling in self._exact)
+        return any(position(spelling) is not None for spelling in self._exact)
 
 
 def resolve_classes(data: DataSettings, source: Source) -> ClassSpace:
@@ -90,20 +111,26 @@ def resolve_classes(data: DataSettings, source: Source) -> ClassSpace:
         names, labels = _names_of_set(known)
     elif data.class_names != "auto":
         given = data.class_names if isinstance(data.class_names, list) else read_names(data.class_names)
-        names = labels = tuple(str(name).strip() for name in given)
+        names = labels = tuple(normal(str(name)) for name in given)
+        if listed := set_of_names(names, first=known):  # as the settings of a run of that set have them
+            labels = listed.labels
     elif known:
         names, labels = _names_of_set(known)
     else:
         labels = read_label_names(source)
-        names = tuple(" ".join(label.replace("_", " ").split()) for label in labels)
+        names = tuple(prompt_name(label) for label in labels)
+        if source.kind == "tar" and (beside := webdataset.listed_names(source)) and _are_places(labels, len(beside)):
+            names = labels = tuple(normal(name) for name in beside)
     _check_names(names, data, source)
     if data.templates == "auto":
         templates = known.templates if known else default_templates()
     else:
         templates = tuple(data.templates)
     check_templates(templates)
-    aliases = _aliases(known, names) if known else ()
-    return ClassSpace(names=names, labels=labels, templates=templates, aliases=aliases)
+    meant = set_of_names(names, first=known) or known
+    aliases = _aliases(meant, names) if meant else ()
+    first = None if data.first_label == "auto" else data.first_label
+    return ClassSpace(names=names, labels=labels, templates=templates, aliases=aliases, first_label=first)
 
 
 def fill_template(template: str, name: str) -> str:
@@ -125,6 +152,12 @@ def read_names(path: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
+def _are_places(labels: Sequence[str], n_classes: int) -> bool:
+    """Whether labels are numbers that count classes from 0."""
+    numbers = [position(label) for label in labels]
+    return bool(numbers) and 0 in numbers and all(n is not None and n < n_classes for n in numbers)
+
+
 def _names_of_set(known: NamedSet | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return (known.class_names, known.labels) if known else ((), ())
 
@@ -139,6 +172,7 @@ def _check_names(names: Sequence[str], data: DataSettings, source: Source) -> No
         raise UserError(
             f"data.class_names={data.class_names!r} gives no class names, and {source.uri!r} has no class folders or "
             "labels to take them from: set data.class_names to a list, or to a text file with one name a line."
+            + "".join(f" {note}" for note in source.notes)
         )
     if len(names) < 2:
         raise UserError(f"data.class_names: there is one class, {names[0]!r}; at least two are needed.")
@@ -152,7 +186,7 @@ def _check_names(names: Sequence[str], data: DataSettings, source: Source) -> No
             )
         if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
             raise UserError(f"data.class_names: {name!r} holds a control character: remove it.")
-    again = [name for name, times in Counter(_same(name) for name in names).items() if times > 1]
+    again = [name for name, times in Counter(same_name(name) for name in names).items() if times > 1]
     if again:
         raise UserError(
             f"data.class_names holds {again[0]!r} more than once (case is ignored): every class needs its name."
@@ -175,11 +209,3 @@ def _remember(known: dict[str | None, int], label: str | None, space: ClassSpace
     if label not in known:
         known[label] = space.index_of(label)
     return known[label]
-
-
-def _same(name: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", name).casefold().split())
-
-
-def _loose(text: str) -> str:
-    return re.sub(r"[\W_]+", "", text.casefold())

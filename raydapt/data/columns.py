@@ -1,6 +1,7 @@
 """Which columns of a table hold the image, the label and the split, and what is in their cells."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,10 @@ _LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls")
 _PATH_NAMES = ("path", "address", "image_path", "filepath", "file_name", "url")
 
 
+class NoImageColumnError(UserError):
+    """A table that holds no images."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Columns:
     """The columns of a table that are read."""
@@ -26,6 +31,11 @@ class Columns:
     split: str | None
     label_names: tuple[str, ...]
     """Class names of an integer label column, as Hugging Face's ``ClassLabel`` keeps them in the schema; else ()."""
+
+    ignored_label: str = ""
+    """A column called as labels are that holds none, with its type; else empty."""
+    names_files: bool = False
+    """Whether the image column holds paths alone."""
     id: str | None = None
     """Of features alone, like `path`: an image's id is made from its bytes."""
     path: str | None = None
@@ -54,14 +64,19 @@ class Columns:
         return [None] * batch.num_rows if self.path is None else _plain_texts(batch.column(self.path))
 
     def _texts(self, column: pa.Array) -> list[str | None]:
-        return [self._text(value) for value in column.to_pylist()]
+        unique = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+        texts = [self._text(value) for value in unique.dictionary.to_pylist()]
+        return [None if index is None else texts[index] for index in unique.indices.to_pylist()]
 
     def _text(self, value: Any) -> str | None:
-        if value is None or (isinstance(value, int) and value < 0):
+        """A label as text; whole numbers of any type are integers: a gap makes floats of a column of integers."""
+        if value is None or isinstance(value, bool | str):
+            return (str(value) if str(value).strip() else None) if value is not None else None
+        if not math.isfinite(value) or value < 0:  # a gap, and what stands for "no label"
             return None
-        if isinstance(value, int) and not isinstance(value, bool) and value < len(self.label_names):
-            return self.label_names[value]
-        return str(value)
+        if value != int(value):
+            return str(value)
+        return self.label_names[int(value)] if value < len(self.label_names) else str(int(value))
 
 
 def find_columns(schema: pa.Schema, where: str) -> Columns:
@@ -70,18 +85,18 @@ def find_columns(schema: pa.Schema, where: str) -> Columns:
     Raises:
         UserError: If there is no image column, or its type cannot hold images.
     """
-    features = _features(schema)
     image = image_column(schema)
     if image is None:
-        raise UserError(
-            f"{where!r} has the columns {', '.join(schema.names)}: one of them must be called 'image' or 'feature'."
+        columns = ", ".join(schema.names)
+        raise NoImageColumnError(
+            f"{where!r} has the columns {columns}: one of them must be called 'image' or 'feature'."
         )
     if not _holds_images(schema.field(image).type):
         raise UserError(
             f"{where!r}: the column {image!r} is {schema.field(image).type}; it must hold encoded bytes, a path, or a "
             "struct of both."
         )
-    return _with_labels(schema, features, image)
+    return _with_labels(schema, image)
 
 
 def image_column(schema: pa.Schema) -> str | None:
@@ -107,19 +122,23 @@ def find_feature_columns(schema: pa.Schema, where: str, *, beside: bool = False)
         raise UserError(
             f"{where!r}: the column {feature!r} is {schema.field(feature).type}; it must hold lists of floats."
         )
-    columns = _with_labels(schema, _features(schema), feature)
+    columns = _with_labels(schema, feature)
     return replace(columns, id="id" if "id" in schema.names else None, path=_first(schema, _PATH_NAMES))
 
 
-def _with_labels(schema: pa.Schema, features: dict[str, Any], content: str) -> Columns:
+def _with_labels(schema: pa.Schema, content: str) -> Columns:
+    features = _features(schema)
     label = _first(schema, _LABEL_NAMES) or _of_feature(schema, features, "ClassLabel")
+    ignored = ""
     if label is not None and not _holds_labels(schema.field(label).type):
-        label = None
+        label, ignored = None, f"{label!r} ({schema.field(label).type})"
     feature = features.get(label) if label else None
     names = feature.get("names") if isinstance(feature, dict) else None
     return Columns(
         image=content,
         label=label,
+        ignored_label=ignored,
+        names_files=bool(content) and _is_text(schema.field(content).type),
         split="split" if "split" in schema.names else None,
         label_names=tuple(str(name) for name in names) if isinstance(names, list) else (),
     )
@@ -166,7 +185,10 @@ def _holds_images(kind: pa.DataType) -> bool:
 
 
 def _holds_labels(kind: pa.DataType) -> bool:
-    return _is_text(kind) or pa.types.is_integer(kind) or (pa.types.is_dictionary(kind) and _is_text(kind.value_type))
+    if pa.types.is_dictionary(kind):
+        return _holds_labels(kind.value_type)
+    numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    return bool(_is_text(kind) or numbers or pa.types.is_boolean(kind))
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -11,26 +11,33 @@ import hashlib
 import io
 import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-# The last two are imported for their effect: Pillow would load them together with all the formats not wanted here.
+# The plugins are imported for their effect: Pillow would load them together with all the formats not wanted here.
 from PIL import (
+    AvifImagePlugin,  # noqa: F401
     Image,
+    ImageFile,
     ImageOps,
+    Jpeg2KImagePlugin,  # noqa: F401
     TiffImagePlugin,  # noqa: F401
     UnidentifiedImageError,
     WebPImagePlugin,  # noqa: F401
 )
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+from raydapt.data.deep_colours import to_8_bits, wide_rgb
+from raydapt.data.formats import FORMATS
+
 BAD_IMAGE_REASONS = ("empty", "too_many_bytes", "too_many_pixels", "not_an_image", "corrupt")
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _RESIZE_MODES = ("shortest", "squash", "longest")
 _ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 _EXIF_ORIENTATION = 0x0112
+_TURN = Image.Transpose
+_TURNS = {2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE,
+          6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90}  # fmt: skip
 
 
 class BadImage(Exception):  # noqa: N818 - it is a verdict on a row, not a failure of the program
@@ -72,7 +79,7 @@ def decode_image(data: bytes, spec: ImageSpec, *, max_pixels: int, max_bytes: in
     """Decodes, turns upright, converts to RGB, resizes and crops; does not normalise.
 
     Args:
-        data: JPEG, PNG, WebP, GIF, BMP or TIFF bytes; of several frames the first counts.
+        data: Bytes of one of `raydapt.data.formats.FORMATS`; of several frames the first counts.
         spec: The size and the way to get there.
         max_pixels: Largest width times height, checked in the header before anything is decoded, and after resizing.
         max_bytes: Largest encoded size.
@@ -99,24 +106,25 @@ def decode_rgb(data: bytes, *, max_pixels: int, max_bytes: int) -> Image.Image:
             if image.width * image.height > max_pixels:
                 raise BadImage("too_many_pixels")
             try:
-                return to_rgb(_upright(image))
+                deep = wide_rgb(image)
+                return to_rgb(_upright(image, image if deep is None else deep))
             except Exception as error:  # parsers raise nearly anything on broken or hostile bytes
                 raise BadImage("corrupt") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: transparency over white, 16-bit and float values scaled instead of clipped."""
+    """Any mode to RGB: transparency over white, wide numbers scaled (`to_8_bits`) instead of clipped."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_to_8_bits(np.asarray(image), image.mode)).convert("RGB")
+        return Image.fromarray(to_8_bits(np.asarray(image), image.mode)).convert("RGB")
     return image.convert("RGB")
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes) -> ImageFile.ImageFile:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
@@ -127,23 +135,18 @@ def _open(data: bytes) -> Image.Image:
         raise BadImage("corrupt") from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    image.load()
+def _upright(image: Image.Image, pixels: Image.Image) -> Image.Image:
+    """The pixels, which may have been decoded apart, turned as the image says."""
+    pixels.load()
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception:  # a broken note about the image does not spoil the image
-        return image
-    return ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
-
-
-def _to_8_bits(value_HW: npt.NDArray[Any], mode: str) -> npt.NDArray[np.uint8]:
-    """Scales one channel to 0..255: 16-bit by its range, wider types by theirs when they leave the expected range."""
-    number_HW = np.nan_to_num(value_HW.astype(np.float64), posinf=0.0, neginf=0.0)
-    top = 1.0 if mode == "F" else 65535.0
-    low, high = number_HW.min(), number_HW.max()
-    if low < 0.0 or high > top:
-        number_HW, top = number_HW - low, max(high - low, 1e-300)
-    return np.rint(number_HW * (255.0 / top)).astype(np.uint8)
+        return pixels
+    if orientation not in range(2, 9):
+        return pixels
+    if pixels is image:
+        return ImageOps.exif_transpose(image)
+    return pixels.transpose(_TURNS[orientation])
 
 
 def _fit(image: Image.Image, spec: ImageSpec, max_pixels: int) -> Image.Image:

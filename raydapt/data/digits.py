@@ -1,6 +1,7 @@
 """The built-in image set: scikit-learn's 1,797 handwritten digits of 8 x 8 px."""
 
 import io
+from collections import Counter
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -61,6 +62,7 @@ def plan(*, rows_per_part: int, limit: int | None) -> Source:
         parts=parts,
         rows=rows,
         identity=digest.hexdigest(),
+        label_counts=tuple(sorted(Counter(everything.labels[:rows]).items())),
         label_names=tuple(sorted(set(everything.labels))),
         has_labels=True,
         splits=("test", "train"),

@@ -3,7 +3,8 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -13,14 +14,24 @@ import pyarrow as pa
 import pyarrow.fs
 from fsspec.implementations.arrow import ArrowFSWrapper
 
+from raydapt.data.formats import IMAGE_SUFFIXES, kind_left_out
 from raydapt.data.parts import Digest
 from raydapt.errors import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 TABLE_SUFFIXES = (".parquet", ".arrow")
 ARRAY_SUFFIXES = (".npy", ".npz")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
+TRAIN_NAMES = frozenset({"train", "training", "trainval"})
+UNLABELLED_NAMES = frozenset({"unlabeled", "unlabelled", "unsup", "extra", "pred", "prediction"})
+SPLIT_NAMES = (
+    *("train", "training", "val", "valid", "validation", "dev", "test", "testing"),
+    *("trainval", "eval", "evaluation", "holdout"),
+    *sorted(UNLABELLED_NAMES),
+)
+_JUNK_FOLDERS = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information"}
+"""Folders that systems put beside people's own: thumbnails, forks and what was thrown away."""
+_OWN_FOLDER = re.compile(r"[0-9a-f]{16}")
+_OWN_PART = re.compile(r"part-\d{5,}\.parquet")
 _MOST_PATTERN_FILES = 100_000
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 
@@ -57,6 +68,14 @@ class Listing:
     """Names alone: there may be millions."""
     image_digest: Digest = field(default_factory=hashlib.sha256)
     """Of the image files' names, sizes and stamps."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Files that are not read, by kind, see `raydapt.data.formats.kind_left_out`."""
+
+    @property
+    def is_class_folders(self) -> bool:
+        """Whether the image files lie in at least two folders and in none but these."""
+        tops = {name.rpartition("/")[0] for name in self.images}
+        return len(tops) > 1 and "" not in tops
 
     def add(self, found: Found) -> None:
         """Puts a file with its kind; what has none of the known suffixes is no data."""
@@ -71,6 +90,8 @@ class Listing:
         elif name.endswith(IMAGE_SUFFIXES):
             self.images.append(found.name)
             self.image_digest.update(found.line)
+        elif kind := kind_left_out(found.name):
+            self.left_out[kind] += 1
 
 
 def list_data(address: str) -> Listing:
@@ -194,14 +215,24 @@ def _walk(filesystem: Any, root: str, below: str, visited: set[str]) -> Iterator
             for info in filesystem.ls(folder, detail=True)
             if info["name"].strip("/") != folder.strip("/")
         ]
+    if below and _is_own(below, [name for name, *_ in entries]):
+        return
     for name, is_folder, size, stamp in sorted(entries):
-        if name.startswith(".") or name == "__MACOSX":
+        if name.startswith(".") or name.lower() in _JUNK_FOLDERS:
             continue
         inner = f"{below}/{name}" if below else name
         if is_folder:
             yield from _walk(filesystem, root, inner, visited)
         else:
             yield Found(inner, size, stamp)
+
+
+def _is_own(folder: str, names: Sequence[str]) -> bool:
+    """Whether a folder was written by raydapt: a run, or an artefact of the store, finished or not."""
+    if {"config.yaml", "fingerprint.json"} <= set(names):
+        return True
+    is_artefact = _OWN_FOLDER.fullmatch(folder.rpartition("/")[2]) is not None
+    return is_artefact and any(name in ("manifest.json", ".lock") or _OWN_PART.fullmatch(name) for name in names)
 
 
 def _scan_local(folder: str) -> list[tuple[str, bool, int, str]]:

@@ -1,5 +1,6 @@
 """Folders of image files: flat, with class folders, with split folders, or with class folders in split folders."""
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -7,8 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from raydapt.data.files import SPLIT_NAMES, Listing, is_local, open_filesystem
-from raydapt.data.parts import UNREADABLE, Part, Source, make_rows, new_digest, printable
+from raydapt.data.files import Listing, is_local, open_filesystem
+from raydapt.data.layouts import check_layout, describe_layout, label_and_split, layout_of
+from raydapt.data.parts import UNREADABLE, Part, RowLabels, Source, make_rows, new_digest
 
 _REMOTE_READERS = 16
 """Files read at a time where each of them costs a round trip."""
@@ -17,6 +19,7 @@ _REMOTE_READERS = 16
 def plan(found: Listing, *, rows_per_part: int, limit: int | None) -> Source:
     """Cuts the list of files into parts."""
     layout = layout_of(found.images)
+    check_layout(found.images, layout)
     names = found.images[:limit]
     digest = new_digest(rows_per_part, limit)
     digest.update(found.image_digest.hexdigest().encode())
@@ -26,52 +29,31 @@ def plan(found: Listing, *, rows_per_part: int, limit: int | None) -> Source:
         parts.append(
             Part(index=index, kind="files", root=found.root, uris=uris, layout=layout, first_row=start, rows=len(uris))
         )
-    labels: set[str | None] = set()
+    labels: Counter[str] = Counter()
     splits: set[str | None] = set()
-    for name in found.images:
+    for index, name in enumerate(found.images):
         label, split = label_and_split(name, layout)
-        labels.add(label)
         splits.add(split)
+        if label is not None:
+            labels[label] += index < len(names)
     return Source(
         uri=found.uri,
         kind="files",
         parts=tuple(parts),
         rows=len(names),
         identity=digest.hexdigest(),
-        label_names=tuple(sorted(label for label in labels if label is not None)),
-        has_labels=labels != {None},
+        label_counts=tuple(sorted((label, images) for label, images in labels.items() if images)),
+        label_names=tuple(sorted(labels)),
+        has_labels=bool(labels),
+        notes=(note,) if (note := describe_layout(found.images, layout)) else (),
         splits=tuple(sorted(split for split in splits if split is not None)),
     )
 
 
-def layout_of(names: Sequence[str]) -> str:
-    """What the folders mean: ``flat`` (nothing), ``class``, ``split`` or ``split/class``.
-
-    Folders whose names are all those of splits (train, val, test, …) are splits; the folders within them are classes if
-    all images are in such folders. Otherwise the first folder is the class, unless some images are in none.
-    """
-    tops: set[str] = set()
-    shallowest = 9
-    for name in names:
-        folders = name.split("/")[:-1]
-        shallowest = min(shallowest, len(folders))
-        if folders:
-            tops.add(folders[0].lower())
-    if shallowest == 0:
-        return "flat"
-    if tops <= set(SPLIT_NAMES):
-        return "split/class" if shallowest > 1 else "split"
-    return "class"
-
-
-def label_and_split(name: str, layout: str) -> tuple[str | None, str | None]:
-    """The label and the split (in lower case) that the folders of an image give, see `layout_of`."""
-    folders = printable(name).split("/")
-    if layout == "class":
-        return folders[0], None
-    if layout == "split/class":
-        return folders[1], folders[0].lower()
-    return None, folders[0].lower() if layout == "split" else None
+def read_row_labels(source: Source) -> RowLabels:
+    """The labels and splits that the names of the files give."""
+    told = [label_and_split(name, part.layout) for part in source.parts for name in part.uris]
+    return RowLabels(labels=[label for label, _ in told], splits=[split for _, split in told])
 
 
 def read(part: Part, max_bytes: int) -> pa.Table:

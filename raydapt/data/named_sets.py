@@ -1,6 +1,6 @@
 """Image sets that have a name: their class names, prompt wordings and thresholds, kept in ``named_sets.yaml``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import files
@@ -53,6 +53,12 @@ def named_set(name: str) -> NamedSet | None:
 def set_names() -> tuple[str, ...]:
     """The names of all named sets."""
     return tuple(_sets())
+
+
+def set_of_names(names: Sequence[str], *, first: NamedSet | None = None) -> NamedSet | None:
+    """The set that has exactly these class names in this order, `first` before the others; None if there is none."""
+    candidates = ([first] if first else []) + list(_sets().values())
+    return next((known for known in candidates if known.class_names == tuple(names)), None)
 
 
 def default_templates() -> tuple[str, ...]:

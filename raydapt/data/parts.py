@@ -68,12 +68,28 @@ class Source:
     """sha256 of what was listed (names, sizes, time stamps or Parquet footers) and of the way it is cut into parts."""
     label_names: tuple[str, ...] = ()
     """Names of the class folders or of the Parquet schema's classes; () if none, or known only from reading."""
+    label_counts: tuple[tuple[str, int], ...] | None = None
+    """Images of each label, sorted by label; None where only reading tells, or where they are too many to be names."""
+    label_identity: str = ""
+    """Digest of the labels and splits of tables, which `identity` does not cover; empty for all other sources."""
+    notes: tuple[str, ...] = ()
+    """What a person must know of the images that were found, such as files that were left out; plain sentences."""
+    names_files: bool = False
+    """Whether images are files that a table names."""
     has_labels: bool = False
     """Whether some images may have labels."""
     splits: tuple[str, ...] = ()
     """Names of the split folders or files; () if none, or known only from reading."""
     width: int = 0
     """Values of a feature where the source holds features in place of images; 0 for images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowLabels:
+    """The labels and splits of a source as they are now, by row number."""
+
+    labels: Sequence[str | None]
+    splits: Sequence[str | None]
 
 
 class Digest(Protocol):

@@ -3,19 +3,25 @@
 import difflib
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
 import pyarrow as pa
 
-from raydapt.config import DataSettings
 from raydapt.data import digits, embeddings, files, folders, hub, tables, webdataset
+from raydapt.data.columns import NoImageColumnError
+from raydapt.data.files import Listing
+from raydapt.data.formats import IMAGE_SUFFIXES, say_left_out
 from raydapt.data.named_sets import NamedSet, named_set, set_names
-from raydapt.data.parts import ROW_SCHEMA, UNREADABLE, Part, Source
+from raydapt.data.parts import ROW_SCHEMA, UNREADABLE, Part, RowLabels, Source
 from raydapt.errors import UserError
+from raydapt.settings.groups import DataSettings
 
-__all__ = ["ROW_SCHEMA", "UNREADABLE", "Part", "Source", "group_parts", "read_label_names", "read_part", "read_parts",
-           "resolve_source"]  # fmt: skip
+__all__ = ["ROW_SCHEMA", "UNREADABLE", "Part", "RowLabels", "Source", "check_source", "group_parts", "read_label_names",
+           "read_part", "read_parts", "read_row_labels", "resolve_source"]  # fmt: skip
+_CLOSE = 0.7
+"""Likeness (difflib) from which on a name is taken for a mistyped one."""
 
 
 def resolve_source(source: str, *, rows_per_part: int, limit: int | None = None) -> Source:
@@ -25,9 +31,9 @@ def resolve_source(source: str, *, rows_per_part: int, limit: int | None = None)
         source: A folder of class folders (also within ``train``, ``val``, ``test``), a flat folder, a Parquet file or a
             folder of them, WebDataset tars (a file, a folder, ``x-{0000..0009}.tar``), a folder that ``datasets`` wrote
             with ``save_to_disk``, features in place of images (see `raydapt.data.embeddings`), any of these under an
-            fsspec or pyarrow URL (``s3://``, ``gs://``, ``memory://``),
-            ``hf://datasets/ORGANISATION/NAME``, ``digits``, or a named set. A named set is looked up as
-            ``$RAYDAPT_DATA/<name>.parquet`` or ``$RAYDAPT_DATA/<name>/``, then at its hub address.
+            fsspec or pyarrow URL (``s3://``, ``gs://``, ``memory://``), ``hf://datasets/ORGANISATION/NAME``,
+            ``digits``, or a named set. A named set is looked up as ``$RAYDAPT_DATA/<name>.parquet`` or
+            ``$RAYDAPT_DATA/<name>/``, then at its hub address.
         rows_per_part: Most rows that a part has, where parts can be cut at all.
         limit: Keep the first rows alone.
 
@@ -41,16 +47,65 @@ def resolve_source(source: str, *, rows_per_part: int, limit: int | None = None)
     found = hub.list_hub(address) if address.startswith("hf://") else files.list_data(address)
     if embeddings.holds_features(found):
         return embeddings.plan(found, rows_per_part=rows_per_part, limit=limit)
+    planned, aside = _plan(found, rows_per_part, limit)
+    left_out = say_left_out(found.left_out)
+    if planned is None:
+        raise UserError(
+            f"data.source={source!r}: no images found in {address!r}; expected image files "
+            f"({', '.join(IMAGE_SUFFIXES)}), Parquet files or WebDataset tars{'; ' if left_out else '.'}{left_out}"
+        )
+    return replace(planned, notes=(*(note for note in (left_out, *aside) if note), *planned.notes))
+
+
+def _plan(found: Listing, rows_per_part: int, limit: int | None) -> tuple[Source | None, list[str]]:
+    """Decides which of the kinds of files that lie together are the images; what is set aside is told.
+
+    Tables come first, then tars, then image files; but tables that hold no images are none, and at least two folders of
+    image files come before archives, and before tables of fewer rows, which are then what they were unpacked from.
+    """
+    aside = []
+    planned: Source | None = None
+    in_folders = bool(found.images) and found.is_class_folders
     if found.tables:
-        return tables.plan(found, rows_per_part=rows_per_part, limit=limit)
-    if found.tars:
-        return webdataset.plan(found, rows_per_part=rows_per_part, limit=limit)
-    if found.images:
-        return folders.plan(found, rows_per_part=rows_per_part, limit=limit)
-    raise UserError(
-        f"data.source={source!r}: no images found in {address!r}; expected image files "
-        f"({', '.join(files.IMAGE_SUFFIXES)}), Parquet files or WebDataset tars."
-    )
+        try:
+            planned = tables.plan(found, rows_per_part=rows_per_part, limit=limit)
+        except NoImageColumnError:
+            if not found.tars and not found.images:
+                raise
+            aside.append(_say_aside(len(found.tables), "table without images", "tables without images"))
+        if planned and in_folders and (planned.rows or 0) < len(found.images) and not planned.names_files:
+            aside.append(_say_aside(len(found.tables), "table", "tables"))
+            planned = None
+    if planned is None and found.tars and not in_folders:
+        planned = webdataset.plan(found, rows_per_part=rows_per_part, limit=limit)
+    elif found.tars:
+        aside.append(_say_aside(len(found.tars), "archive", "archives"))
+    if planned is None and found.images:
+        planned = folders.plan(found, rows_per_part=rows_per_part, limit=limit)
+    elif found.images and not (planned and planned.names_files):
+        aside.append(_say_aside(len(found.images), "image file", "image files"))
+    return planned, aside
+
+
+def _say_aside(count: int, one: str, many: str) -> str:
+    """A sentence for files that are not the images, though they could be."""
+    what = f"1 {one} beside the images was" if count == 1 else f"{count:,} {many} beside the images were"
+    return f"{what} set aside: give a pattern or another folder to data.source if they are what is meant."
+
+
+def check_source(source: str) -> None:
+    """Looks a source up by its name or path without listing it, so that a mistyped one is answered at once.
+
+    Raises:
+        UserError: For an unknown name or a missing path.
+    """
+    if source == "digits":
+        return
+    known = named_set(source)
+    if known:
+        _address_of_set(known)
+    else:
+        _checked_address(source)
 
 
 def group_parts(parts: Sequence[Part]) -> list[tuple[Part, ...]]:
@@ -84,6 +139,17 @@ def read_part(part: Part, data: DataSettings) -> pa.Table:
     return next(read_parts([part], data))[1]
 
 
+def read_row_labels(source: Source) -> RowLabels | None:
+    """The labels and splits of a source as they are now; None where they cannot change without its identity.
+
+    Raises:
+        UserError: If they can no longer be read.
+    """
+    if source.kind == "parquet":
+        return tables.read_row_labels(source)
+    return folders.read_row_labels(source) if source.kind == "files" else None
+
+
 def read_label_names(source: Source) -> tuple[str, ...]:
     """The label names of a source: as planned, else by going through its labels (not through its images).
 
@@ -94,8 +160,11 @@ def read_label_names(source: Source) -> tuple[str, ...]:
     """
     if source.label_names or not source.has_labels:
         return source.label_names
-    own = {"tar": webdataset.label_names, embeddings.KIND: embeddings.label_names}
-    names = own.get(source.kind, tables.label_names)(source)
+    if source.label_counts is not None:
+        names = {label for label, _ in source.label_counts}
+    else:
+        own = {"tar": webdataset.label_names, embeddings.KIND: embeddings.label_names}
+        names = own.get(source.kind, tables.label_names)(source)
     return tuple(sorted(names, key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name)))
 
 
@@ -127,5 +196,6 @@ def _checked_address(source: str) -> str:
         return source
     if "/" in source or os.sep in source or "." in source:
         raise UserError(f"data.source={source!r} does not exist: check the path.")
-    near = difflib.get_close_matches(source.lower(), set_names(), n=1, cutoff=0.0)
-    raise UserError(f"data.source={source!r} is neither a path nor a named set: did you mean {near[0]!r}?")
+    near = difflib.get_close_matches(source.lower(), ("digits", *set_names()), n=1, cutoff=_CLOSE)
+    hint = f"did you mean {near[0]!r}?" if near else "check the path, or give a named set such as digits or eurosat."
+    raise UserError(f"data.source={source!r} is neither a path nor a named set: {hint}")

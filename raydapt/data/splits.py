@@ -3,6 +3,7 @@
 Legend: N training images, L labelled, U unlabelled, C classes.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +17,7 @@ Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Division:
+class LabelSplit:
     """The training images of one run, divided."""
 
     labelled_L: Indices
@@ -29,6 +30,21 @@ class Division:
     """TRZSL: the classes with labels, in the order in which they were drawn."""
     unseen: tuple[int, ...] = ()
     """TRZSL: the other classes, ascending."""
+
+
+def unused_splits(counts: Mapping[str, int], train: Sequence[str], test: Sequence[str]) -> str:
+    """A sentence for splits of the source that are neither learned from nor measured on; empty for none.
+
+    Args:
+        counts: Images of each split.
+        train: ``data.train_splits``.
+        test: ``data.test_splits``.
+    """
+    unused = {split: images for split, images in sorted(counts.items()) if split not in (*train, *test)}
+    if not unused:
+        return ""
+    named = ", ".join(f"{split!r} ({images:,} images)" for split, images in unused.items())
+    return f"Not used, as neither data.train_splits={list(train)} nor data.test_splits={list(test)} names it: {named}."
 
 
 def seen_unseen_classes(n_classes: int, seed: int, seen_share: float = 0.62) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -64,7 +80,7 @@ def divide(
     split_seed: int = 500,
     seen_share: float = 0.62,
     n_images: int | None = None,
-) -> Division:
+) -> LabelSplit:
     """Divides the training images.
 
     Args:
@@ -86,7 +102,7 @@ def divide(
         n_images = len(class_index_N) if class_index_N is not None else n_images
         if n_images is None:
             raise ValueError("The number of training images is not known.")
-        return Division(
+        return LabelSplit(
             labelled_L=np.empty(0, np.int64),
             unlabelled_U=np.arange(n_images),
             candidate_classes=tuple(range(n_classes)),
@@ -105,7 +121,7 @@ def divide(
             f"data.paradigm=trzsl with data.split_seed={split_seed}: no training image belongs to a seen class; "
             "take another seed, or data.paradigm=ul."
         )
-    return Division(
+    return LabelSplit(
         labelled_L=np.flatnonzero(is_seen_N),
         unlabelled_U=np.flatnonzero(~is_seen_N),
         candidate_classes=unseen,
@@ -114,7 +130,7 @@ def divide(
     )
 
 
-def _divide_ssl(class_index_N: Indices, n_classes: int, shots: int, seed: int) -> Division:
+def _divide_ssl(class_index_N: Indices, n_classes: int, shots: int, seed: int) -> LabelSplit:
     generator = np.random.default_rng(seed)
     drawn = []
     for c in range(n_classes):
@@ -126,7 +142,7 @@ def _divide_ssl(class_index_N: Indices, n_classes: int, shots: int, seed: int) -
             )
         drawn.append(generator.choice(member, min(shots, len(member)), replace=False))
     labelled_L = np.sort(np.concatenate(drawn))
-    return Division(
+    return LabelSplit(
         labelled_L=labelled_L,
         unlabelled_U=np.setdiff1d(np.arange(len(class_index_N)), labelled_L),
         candidate_classes=tuple(range(n_classes)),

@@ -1,7 +1,9 @@
 """Images in the rows of Parquet files, and of the Arrow files that ``datasets.save_to_disk`` writes."""
 
 import hashlib
+import json
 import posixpath
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -12,14 +14,15 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raydapt.data.columns import Columns, find_columns, image_cells
+from raydapt.data.columns import Columns, NoImageColumnError, find_columns, image_cells
 from raydapt.data.files import Found, Listing, first_line, is_local, open_filesystem, split_of_name
 from raydapt.data.folders import read_files
-from raydapt.data.parts import UNREADABLE, Part, Source, make_rows, new_digest
+from raydapt.data.parts import UNREADABLE, Part, RowLabels, Source, make_rows, new_digest
 from raydapt.errors import UserError
 
 _FOOTER_READERS = 8
 _BATCH_ROWS = 256
+_LABEL_ROWS = 1 << 16
 _MOST_LABEL_NAMES = 100_000
 _FILE_ERRORS = (OSError, ValueError, pa.ArrowException)
 
@@ -33,6 +36,16 @@ class _File:
     group_rows: tuple[int, ...]
     columns: Columns
     digest: str
+    labels: "_Labels"
+
+
+class _Labels(NamedTuple):
+    """The label and split columns of a file; they may be corrected in place without a trace in the footer."""
+
+    digest: str
+    """Of both columns, or what stands for it; empty where there are none."""
+    labels: list[str | None] | None = None
+    """None where they were not read."""
 
 
 class _Cell(NamedTuple):
@@ -46,18 +59,26 @@ class _Cell(NamedTuple):
 
 
 def plan(found: Listing, *, rows_per_part: int, limit: int | None) -> Source:
-    """Cuts files into parts; of Parquet files the footers are read and nothing else.
+    """Cuts files into parts; of Parquet files the footers and the labels are read and nothing else.
+
+    Labels of files elsewhere are not read if the file system tells when, or into what, a file changed.
 
     Raises:
         UserError: If a file is not what its name says, or has no image column.
     """
-    digest = new_digest(rows_per_part, limit)
+    digest, label_digest = new_digest(rows_per_part, limit), hashlib.sha256()
     parts: list[Part] = []
     files: list[_File] = []
+    counts: Counter[str] | None = Counter()
     rows, left = 0, limit
+    without: list[str] = []
     for file in _inspect_all(found, sequential=limit is not None):
+        if isinstance(file, NoImageColumnError):
+            without.append(str(file))
+            continue
         files.append(file)
         digest.update(f"{file.name}\0{file.digest}\n".encode("utf-8", "surrogateescape"))
+        label_digest.update(f"{file.name}\0{file.labels.digest}\n".encode("utf-8", "surrogateescape"))
         for start, stop, groups in _cut(file.group_rows, rows_per_part):
             if left is not None:
                 stop = min(stop, start + left)
@@ -66,8 +87,11 @@ def plan(found: Listing, *, rows_per_part: int, limit: int | None) -> Source:
                 parts.append(Part(index=len(parts), kind=file.kind, root=found.root, uris=(file.name,), start=start,
                                   stop=stop, first_row=rows, rows=stop - start, groups=groups))  # fmt: skip
                 rows += stop - start
+                counts = _count(counts, file, start, stop)
         if left == 0:
             break
+    if without and not files:
+        raise NoImageColumnError(without[0])
     if not parts:
         raise UserError(f"data.source={found.uri!r}: the Parquet files there have no rows.")
     splits = {split_of_name(file.name) for file in files if file.columns.split is None}
@@ -77,7 +101,11 @@ def plan(found: Listing, *, rows_per_part: int, limit: int | None) -> Source:
         parts=tuple(parts),
         rows=rows,
         identity=digest.hexdigest(),
+        label_counts=None if counts is None else tuple(sorted(counts.items())),
+        label_identity=label_digest.hexdigest() if any(file.labels.digest for file in files) else "",
         label_names=max((file.columns.label_names for file in files), key=len),
+        notes=tuple(_notes(files, without)),
+        names_files=any(file.columns.names_files for file in files),
         has_labels=any(file.columns.label is not None for file in files),
         splits=tuple(sorted(split for split in splits if split is not None)),
     )
@@ -101,6 +129,30 @@ def read(parts: Sequence[Part], max_bytes: int) -> Iterator[tuple[Part, pa.Table
             )
 
 
+def read_row_labels(source: Source) -> RowLabels:
+    """The labels and splits of all rows, read anew.
+
+    Raises:
+        UserError: If a file can no longer be read as it was found.
+    """
+    filesystem, root = open_filesystem(source.parts[0].root)
+    labels: list[str | None] = []
+    splits: list[str | None] = []
+    of_file: dict[str, RowLabels] = {}
+    for part in source.parts:
+        uri = part.uris[0]
+        if uri not in of_file:
+            try:
+                of_file = {uri: _read_labels(filesystem, _join(root, uri), uri)}
+            except _FILE_ERRORS as error:
+                raise UserError(f"{uri!r}: the labels cannot be read ({first_line(error)}): mend the file.") from None
+        labels += of_file[uri].labels[part.start : part.stop]
+        splits += of_file[uri].splits[part.start : part.stop]
+    if len(labels) != source.rows:
+        raise UserError(f"data.source={source.uri!r} changed while it was read: run the same command again.")
+    return RowLabels(labels=labels, splits=splits)
+
+
 def label_names(source: Source) -> set[str]:
     """All labels in the label columns, which alone are read.
 
@@ -121,6 +173,40 @@ def label_names(source: Source) -> set[str]:
         except _FILE_ERRORS as error:
             raise UserError(f"{uri!r}: the labels cannot be read ({error}): set data.class_names.") from None
     return names
+
+
+def _read_labels(filesystem: Any, path: str, name: str) -> RowLabels:
+    """The label and split columns of one file."""
+    labels: list[str | None] = []
+    splits: list[str | None] = []
+    for columns, _, batch in _batches(filesystem, path, None, labels_only=True):
+        labels += columns.labels(batch)
+        splits += columns.splits(batch, split_of_name(name))
+    return RowLabels(labels=labels, splits=splits)
+
+
+def _inspect_labels(filesystem: Any, path: str, table: Found, columns: Columns) -> _Labels:
+    if columns.label is None and columns.split is None:
+        return _Labels("")
+    if table.stamp and not is_local(filesystem):
+        return _Labels(table.line.hex())
+    try:
+        found = _read_labels(filesystem, path, table.name)
+    except _FILE_ERRORS:  # its rows will say so themselves
+        return _Labels("unreadable")
+    digest = hashlib.sha256()
+    for start in range(0, len(found.labels), _LABEL_ROWS):
+        piece = slice(start, start + _LABEL_ROWS)
+        digest.update(json.dumps([found.labels[piece], found.splits[piece]]).encode())
+    return _Labels(digest.hexdigest(), list(found.labels))
+
+
+def _count(counts: Counter[str] | None, file: _File, start: int, stop: int) -> Counter[str] | None:
+    """Adds the labels of some rows of a file; None if they are not known, or too many to be names."""
+    if counts is None or (file.labels.labels is None and file.columns.label is not None):
+        return None
+    counts.update(label for label in (file.labels.labels or [])[start:stop] if label is not None)
+    return counts if len(counts) <= _MOST_LABEL_NAMES else None
 
 
 def _cells(parts: Sequence[Part], max_bytes: int) -> Generator[_Cell]:
@@ -176,15 +262,24 @@ def _batches(
         columns = find_columns(file.schema_arrow, path)
         first, last = groups or (0, file.num_row_groups)
         position = sum(file.metadata.row_group(i).num_rows for i in range(first))
-        wanted = [columns.label] if labels_only and columns.label else columns.wanted
-        if labels_only and columns.label is None:
-            return
-        for batch in file.iter_batches(_BATCH_ROWS, row_groups=range(first, last), columns=wanted):
+        wanted = [name for name in columns.wanted if name != columns.image] if labels_only else columns.wanted
+        size = _LABEL_ROWS if labels_only else _BATCH_ROWS
+        for batch in file.iter_batches(size, row_groups=range(first, last), columns=wanted):
             yield columns, position, batch
             position += batch.num_rows
 
 
-def _inspect_all(found: Listing, *, sequential: bool) -> Iterator[_File]:
+def _notes(files: Sequence[_File], without: Sequence[str]) -> Iterator[str]:
+    """What a person must know of tables and columns that are not read."""
+    if without:
+        tables = "1 table" if len(without) == 1 else f"{len(without):,} tables"
+        yield f"{tables} without a column of images beside the others were left out: {without[0]}"
+    ignored = sorted({file.columns.ignored_label for file in files if file.columns.ignored_label})
+    if ignored:
+        yield f"The column {ignored[0]} holds no labels that can be read, so the images count as unlabelled."
+
+
+def _inspect_all(found: Listing, *, sequential: bool) -> Iterator[_File | NoImageColumnError]:
     filesystem, root = open_filesystem(found.root)
     if sequential or len(found.tables) == 1:
         yield from (_inspect(filesystem, root, table) for table in found.tables)
@@ -193,20 +288,21 @@ def _inspect_all(found: Listing, *, sequential: bool) -> Iterator[_File]:
         yield from readers.map(lambda table: _inspect(filesystem, root, table), found.tables)
 
 
-def _inspect(filesystem: Any, root: str, table: Found) -> _File:
+def _inspect(filesystem: Any, root: str, table: Found) -> _File | NoImageColumnError:
     path = _join(root, table.name)
     try:
         if path.endswith(".arrow"):
             return _inspect_arrow(filesystem, path, table)
         with filesystem.open(path, "rb") as handle, pq.ParquetFile(handle) as file:
-            metadata = file.metadata
-            return _File(
-                name=table.name,
-                kind="parquet",
-                group_rows=tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)),
-                columns=find_columns(file.schema_arrow, path),
-                digest=_footer_digest(handle),
-            )
+            metadata, columns = file.metadata, find_columns(file.schema_arrow, path)
+            group_rows = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+            digest = _footer_digest(handle)
+        labels = _inspect_labels(filesystem, path, table, columns)
+        return _File(
+            name=table.name, kind="parquet", group_rows=group_rows, columns=columns, digest=digest, labels=labels
+        )
+    except NoImageColumnError as error:
+        return error
     except _FILE_ERRORS as error:
         raise UserError(f"{path!r} cannot be read as what its name says ({first_line(error)}).") from None
 
@@ -221,6 +317,7 @@ def _inspect_arrow(filesystem: Any, path: str, table: Found) -> _File:
             group_rows=(sum(batch.num_rows for batch in reader),),
             columns=find_columns(reader.schema, path),
             digest=table.line.hex(),
+            labels=_Labels(""),
         )
 
 

@@ -3,41 +3,21 @@
 Archives are streamed; nothing is ever extracted to disk, and links in them are not followed.
 """
 
-import json
-import re
 import tarfile
-import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from raydapt.data.files import IMAGE_SUFFIXES, Found, Listing, is_local, open_filesystem, split_of_name
+from raydapt.data.files import Found, Listing, is_local, open_filesystem, split_of_name
+from raydapt.data.formats import IMAGE_SUFFIXES, say_left_out
 from raydapt.data.parts import UNKNOWN_ROWS_STRIDE, UNREADABLE, Part, Source, make_rows, new_digest
+from raydapt.data.tar_samples import TAR_ERRORS, Sample, samples_of
 from raydapt.errors import UserError
 
-_KEY = re.compile(r"^((?:.*/)?[^/.][^/.]*)\.([^/]*)$")
-_LABEL_EXTENSIONS = ("cls", "json", "txt")
-"""In the order in which they are believed."""
-_MOST_LABEL_BYTES = 1 << 20
-_TAR_ERRORS = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError)
-
-
-@dataclass(kw_only=True)
-class _Sample:
-    """The members with one key that follow each other."""
-
-    key: str
-    offset: int
-    """First byte of the first member's header."""
-    path: str = ""
-    image: bytes | None = None
-    error: str | None = None
-    label: str | None = None
-    split: str | None = None
-    label_rank: int = len(_LABEL_EXTENSIONS)
+_MOST_LABEL_NAMES = 100_000
 
 
 def plan(found: Listing, *, rows_per_part: int, limit: int | None) -> Source:
@@ -53,21 +33,27 @@ def plan(found: Listing, *, rows_per_part: int, limit: int | None) -> Source:
     digest = new_digest(rows_per_part, limit)
     parts: list[Part] = []
     has_labels, rows = False, 0
+    counts: Counter[str | None] | None = Counter()
+    left_out: Counter[str] = Counter()
     for tar in found.tars:
         digest.update(tar.line)
         seekable = _is_seekable(filesystem, tar.name)
         if not seekable and limit is None:
+            digest.update(b"names with several dots are names\n")
             first_row = (len(parts) + 1) * UNKNOWN_ROWS_STRIDE
             parts.append(_part(found, tar, len(parts), (0, None), first_row, None))
-            has_labels = True
+            has_labels, counts = True, None
             continue
         left = None if limit is None else limit - rows
-        offsets, labelled = _index(filesystem, f"{root}/{tar.name}", left)
-        has_labels |= labelled
+        index = _index(filesystem, f"{root}/{tar.name}", left, left_out)
+        offsets = index.offsets
+        if index.dotted:
+            digest.update(b"names with several dots are names\n")
+        has_labels |= any(label is not None for label in index.counts)
+        if counts is not None:
+            counts.update(index.counts)
         count = len(offsets) if left is None else min(len(offsets), left)
-        step = rows_per_part if seekable else max(count, 1)
-        for first in range(0, count, step):
-            last = min(first + step, count)
+        for first, last in _cuts(offsets, count, rows_per_part if seekable else max(count, 1)):
             stop = offsets[last] if last < len(offsets) else None
             span = (offsets[first], stop) if seekable else (0, None)
             parts.append(_part(found, tar, len(parts), span, rows, last - first))
@@ -86,26 +72,34 @@ def plan(found: Listing, *, rows_per_part: int, limit: int | None) -> Source:
         rows=rows if known else None,
         identity=digest.hexdigest(),
         has_labels=has_labels,
+        label_counts=_sorted(counts),
+        notes=(note,) if (note := say_left_out(left_out)) else (),
         splits=tuple(sorted({split for tar in found.tars if (split := split_of_name(tar.name))})),
     )
+
+
+def _sorted(counts: Counter[str | None] | None) -> tuple[tuple[str, int], ...] | None:
+    if counts is None or len(counts) > _MOST_LABEL_NAMES:
+        return None
+    return tuple(sorted((label, images) for label, images in counts.items() if label is not None))
 
 
 def read(part: Part, max_bytes: int) -> pa.Table:
     """Reads the samples of a part; what is missing at the end of a broken archive is rows with an error."""
     filesystem, root = open_filesystem(part.root)
     name = part.uris[0]
-    samples: list[_Sample] = []
+    samples: list[Sample] = []
     broken = False
     try:
         with _open_tar(filesystem, f"{root}/{name}", part.start) as tar:
-            for sample in _samples(tar, max_bytes):
+            for sample in samples_of(tar, max_bytes):
                 if len(samples) == part.rows:
                     break
                 samples.append(sample)
-    except _TAR_ERRORS:
+    except TAR_ERRORS:
         broken = True
     missing = (part.rows or 0) - len(samples) if part.rows is not None else int(broken)
-    samples += [_Sample(key="", offset=0, path=f"#{len(samples) + i}", error=UNREADABLE) for i in range(missing)]
+    samples += [Sample(key="", offset=0, path=f"#{len(samples) + i}", error=UNREADABLE) for i in range(missing)]
     split = split_of_name(name)
     return make_rows(
         part,
@@ -118,6 +112,16 @@ def read(part: Part, max_bytes: int) -> pa.Table:
     )
 
 
+def listed_names(source: Source) -> tuple[str, ...]:
+    """The names in ``classnames.txt`` beside the archives, as CLIP-benchmark writes it; () without such a file."""
+    filesystem, root = open_filesystem(source.parts[0].root)
+    try:
+        text = bytes(filesystem.cat_file(f"{root}/classnames.txt")).decode("utf-8-sig")
+    except (OSError, ValueError):
+        return ()
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
 def label_names(source: Source) -> set[str]:
     """All labels in the archives; images are skipped, not read, where the archive can be gone through like that."""
     filesystem, root = open_filesystem(source.parts[0].root)
@@ -125,27 +129,50 @@ def label_names(source: Source) -> set[str]:
     for uri in dict.fromkeys(part.uris[0] for part in source.parts):
         try:
             with _open_tar(filesystem, f"{root}/{uri}", 0) as tar:
-                names.update(sample.label for sample in _samples(tar, 0) if sample.label is not None)
-        except _TAR_ERRORS:
+                names.update(sample.label for sample in samples_of(tar, 0) if sample.label is not None)
+        except TAR_ERRORS:
             continue  # its images will be rows with errors
     return names
 
 
-def _index(filesystem: Any, path: str, most: int | None) -> tuple[list[int], bool]:
-    """First byte of every sample (of `most` and one more), and whether there are labels."""
-    offsets: list[int] = []
-    labelled = False
+class _Index(NamedTuple):
+    """What going through the headers of an archive tells."""
+
+    offsets: list[int]
+    """First byte of every sample; ascending, equal for samples that can only be read together."""
+    counts: Counter[str | None]
+    """Images of each label."""
+    dotted: bool
+    """Whether there are samples that WebDataset's own rule would not have found."""
+
+
+def _index(filesystem: Any, path: str, most: int | None, left_out: Counter[str]) -> _Index:
+    """Goes through an archive up to `most` samples and one more."""
+    found = _Index([], Counter(), False)
     try:
         with _open_tar(filesystem, path, 0) as tar:
-            for sample in _samples(tar, 0):
-                offsets.append(sample.offset)
-                labelled |= sample.label is not None
-                if most is not None and len(offsets) > most:
+            for sample in samples_of(tar, 0, left_out):
+                found.offsets.append(sample.offset)
+                if most is None or len(found.offsets) <= most:
+                    found.counts[sample.label] += 1
+                found = found._replace(dotted=found.dotted or sample.dotted)
+                if most is not None and len(found.offsets) > most:
                     break
-    except _TAR_ERRORS as error:
-        if not offsets:
+    except TAR_ERRORS as error:
+        if not found.offsets:
             raise UserError(f"{path!r} is no tar archive that can be read ({error}).") from None
-    return offsets, labelled
+    return found
+
+
+def _cuts(offsets: list[int], count: int, step: int) -> Iterator[tuple[int, int]]:
+    """Pieces of at most `step` samples, larger where samples can only be read together."""
+    first = 0
+    while first < count:
+        last = min(first + step, count)
+        while last < count and offsets[last] == offsets[last - 1]:
+            last += 1
+        yield first, last
+        first = last
 
 
 def _part(
@@ -174,65 +201,3 @@ def _open_tar(filesystem: Any, path: str, start: int) -> Iterator[tarfile.TarFil
             file.seek(start)
         with tarfile.open(fileobj=file, mode="r:" if _is_seekable(filesystem, path) else "r|*") as tar:
             yield tar
-
-
-def _samples(tar: tarfile.TarFile, max_bytes: int) -> Iterator[_Sample]:
-    """The samples that have an image; the one at which an archive breaks off comes before the exception."""
-    sample: _Sample | None = None
-    try:
-        for member in tar:
-            tar.members = []  # type: ignore[attr-defined]  # tarfile would remember the header of every file
-            match = _KEY.match(member.name)
-            if match is None or not member.isfile() or match[1].startswith("__"):
-                continue
-            if sample is None or sample.key != match[1]:
-                if sample is not None and sample.path:
-                    yield sample
-                sample = _Sample(key=match[1], offset=member.offset)
-            _take(sample, tar, member, match[2].lower(), max_bytes)
-    except _TAR_ERRORS:
-        if sample is not None and sample.path:
-            yield sample
-        raise
-    if sample is not None and sample.path:
-        yield sample
-
-
-def _take(sample: _Sample, tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str, max_bytes: int) -> None:
-    """Adds a member to its sample: an image that is not too large, or a label."""
-    if f".{extension}" in IMAGE_SUFFIXES and not sample.path:
-        sample.path = member.name
-        if member.size > max_bytes:
-            sample.error = "too_many_bytes"
-        else:
-            sample.image, sample.error = _read_member(tar, member)
-    elif extension in _LABEL_EXTENSIONS and _LABEL_EXTENSIONS.index(extension) < sample.label_rank:
-        data = _read_member(tar, member)[0] if member.size <= _MOST_LABEL_BYTES else None
-        label, split = _label_of(data or b"", extension)
-        sample.split = sample.split or split
-        if label is not None:
-            sample.label, sample.label_rank = label, _LABEL_EXTENSIONS.index(extension)
-
-
-def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[bytes | None, str | None]:
-    try:
-        file = tar.extractfile(member)
-        return (file.read(), None) if file is not None else (None, UNREADABLE)
-    except _TAR_ERRORS:
-        return None, UNREADABLE
-
-
-def _label_of(data: bytes, extension: str) -> tuple[str | None, str | None]:
-    """Label and split in a ``.cls`` or ``.txt`` (one line of text or a number) or a ``.json`` member."""
-    text = data.decode("utf-8", "replace").strip()
-    if extension != "json":
-        return (text or None) if "\n" not in text else None, None
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        return None, None
-    if not isinstance(values, dict):
-        return None, None
-    label, split = values.get("label"), values.get("split")
-    is_label = isinstance(label, str | int) and not isinstance(label, bool)
-    return str(label) if is_label else None, split if isinstance(split, str) else None

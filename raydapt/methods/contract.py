@@ -14,18 +14,18 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from raydapt.methods.captions import Captions
-from raydapt.methods.partial_labels import PartialLabels
+from raydapt.artefacts.captions import Captions
+from raydapt.artefacts.inputs import InputKind, take_images
+from raydapt.artefacts.partial_labels import PartialLabels
+from raydapt.artefacts.pixels import PixelRows
+from raydapt.artefacts.synthetic_images import SyntheticImages
 
-Reads = Literal["features", "pixels", "crops"]
-"""What a method takes for an image: the cached feature of the frozen CLIP, uint8 pixels, or the cached features of the
-image and of its crops."""
 ImageSource = Literal["train", "synthetic"]
 """Which images a stream draws from: the images that are adapted to, or synthetic ones."""
 
 
 OverImages = Callable[[Callable[[Tensor], Tensor]], Tensor]
-"""Applies a function of a batch of images (as the method `reads` them) to all training images."""
+"""Applies a function of a batch of images (as the method `input_kind` them) to all training images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,36 +42,6 @@ class Stream:
     """Images per optimiser step over all workers."""
     source: ImageSource = "train"
     """The images that the indices are of."""
-
-
-@dataclass(frozen=True)
-class PixelRows:
-    """Some rows of a larger array of pixels, which may be mapped from disk and is never copied as a whole."""
-
-    pixel_R3SS: Tensor
-    """uint8 pixels of all R images of the source."""
-    row_N: Tensor
-    """int64 rows that are the training images."""
-
-    def take(self, index_B: Tensor) -> Tensor:
-        """uint8 pixels [B, 3, S, S] of int64 indices into the training images."""
-        return self.pixel_R3SS[self.row_N[index_B]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SyntheticImages:
-    """Images that were made of the classes; their classes are what they were asked to show, not labels of anything."""
-
-    feature_MD: Tensor
-    """float32 CPU, L2-normalised features of the frozen CLIP."""
-    class_M: Tensor
-    """int64 class that each image was made of."""
-    pixels: PixelRows | None = None
-    """uint8 pixels; None when the method reads features."""
-
-    def take(self, index_B: Tensor, reads: Reads) -> Tensor:
-        """Features [B, D], or pixels [B, 3, S, S], of int64 indices."""
-        return _take(self.feature_MD, self.pixels, index_B, reads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,25 +72,17 @@ class TrainingImages:
     group_captions: Captions | None = None
     """For every training image, the description of a group of images of its zero-shot class."""
 
-    def take(self, index_B: Tensor, reads: Reads, source: ImageSource = "train") -> Tensor:
+    def take(self, index_B: Tensor, input_kind: InputKind, source: ImageSource = "train") -> Tensor:
         """Features [B, D], pixels [B, 3, S, S], or features with crops' [B, 1 + K, D], of int64 indices."""
-        if reads == "crops":
+        if input_kind == "crops":
             if self.crop_NKD is None:
                 raise ValueError("The method reads crops, but there are none.")
             return self.crop_NKD[index_B]
         if source == "train":
-            return _take(self.feature_ND, self.pixels, index_B, reads)
+            return take_images(self.feature_ND, self.pixels, index_B, input_kind)
         if self.synthetic is None:
             raise ValueError("A stream draws from synthetic images, but there are none.")
-        return self.synthetic.take(index_B, reads)
-
-
-def _take(feature_ND: Tensor, pixels: PixelRows | None, index_B: Tensor, reads: Reads) -> Tensor:
-    if reads == "features":
-        return feature_ND[index_B]
-    if pixels is None:
-        raise ValueError("The method reads pixels, but there are none.")
-    return pixels.take(index_B)
+        return self.synthetic.take(index_B, input_kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +90,7 @@ class Batch:
     """One worker's part of a batch of a stream, on its device."""
 
     image_B: Tensor
-    """Features [B, D] float32, or pixels [B, 3, S, S] uint8, as the method `reads`."""
+    """Features [B, D] float32, or pixels [B, 3, S, S] uint8, as the method `input_kind`."""
     target_BC: Tensor
     index_B: Tensor
 
@@ -162,7 +124,7 @@ class Method(nn.Module, ABC):
 
     rounds: int = 0
     """Rounds of learning; 0 for a method that learns nothing."""
-    reads: Reads = "features"
+    input_kind: InputKind = "features"
     """What `forward` and `logits` take for an image."""
     pseudo_labels: PseudoLabels | None = None
     """What the current round selected; None before the first round."""

@@ -5,6 +5,7 @@ Legend: N images, B batch, C classes, T texts, D width of the shared space, S im
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ from torch.nn import functional as F
 from raydapt.data.classes import fill_template
 from raydapt.data.decode import ImageSpec
 from raydapt.errors import UserError
-from raydapt.fingerprint import files_digest
-from raydapt.models.text_tower import TextTower
+from raydapt.models.text_tower import TextTower, require_whole_prompts
+from raydapt.store.fingerprint import files_digest
 
-MINI = Path(__file__).parents[1] / "zoo" / "clip"
+MINI = Path(__file__).parent / "mini" / "clip"
 CONFIG_FILE = "open_clip_config.json"
 RANDOM = "random"
 """`ARCHITECTURE/random`: no pre-trained weights, for speed measurements and tests."""
@@ -84,7 +85,12 @@ class Clip(nn.Module):
 
     @torch.no_grad()
     def class_embeddings(self, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
-        """Class embeddings [C, D]: the normalised mean of a class's normalised text features over the templates."""
+        """Class embeddings [C, D]: the normalised mean of a class's normalised text features over the templates.
+
+        Raises:
+            UserError: If a prompt has more tokens than the tower can read, or two names are one text to it.
+        """
+        require_whole_prompts(self.text_tower, class_names, templates)
         texts = [fill_template(template, name) for name in class_names for template in templates]
         feature_CTD = self.encode_text(texts).reshape(len(class_names), len(templates), -1)
         return F.normalize(feature_CTD.mean(dim=1), dim=-1)
@@ -162,7 +168,9 @@ def clip_identity(name: str) -> str:
     arguments = _open_clip_arguments(name)
     weights = Path(arguments["pretrained"] or "")
     if arguments["pretrained"] and weights.is_file():
-        return f"{arguments['model_name']}:{files_digest([weights], weights.parent)}"
+        own = (open_clip.get_model_config(arguments["model_name"]) or {}).get("quick_gelu")
+        gelu = ":quick_gelu" if arguments["force_quick_gelu"] and not own else ""
+        return f"{arguments['model_name']}:{files_digest([weights], weights.parent)}{gelu}"
     return f"{name}@open_clip-{open_clip.__version__}"
 
 
@@ -178,12 +186,35 @@ def _open_clip_arguments(name: str) -> dict[str, Any]:
         architecture, pretrained = "-".join(parts[:n_parts]), "/".join(parts[n_parts:])
         if architecture in open_clip.list_models():
             # Weights that were trained with the quick GELU are wrong with the other one.
-            quick_gelu = bool(open_clip.pretrained.get_pretrained_cfg(architecture, pretrained).get("quick_gelu"))
-            return {"model_name": architecture, "pretrained": pretrained, "force_quick_gelu": quick_gelu}
+            known = open_clip.pretrained.get_pretrained_cfg(architecture, pretrained)
+            arguments = {"model_name": architecture, "pretrained": pretrained}
+            if not known and pretrained != RANDOM:
+                return arguments | _family_arguments(architecture, pretrained)
+            return arguments | {"force_quick_gelu": bool(known.get("quick_gelu"))}
     raise UserError(
         f"Setting model.clip={name!r} is no model: give 'mini', a folder with {CONFIG_FILE}, hf-hub:ORG/NAME, or "
         "ARCHITECTURE/PRETRAINED of open_clip, such as ViT-B-32/openai."
     )
+
+
+def _family_arguments(architecture: str, file: str) -> dict[str, Any]:
+    """How the weights of a file want their images and their GELU, as far as open_clip's own weights tell.
+
+    open_clip prepares images for any file as OpenAI's models want them. What all known weights of an architecture have
+    in common is that of the file too. The quick GELU is that of the weights whose tag stands in the file's name (such
+    as ``openai``, ``metaclip`` or ``dfn2b``), else what all of them have in common, else that of the architecture.
+    """
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    cfgs = {tag: open_clip.pretrained.get_pretrained_cfg(architecture, tag) for tag in tags}
+    prepared: dict[str, Any] = {}
+    for key in ("mean", "std", "interpolation", "resize_mode"):
+        values = {cfg.get(key) for cfg in cfgs.values()}
+        if len(values) == 1 and (value := values.pop()) is not None:
+            prepared[key] = value
+    stem = re.sub(r"[-_.]", "", Path(file).stem.lower())
+    named = [cfg for tag, cfg in cfgs.items() if re.split(r"[-_]", tag)[0].lower() in stem]
+    quick = {bool(cfg.get("quick_gelu")) for cfg in named or cfgs.values()}
+    return {"force_preprocess_cfg": prepared, "force_quick_gelu": quick == {True}}
 
 
 def _folder(name: str) -> Path | None:

@@ -33,9 +33,9 @@ from diffusers import (
 from torch import Tensor
 
 from raydapt.errors import UserError
-from raydapt.fingerprint import files_digest
+from raydapt.store.fingerprint import files_digest
 
-MINI = Path(__file__).parents[1] / "zoo" / "diffusion"
+MINI = Path(__file__).parent / "mini" / "diffusion"
 INDEX_FILE = "model_index.json"
 COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 SETTING = "synthesis.pipeline"

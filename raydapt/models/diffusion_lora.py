@@ -5,7 +5,9 @@ Legend: N images, B batch, L tokens, D width of the text states, h/w sides of th
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,7 +25,11 @@ from raydapt.errors import UserError
 WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
-_DOWN = (".lora_A.weight", ".lora.down.weight", ".lora_linear_layer.down.weight")
+_DOWN = tuple(
+    f"{layer}.weight" for layer in (".lora_A", ".lora.down", ".lora_linear_layer.down", ".lora_down", "_lora.down")
+)
+_ALPHA = ".alpha"
+_KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
 
 
 def add_adapters(pipeline: StableDiffusionPipeline, *, rank: int, text_encoder: bool) -> None:
@@ -133,18 +139,45 @@ def apply_lora(pipeline: StableDiffusionPipeline, data: bytes) -> None:
     Raises:
         UserError: When they belong to another model.
     """
-    weights = load(data)
-    missing = _without_a_place(pipeline, weights)
-    if missing:
-        raise UserError(
-            f"The LoRA weights do not fit the pipeline ({missing} of {len(weights)} matrices have no place in it): "
-            "they belong to another model; give synthesis.lora and synthesis.pipeline that go together."
-        )
-    pipeline.load_lora_weights(weights)
+    with TemporaryDirectory() as folder:  # diffusers reads what the header says, such as alpha, from a file alone
+        (Path(folder) / WEIGHTS_FILE).write_bytes(_with_alpha_in_weights(data))
+        file = {"weight_name": WEIGHTS_FILE, "local_files_only": True}
+        try:
+            weights, _ = pipeline.lora_state_dict(folder, unet_config=pipeline.unet.config, **file)
+        except (ValueError, KeyError, IndexError) as error:
+            raise UserError(
+                f"The LoRA weights are of no layout that diffusers reads ({error}): give others to synthesis.lora."
+            ) from None
+        missing = _without_a_place(pipeline, weights)
+        if missing:
+            raise UserError(
+                f"The LoRA weights do not fit the pipeline ({missing} of {len(weights)} matrices have no place in it): "
+                "they belong to another model; give synthesis.lora and synthesis.pipeline that go together."
+            )
+        pipeline.load_lora_weights(folder, **file)
     pipeline.fuse_lora(
         components=[part for part in ("unet", "text_encoder") if any(k.startswith(part) for k in weights)]
     )
     pipeline.unload_lora_weights()
+
+
+def _with_alpha_in_weights(data: bytes) -> bytes:
+    """The file with ``.alpha`` tensors beside diffusers' names multiplied into the weights: B A alpha / rank.
+
+    diffusers knows them in kohya's layout alone, which stays as it is, like files that say alpha in their header.
+    """
+    weights = load(data)
+    alphas = {name.removesuffix(_ALPHA): float(tensor) for name, tensor in weights.items() if name.endswith(_ALPHA)}
+    if not alphas or all(name.startswith(_KOHYA) for name in weights):
+        return data
+    kept = {}
+    for name, tensor in weights.items():
+        layer = name.split(".lora")[0]
+        if name.endswith(_DOWN) and layer in alphas:
+            tensor = (tensor.to(torch.float32) * (alphas[layer] / tensor.shape[0])).to(tensor.dtype)
+        if not name.endswith(_ALPHA):
+            kept[name] = tensor
+    return bytes(save(kept))
 
 
 def _without_a_place(pipeline: StableDiffusionPipeline, weights: dict[str, Tensor]) -> int:
@@ -154,7 +187,8 @@ def _without_a_place(pipeline: StableDiffusionPipeline, weights: dict[str, Tenso
         modules |= {f"{part}.{name}": module for name, module in getattr(pipeline, part).named_modules()}
     count = 0
     for name, tensor in weights.items():
-        layer = name.split(".lora")[0]
+        layer = re.split(r"[._]lora", name)[0].replace(".processor.", ".")  # kohya's names come back with "processor"
+        layer += ".0" if layer.endswith(".to_out") else ""
         module = modules.get(layer) or modules.get(layer.replace("text_encoder.text_model.", "text_encoder."))
         weight = getattr(module, "weight", None)
         side = 1 if name.endswith(_DOWN) else 0

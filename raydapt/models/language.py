@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from raydapt.config_caption import EngineSettings
 from raydapt.errors import UserError
-from raydapt.fingerprint import files_digest
+from raydapt.settings.language import EngineSettings
+from raydapt.store.fingerprint import files_digest
 
-MINI_CAPTIONER = Path(__file__).parents[1] / "zoo" / "captioner"
+MINI_CAPTIONER = Path(__file__).parent / "mini" / "captioner"
 _UNUSED_FILES = {".md", ".txt", ".gitattributes", ".bin", ".pt", ".pth", ".lock"}
 
 
@@ -48,6 +48,15 @@ def model_identity(address: str) -> str:
     return files_digest(used, folder)
 
 
+def engine_address(settings: EngineSettings, *, setting: str) -> str:
+    """The address of the model that settings name; empty with a server, which has its own.
+
+    Raises:
+        UserError: See `model_address`.
+    """
+    return "" if settings.engine == "openai" else model_address(settings.model, setting=f"{setting}.model")
+
+
 def who_answers(settings: EngineSettings, *, setting: str) -> tuple[str, str]:
     """The address of the model that settings name, and the identity of what answers; with a server, no address.
 
@@ -56,7 +65,7 @@ def who_answers(settings: EngineSettings, *, setting: str) -> tuple[str, str]:
     """
     if settings.engine == "openai":
         return "", f"{settings.base_url} {settings.model}"
-    address = model_address(settings.model, setting=f"{setting}.model")
+    address = engine_address(settings, setting=setting)
     return address, model_identity(address)
 
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from raydapt.config import ModelSettings
 from raydapt.models.clip import Clip, OnClip
 from raydapt.models.joint_prompt import JointPrompt
 from raydapt.models.text_tower import class_tokens
 from raydapt.models.vision_tower import extra_tokens, vision_width
+from raydapt.settings.groups import ModelSettings
 
 CONTEXT_STD = 0.02
 
@@ -61,7 +61,9 @@ class TextPrompt(OnClip):
         if tower.croppable:
             name_CS, end_C = token_CL[:, start : int(end_C.max()) + 1], end_C - start
         else:  # the padding is part of what such a tower reads: the whole length stays
-            name_CS, end_C = token_CL[:, start : tower.context_length - n_tokens], end_C - start - n_tokens
+            name_CS = token_CL[:, start : tower.context_length - n_tokens]
+            # An end-of-text token moves with the name (MobileCLIP); the first or last place stays where it is.
+            end_C = end_C - start - (0 if tower.reads_end_of_text else n_tokens)
         frozen = {
             "head_PD": tower.embed(token_CL[:1, :start], first_position=0)[0],
             "position_LD": tower.positions(start, start + n_tokens),

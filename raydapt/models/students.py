@@ -137,7 +137,7 @@ def _timm(name: str, *, pretrained: bool) -> tuple[nn.Module, int]:
 
 
 @torch.no_grad()
-def follow(copy: nn.Module, leader: nn.Module, momentum: float) -> None:
+def update_ema(copy: nn.Module, leader: nn.Module, momentum: float) -> None:
     """Moves a momentum copy: weights m a + (1 - m) b, running statistics as the leader has them (MoCo)."""
     torch._foreach_lerp_(list(copy.parameters()), list(leader.parameters()), 1 - momentum)
     for own, other in zip(copy.buffers(), leader.buffers(), strict=True):

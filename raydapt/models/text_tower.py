@@ -18,6 +18,7 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raydapt.data.classes import fill_template
 from raydapt.errors import UserError
 
 
@@ -55,6 +56,11 @@ class TextTower:
         return int(self._tower.token_embedding.weight.shape[1])
 
     @property
+    def reads_end_of_text(self) -> bool:
+        """Whether the feature is read off the end-of-text token, wherever it stands, and not off a fixed place."""
+        return self._pool in ("argmax", "eos")
+
+    @property
     def _mask(self) -> Tensor | None:
         mask = getattr(self._tower, "attn_mask", None)
         return mask if isinstance(mask, Tensor) else None
@@ -67,6 +73,19 @@ class TextTower:
         """int64 tokens [T, context_length] on the CPU; a longer text is cut as open_clip does."""
         token_TL = self._tokenizer(list(texts), context_length=self.context_length)
         return torch.as_tensor(token_TL, dtype=torch.int64)
+
+    def overlong(self, texts: Sequence[str]) -> list[int]:
+        """Which texts have more tokens than the tower can read, so that `tokenize` cuts them."""
+        # A token is a character at least (a byte, in CLIP's tokenizer): most texts need not be looked at.
+        doubtful = [i for i, text in enumerate(texts) if len(text.encode()) > self.context_length - 8]
+        if not doubtful:
+            return []
+        chosen = [texts[i] for i in doubtful]
+        cut_TL = self.tokenize(chosen)
+        whole_TL = torch.as_tensor(self._tokenizer([*chosen, ""], context_length=self.context_length + 1)).long()
+        # A cut text ends in the end-of-text token where the whole one goes on, or has no padding where others have.
+        goes_on_T = (whole_TL[:-1, :-1] != cut_TL).any(dim=1) | (whole_TL[:-1, -1] != whole_TL[-1, -1])
+        return [i for i, is_cut in zip(doubtful, goes_on_T.tolist(), strict=True) if is_cut]
 
     def start_length(self) -> int:
         """Tokens that stand before the text itself: 1 with a start-of-text token, 0 without."""
@@ -83,6 +102,15 @@ class TextTower:
             return token_TL.eq(torch.as_tensor(self._eos_id)).int().argmax(dim=1)
         last = 0 if self._pool == "first" else token_TL.shape[1] - 1
         return torch.full((len(token_TL),), last, dtype=torch.int64, device=token_TL.device)
+
+    @torch.no_grad()
+    def reproduces_itself(self) -> bool:
+        """Whether embeddings of whole texts, fed as prompts are, give what open_clip's `encode_text` gives."""
+        token_TL = self.tokenize(["a photo of a cat.", "river"]).to(self._device)
+        expected_TD: Tensor = self._model.encode_text(token_TL)  # type: ignore[operator]
+        actual_TD = self._encode_embeddings(self.embed(token_TL, first_position=0), self.end_positions(token_TL))
+        cosine_T = F.cosine_similarity(actual_TD.float(), expected_TD.float(), dim=-1)
+        return bool((cosine_T > 1 - 1e-4).all())
 
     def encode_tokens(self, token_TL: Tensor) -> Tensor:
         """Features [T, D] of tokens, not normalised; the same as open_clip's `encode_text`, cropped where it can be."""
@@ -143,6 +171,33 @@ class TextTower:
         return feature_TD
 
 
+def require_whole_prompts(tower: TextTower, class_names: Sequence[str], templates: Sequence[str]) -> None:
+    """Refuses prompts of which the tower would not see all, and names that are one text to its tokenizer.
+
+    Two classes whose prompts are cut to the same tokens, or differ in characters that the tokenizer drops, are one
+    class to the model: each would get half the probability, and one would never be said.
+
+    Raises:
+        UserError: With the first name, and the way out.
+    """
+    for template in templates:
+        if cut := tower.overlong([fill_template(template, name) for name in class_names]):
+            name = class_names[cut[0]]
+            raise UserError(
+                f"Class name {name[:80]!r} in data.templates={template[:80]!r} does not fit into the "
+                f"{tower.context_length} tokens of the text tower and would be cut: shorten the name or the template."
+            )
+    first: dict[bytes, str] = {}
+    for name, token_L in zip(class_names, tower.tokenize([fill_template(templates[0], n) for n in class_names]),
+                             strict=True):  # fmt: skip
+        other = first.setdefault(token_L.numpy().tobytes(), name)
+        if other is not name:
+            raise UserError(
+                f"data.class_names: {other[:80]!r} and {name[:80]!r} are the same text to the tokenizer of this model: "
+                "spell one of them differently, such as 'C plus plus' for 'C++', or choose another model.clip."
+            )
+
+
 def class_tokens(tower: TextTower, class_names: Sequence[str], n_context: int) -> tuple[Tensor, Tensor]:
     """Tokens [C, L] of class names and the position [C] each is read at, once `n_context` tokens stand before the name.
 
@@ -153,6 +208,12 @@ def class_tokens(tower: TextTower, class_names: Sequence[str], n_context: int) -
         raise UserError(
             "Setting model.prompt needs a text tower that takes token embeddings, which this model's has not: "
             "choose model.prompt=visual or another model.clip."
+        )
+    if not tower.reproduces_itself():
+        raise UserError(
+            "Setting model.prompt: token embeddings, fed to the text tower of this model, do not give the features "
+            "that its texts have, so a prompt would be learned for another model: choose model.prompt=visual or "
+            "another model.clip."
         )
     token_CL = tower.tokenize(class_names)
     end_C = tower.end_positions(token_CL)

@@ -36,7 +36,7 @@ def whole_view(pixel_B3PP: Tensor, side_px: int) -> Tensor:
 
 
 def square_boxes(n_images: int, n_crops: int, sides: tuple[float, float], generator: torch.Generator) -> Tensor:
-    """Random squares within the unit square, float32 [B, N, 4] as x1, y1, x2, y2 (spec 3.4: reconstruction).
+    """Random squares within the unit square, float32 [B, N, 4] as x1, y1, x2, y2 (arXiv 2507.09615, reconstructed).
 
     Args:
         n_images: B.

@@ -4,41 +4,45 @@ Legend: N images, R templates, C classes, D width of the shared space.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from raydapt.config_coreg import CoregSettings
-from raydapt.methods.partial_labels import PartialLabels, annotate
-from raydapt.models.clip import Clip
-from raydapt.stages.run import StageResult
-from raydapt.workspace import Artefact, Recipe, Store, versions
-
-KIND = "partial_labels"
+from raydapt.artefacts.partial_labels import PartialLabels
+from raydapt.artefacts.spec import ArtefactSpec
+from raydapt.methods.coreg.partial_labels import annotate, annotate_votes
+from raydapt.methods.coreg.settings import CoregSettings
+from raydapt.models.clip import Clip, load_clip
+from raydapt.stages.place import StagePlace
+from raydapt.store.artefact import Artefact, StageResult, Store
+from raydapt.store.environment import versions
+from raydapt.store.fingerprint import Recipe
 
 Annotator = Callable[[Tensor, Tensor], PartialLabels]
 """Annotates images, given their rows [M] among the features and their features [M, D]."""
 
 
-def partial_labels_recipe(
-    features: Recipe, class_names: Sequence[str], settings: CoregSettings, voters: Sequence[str] = ()
-) -> Recipe:
-    """What partial labels depend on: the features, the names, the wordings and the rule; templates are resolved.
+def make_partial_labels(place: StagePlace, spec: ArtefactSpec, made: Mapping[str, StageResult]) -> StageResult:
+    """The partial labels of a run, made or found: templates vote, or the answers of teacher runs.
 
     Args:
-        features: Of the images.
-        class_names: The classes.
-        settings: The rule.
-        voters: Digests of the runs that vote in place of the templates.
+        place: Where and with what.
+        spec: The labels; `ArtefactSpec.job` holds the settings.
+        made: With the features, and the answers where there are teachers.
     """
-    used = {"prompts": (), "topk": ("topk",), "prob_ratio": ("prob_ratio",), "mean": ()}[settings.annotation]
-    rule = {"annotation": settings.annotation} | {name: getattr(settings, name) for name in used}
-    words = {"class_names": list(class_names)} | ({} if voters else {"templates": list(settings.templates)})
-    inputs = (features.fingerprint, *voters)
-    return Recipe(kind=KIND, settings=rule | words, inputs=inputs, weights=features.weights)
+    assert spec.recipe is not None
+    settings, names = spec.job, place.classes.names
+    answers = [made[name].artefact for name in spec.depends_on if name in made and name != "features"]
+
+    def annotator() -> Annotator:
+        if answers:
+            return answer_annotator(answers, settings)
+        return template_annotator(load_clip(place.config.model.clip), names, settings)
+
+    return partial_labels_stage(made["features"].artefact, spec.recipe, annotator, store=place.store)
 
 
 def partial_labels_stage(
@@ -85,22 +89,21 @@ def template_annotator(clip: Clip, class_names: Sequence[str], settings: CoregSe
     return annotate_rows
 
 
-def load_partial_labels(artefact: Artefact) -> PartialLabels:
-    """The partial labels in the order of the features; an image in error has no candidate."""
-    manifest = artefact.manifest
-    n_classes, soft = len(manifest.settings["class_names"]), manifest.settings["annotation"] == "mean"
-    candidate_NC, probability_NC = (torch.zeros(manifest.rows, n_classes) for _ in range(2))
-    start = 0
-    for table in artefact.iter_tables(["candidates", "probability"]):
-        stop, column = start + table.num_rows, table["candidates"].combine_chunks()
-        row_M = np.repeat(np.arange(start, stop), np.diff(column.offsets.to_numpy()))
-        candidate_NC[torch.from_numpy(row_M), torch.from_numpy(column.values.to_numpy().astype(np.int64))] = 1.0
-        probability = table["probability"].combine_chunks().flatten().to_numpy().copy()
-        probability_NC[start:stop] = torch.from_numpy(probability).view(-1, n_classes)
-        start = stop
-    return PartialLabels(
-        candidate_NC=candidate_NC * probability_NC if soft else candidate_NC, probability_NC=probability_NC
-    )
+def answer_annotator(answers: Sequence[Artefact], settings: CoregSettings) -> Annotator:
+    """Finished runs vote in place of the templates (ours): each counts as one template does."""
+    probability_RNC = torch.stack([_probabilities(artefact) for artefact in answers])
+
+    def annotate_rows(row_M: Tensor, _: Tensor) -> PartialLabels:
+        mode, topk, ratio = settings.annotation, settings.topk, settings.prob_ratio
+        return annotate_votes(probability_RNC[:, row_M], mode=mode, topk=topk, ratio=ratio)
+
+    return annotate_rows
+
+
+def _probabilities(artefact: Artefact) -> Tensor:
+    """The answers of a run, float32 [N, C], in the order of the features."""
+    column = artefact.read(["probability"])["probability"].combine_chunks()
+    return torch.from_numpy(column.flatten().to_numpy().reshape(-1, column.type.list_size).copy())
 
 
 def _annotate(table: pa.Table, start: int, annotator: Annotator) -> tuple[pa.Table, float]:

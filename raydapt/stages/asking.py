@@ -5,15 +5,15 @@ from collections.abc import Callable, Iterable
 import pyarrow as pa
 import ray.data
 
-from raydapt.config import RaySettings
-from raydapt.config_caption import EngineSettings
+from raydapt.settings.groups import RaySettings
+from raydapt.settings.language import EngineSettings
 from raydapt.stages.endpoint import ask_endpoint
-from raydapt.stages.llm import Asker, ask_vllm
+from raydapt.stages.llm import PromptBuilder, ask_vllm
 
 
 def ask(
     rows: ray.data.Dataset,
-    asker: Asker,
+    asker: PromptBuilder,
     settings: EngineSettings,
     *,
     address: str,

@@ -18,20 +18,20 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from raydapt.config import DataSettings, RaySettings
-from raydapt.config_caption import CaptionSettings
+from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS
+from raydapt.cluster.nodes import require_cpu
 from raydapt.data.canvas import CANVAS_PX, PER_GROUP, canvas_sides, shrink, tile_group
 from raydapt.data.classes import fill_template
 from raydapt.data.decode import BadImage, decode_rgb
 from raydapt.data.sources import Part, Source, group_parts, read_parts
-from raydapt.methods.captions import first_line
-from raydapt.nodes import require_cpu
+from raydapt.settings.groups import DataSettings, RaySettings
+from raydapt.settings.language import CaptionSettings
 from raydapt.stages.asking import ask
-from raydapt.stages.llm import ANSWER, ASKED, ERROR, SKIPPED, NoQuestion, Question
-from raydapt.stages.run import PART, PART_ROWS, Stage, StageResult, run_stage
-from raydapt.workspace import Artefact, Recipe, Store
+from raydapt.stages.llm import ANSWER, ASKED, ERROR, SKIPPED, Prompt, SkipRow
+from raydapt.stages.run import PART, PART_ROWS, Stage, run_stage
+from raydapt.store.artefact import StageResult, Store
+from raydapt.store.fingerprint import Recipe
 
-IMAGE_CAPTIONS, GROUP_CAPTIONS = "image_captions", "group_captions"
 IMAGES, MEMBERS = "images", "members"
 _ROWS_PER_BLOCK = 64  # encoded images of a block: small enough for any object store, two batches of the engine
 _KEPT = [
@@ -113,17 +113,17 @@ class CaptionAsker:
     max_pixels: int
     max_bytes: int
 
-    def __call__(self, row: dict[str, Any]) -> Question:
+    def __call__(self, row: dict[str, Any]) -> Prompt:
         """Takes the column of encoded images out of the row."""
         encoded = row.pop(IMAGES, None) or []
         if row[ERROR]:
-            raise NoQuestion(row[ERROR])
+            raise SkipRow(row[ERROR])
         try:
             images = [decode_rgb(data, max_pixels=self.max_pixels, max_bytes=self.max_bytes) for data in encoded]
         except BadImage as error:
-            raise NoQuestion(error.reason) from None
+            raise SkipRow(error.reason) from None
         image = tile_group(images, self.canvas_px, self.gap_px) if len(images) > 1 else images[0]
-        return Question(text=row[ASKED], image=shrink(image, self.image_px), seed=int(row["id"], 16) >> 1)
+        return Prompt(text=row[ASKED], image=shrink(image, self.image_px), seed=int(row["id"], 16) >> 1)
 
 
 def caption_stage(job: CaptionJob, *, known: KnownRows | None, ray_settings: RaySettings, store: Store) -> StageResult:
@@ -169,12 +169,6 @@ def caption_stage(job: CaptionJob, *, known: KnownRows | None, ray_settings: Ray
         ray=ray_settings,
     )
     return run_stage(store, stage)
-
-
-def load_captions(artefact: Artefact) -> list[str | None]:
-    """The first line of every caption, in the order of the features; None for no caption."""
-    tables = artefact.iter_tables(["caption"])
-    return [first_line(text) for table in tables for text in table["caption"].to_pylist()]
 
 
 def asker_of(job: CaptionJob) -> CaptionAsker:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from ray.data import DataContext
 
-from raydapt.config import RaySettings, StageSettings
+from raydapt.cluster.nodes import address_of, capacity, require_nodes, selector
 from raydapt.errors import UserError
-from raydapt.nodes import address_of, capacity, require_nodes, selector
+from raydapt.settings.groups import RaySettings, StageSettings
 
 _MEBIBYTE = 1024 * 1024
 _LEAST_IN_FLIGHT = 256 * _MEBIBYTE

@@ -3,8 +3,6 @@
 Legend: N images of a part, B batch, K crops of an image, D width of the feature, P stored side in px.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -12,32 +10,17 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from raydapt.config import DataSettings, FairSettings, RaySettings, StageSettings
+from raydapt.artefacts.crops import CropSpec, boxes_of, crops_recipe
 from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source
 from raydapt.models.clip import Clip
-from raydapt.models.views import crop_view, square_boxes, whole_view
-from raydapt.stages.features import Encoder, encoding_stage, image_settings
-from raydapt.stages.run import StageResult
-from raydapt.workspace import Artefact, Recipe, Store
+from raydapt.models.views import crop_view, whole_view
+from raydapt.settings.groups import DataSettings, RaySettings, StageSettings
+from raydapt.stages.features import Encoder, encoding_stage
+from raydapt.store.artefact import StageResult, Store
 
-KIND = "crops"
 _BLOCK_BYTES = 8 * 1024 * 1024
 _IMAGES_PER_BATCH = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class CropSpec:
-    """Which crops are taken. Those of an image depend on it and their number within it alone, on no seed of a run."""
-
-    crops: int
-    least_side: float
-    most_side: float
-
-
-def crop_spec(settings: FairSettings) -> CropSpec:
-    """The crops that the settings ask for."""
-    return CropSpec(crops=settings.crops, least_side=settings.crop_least_side, most_side=settings.crop_most_side)
 
 
 class CropEncoder(Encoder):
@@ -70,24 +53,6 @@ def encode_with_crops(clip: Clip, pixel_B3PP: Tensor, box_BK4: Tensor) -> Tensor
     feature_MD = clip.encode_image(views)
     whole_BD, crop_MD = feature_MD[: len(pixel_B3PP)], feature_MD[len(pixel_B3PP) :]
     return torch.cat([whole_BD[:, None], crop_MD.view(len(pixel_B3PP), -1, whole_BD.shape[1])], dim=1)
-
-
-def boxes_of(ids: Sequence[str], crops: CropSpec) -> Tensor:
-    """Boxes [B, K, 4] of images by their content ids; fewer crops are the first ones of more."""
-    sides = (crops.least_side, crops.most_side)
-    boxes = []
-    for id_ in ids:
-        generator = torch.Generator().manual_seed(int(id_, 16) & (2**63 - 1))
-        boxes.append(square_boxes(1, crops.crops, sides, generator))
-    return torch.cat(boxes)
-
-
-def crops_recipe(
-    source: Source, clip_identity: str, image_spec: ImageSpec, data: DataSettings, crops: CropSpec
-) -> Recipe:
-    """What the crops' features depend on."""
-    settings = image_settings(image_spec, data) | {"crops": asdict(crops)}
-    return Recipe(kind=KIND, settings=settings, inputs=(source.identity,), weights=clip_identity)
 
 
 def crops_stage(
@@ -127,20 +92,3 @@ def crops_stage(
         ray_settings=ray_settings,
         store=store,
     )
-
-
-def load_crops(artefact: Artefact) -> Tensor:
-    """Features [N, 1 + K, D] in the order of `load_features`; zeros for images in error."""
-    places = 1 + int(artefact.manifest.settings["crops"]["crops"])
-    feature_NKD, start = torch.zeros(0), 0
-    for table in artefact.iter_tables(["feature"]):
-        column = table["feature"].combine_chunks()
-        if not start:
-            feature_NKD = torch.zeros(artefact.manifest.rows, places, column.type.list_size // places)
-        valid = column.is_valid().to_numpy(zero_copy_only=False).copy()
-        value_M = column.flatten().to_numpy().copy()
-        feature_NKD[start : start + table.num_rows][torch.from_numpy(valid)] = torch.from_numpy(value_M).view(
-            -1, *feature_NKD.shape[1:]
-        )
-        start += table.num_rows
-    return feature_NKD

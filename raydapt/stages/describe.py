@@ -7,16 +7,17 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from raydapt.config import RaySettings
-from raydapt.config_caption import DescribeSettings
-from raydapt.data.description_texts import descriptions_of, questions_of
+from raydapt.artefacts.descriptions import descriptions_recipe
+from raydapt.data.description_texts import questions_of
 from raydapt.data.groups import seed_of_text
+from raydapt.settings.groups import RaySettings
+from raydapt.settings.language import DescribeSettings
 from raydapt.stages.asking import ask
-from raydapt.stages.llm import ANSWER, ASKED, ERROR, SECONDS, Question
-from raydapt.stages.run import PART, PART_ROWS, Stage, StageResult, run_stage
-from raydapt.workspace import Artefact, Recipe, Store
+from raydapt.stages.llm import ANSWER, ASKED, ERROR, SECONDS, Prompt
+from raydapt.stages.run import PART, PART_ROWS, Stage, run_stage
+from raydapt.store.artefact import StageResult, Store
+from raydapt.store.fingerprint import Recipe
 
-KIND = "descriptions"
 _CLASSES_PER_PART = 16
 _SCHEMA = pa.schema(
     [
@@ -51,11 +52,7 @@ class DescribeJob:
     @property
     def recipe(self) -> Recipe:
         """What the answers depend on."""
-        used = ("form", "answers", "sentences", "max_tokens", "greedy", "seed", "max_model_len")
-        settings: dict[str, Any] = {name: getattr(self.settings, name) for name in used}
-        return Recipe(
-            kind=KIND, settings=settings | {"class_names": list(self.class_names)}, inputs=(), weights=self.identity
-        )
+        return descriptions_recipe(self.class_names, self.settings, self.identity)
 
     def questions(self, class_: int) -> list[str]:
         """All questions about a class, each as often as it is to be answered."""
@@ -80,9 +77,9 @@ class TextAsker:
 
     seed: int
 
-    def __call__(self, row: dict[str, Any]) -> Question:
+    def __call__(self, row: dict[str, Any]) -> Prompt:
         """The question as it stands in the row."""
-        return Question(text=row[ASKED], seed=seed_of_text(self.seed, f"{row['row']} {row[ASKED]}") >> 1)
+        return Prompt(text=row[ASKED], seed=seed_of_text(self.seed, f"{row['row']} {row[ASKED]}") >> 1)
 
 
 def describe_stage(job: DescribeJob, *, ray_settings: RaySettings, store: Store) -> StageResult:
@@ -118,15 +115,3 @@ def describe_stage(job: DescribeJob, *, ray_settings: RaySettings, store: Store)
         unit="answers",
     )
     return run_stage(store, stage)
-
-
-def load_descriptions(artefact: Artefact, settings: DescribeSettings) -> dict[str, list[str]]:
-    """The cleaned descriptions by class name; a class of which no answer can be used has none."""
-    answers: dict[str, list[str]] = {name: [] for name in artefact.manifest.settings["class_names"]}
-    for table in artefact.iter_tables(["path", ANSWER]):
-        for name, answer in zip(table["path"].to_pylist(), table[ANSWER].to_pylist(), strict=True):
-            answers[name].append(answer or "")
-    return {
-        name: descriptions_of(texts, form=settings.form, cut=[True] * len(texts), most=settings.most)
-        for name, texts in answers.items()
-    }

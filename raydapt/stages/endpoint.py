@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import io
 import os
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,20 +15,22 @@ import ray.data
 from PIL import Image
 from ray.data import ActorPoolStrategy
 
-from raydapt.config import RaySettings
-from raydapt.config_caption import EngineSettings
+from raydapt.cluster.nodes import require_cpu
 from raydapt.errors import UserError
-from raydapt.nodes import require_cpu
-from raydapt.stages.llm import ANSWER, ASKED, ERROR, SECONDS, Asker, NoQuestion, Question, as_result, engine_reason
+from raydapt.settings.groups import RaySettings
+from raydapt.settings.language import EngineSettings
+from raydapt.stages.llm import ANSWER, ASKED, ERROR, SECONDS, Prompt, PromptBuilder, SkipRow, as_result, engine_reason
 
 _TRIES = 6
 """Times that a request is repeated by the client, with growing pauses, when the server is busy or away."""
 _TIMEOUT_S = 600.0
+_OF_ONE_ROW = (400, 413, 422)
+"""Statuses that refuse a question and not the questioner: too long, too large, of no kind that the model takes."""
 
 
 def ask_endpoint(
     dataset: ray.data.Dataset,
-    asker: Asker,
+    asker: PromptBuilder,
     settings: EngineSettings,
     *,
     schema: pa.Schema,
@@ -61,13 +64,17 @@ def ask_endpoint(
     return answered, clients
 
 
+class NoAnswer(Exception):  # noqa: N818 - it is a verdict on a row, not a failure of the program
+    """An answer without a text."""
+
+
 class EndpointClient:
     """The actor: asks the questions of a batch at the same time.
 
     The key is read here, from the environment of the node: it is in no setting, no file and no message between nodes.
     """
 
-    def __init__(self, asker: Asker, settings: EngineSettings, schema: pa.Schema, setting: str) -> None:
+    def __init__(self, asker: PromptBuilder, settings: EngineSettings, schema: pa.Schema, setting: str) -> None:
         self._openai: Any = importlib.import_module("openai")
         self._client = self._openai.OpenAI(
             base_url=settings.base_url,
@@ -86,19 +93,23 @@ class EndpointClient:
     def _answer(self, row: dict[str, Any]) -> dict[str, Any]:
         try:
             question = self._asker(row)
-        except NoQuestion as verdict:
+        except SkipRow as verdict:
             return {**row, ERROR: str(verdict)}
         started = time.perf_counter()
         asked = {**row, ASKED: question.text}
         try:
             text = self._ask(question)
-        except self._openai.BadRequestError as error:
-            return {**asked, ERROR: engine_reason(str(error))}
-        except self._openai.OpenAIError as error:
+        except NoAnswer as verdict:
+            return {**asked, ERROR: str(verdict)}
+        except self._openai.APIStatusError as error:
+            if error.status_code in _OF_ONE_ROW:
+                return {**asked, ERROR: engine_reason(str(error))}
+            raise UserError(self._sentence(error)) from None
+        except (self._openai.OpenAIError, ValueError, TypeError) as error:
             raise UserError(self._sentence(error)) from None
         return {**asked, ANSWER: text, SECONDS: time.perf_counter() - started}
 
-    def _ask(self, question: Question) -> str:
+    def _ask(self, question: Prompt) -> str:
         content: Any = question.text
         if question.image is not None:
             image = {"type": "image_url", "image_url": {"url": data_url(question.image)}}
@@ -112,7 +123,7 @@ class EndpointClient:
             max_tokens=self._settings.max_tokens,
             **sampling,
         )
-        return answer.choices[0].message.content or ""
+        return _text_of(answer)
 
     def _sentence(self, error: Exception) -> str:
         settings, reason = self._settings, (str(error).splitlines() or [""])[0]
@@ -121,6 +132,30 @@ class EndpointClient:
             f"the address, {self._setting}.model={settings.model!r} and the key in {settings.api_key_variable}, then "
             "run the command again."
         )
+
+
+def _text_of(answer: Any) -> str:
+    """The text of an answer, without what the model thought aloud.
+
+    Raises:
+        TypeError: If this is no answer of an OpenAI-compatible server, such as the page of a gateway.
+        NoAnswer: If it has no text.
+    """
+    choices = getattr(answer, "choices", None)
+    if not isinstance(choices, list) or not choices or getattr(choices[0], "message", None) is None:
+        said = getattr(answer, "error", None) or answer
+        raise TypeError(f"no answer but {' '.join(str(said).split())[:200]!r}")
+    text = without_thoughts(choices[0].message.content or "")
+    if not text:
+        used_up = getattr(choices[0], "finish_reason", None) == "length"
+        raise NoAnswer("no_text_within_max_tokens" if used_up else "empty_answer")
+    return text
+
+
+def without_thoughts(text: str) -> str:
+    """What a reasoning model says after its thoughts; empty if it never came to it."""
+    after = text.rpartition("</think>")[2]
+    return re.sub(r"^\s*<think>.*", "", after, flags=re.DOTALL).strip()
 
 
 def data_url(image: Image.Image) -> str:

@@ -18,7 +18,7 @@ from raydapt.data.embeddings import CLASSES_FILE
 from raydapt.data.files import first_line, open_filesystem
 from raydapt.errors import UserError
 from raydapt.models.clip import Clip
-from raydapt.workspace import Artefact
+from raydapt.store.artefact import Artefact
 
 FEATURES_FILE = "features.parquet"
 _ROWS_PER_GROUP = 8192

@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
-from raydapt.config import DataSettings, RaySettings
+from raydapt.artefacts.features import KIND
 from raydapt.data.embeddings import read
 from raydapt.data.sources import Source
-from raydapt.stages.features import KIND
-from raydapt.stages.run import Stage, StageResult, run_stage
-from raydapt.workspace import Recipe, Store
+from raydapt.settings.groups import DataSettings, RaySettings
+from raydapt.stages.run import Stage, run_stage
+from raydapt.store.artefact import StageResult, Store
+from raydapt.store.fingerprint import Recipe
 
 
 def given_features_recipe(source: Source) -> Recipe:

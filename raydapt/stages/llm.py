@@ -18,10 +18,10 @@ from PIL import Image
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from raydapt.config import RaySettings
-from raydapt.config_caption import EngineSettings
+from raydapt.cluster.nodes import address_of, capacity, require_cpu, require_nodes, selector
 from raydapt.errors import UserError
-from raydapt.nodes import address_of, capacity, require_cpu, require_nodes, selector
+from raydapt.settings.groups import RaySettings
+from raydapt.settings.language import EngineSettings
 
 ANSWER, SECONDS, ERROR, ASKED = "answer", "seconds", "error", "asked"
 """Columns of a result: the text, how long the engine took for it, why there is none, and what was asked."""
@@ -33,7 +33,7 @@ _FEW_CORES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class Prompt:
     """What is asked about one row."""
 
     text: str
@@ -42,12 +42,12 @@ class Question:
     """Of sampling, where it is not greedy."""
 
 
-class NoQuestion(Exception):  # noqa: N818 - it is a verdict on a row, not a failure of the program
+class SkipRow(Exception):  # noqa: N818 - it is a verdict on a row, not a failure of the program
     """A row that cannot be asked; its text is the reason."""
 
 
-Asker = Callable[[dict[str, Any]], Question]
-"""Makes the question of a row, or raises `NoQuestion`. It may take columns out of the row that are not to be kept."""
+PromptBuilder = Callable[[dict[str, Any]], Prompt]
+"""Makes the question of a row, or raises `SkipRow`. It may take columns out of the row that are not to be kept."""
 
 
 class _Opaque:
@@ -56,7 +56,7 @@ class _Opaque:
 
 def ask_vllm(
     dataset: ray.data.Dataset,
-    asker: Asker,
+    asker: PromptBuilder,
     settings: EngineSettings,
     *,
     address: str,
@@ -147,11 +147,11 @@ def _reason(own: str | None, failed: str | None) -> str | None:
 
 
 def _to_engine(
-    row: dict[str, Any], *, asker: Asker, chat: Mapping[str, str], sampling: Mapping[str, Any]
+    row: dict[str, Any], *, asker: PromptBuilder, chat: Mapping[str, str], sampling: Mapping[str, Any]
 ) -> dict[str, Any]:
     try:
         question = asker(row)
-    except NoQuestion as verdict:
+    except SkipRow as verdict:
         return {ERROR: str(verdict), _FAILED: str(verdict), "opaque": _Opaque()}
     seed = {} if sampling["temperature"] == 0.0 else {"seed": question.seed}
     shown = {} if question.image is None else {"multimodal_data": {"image": question.image}}

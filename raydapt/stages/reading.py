@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 
-from raydapt.config import DataSettings, RaySettings
+from raydapt.cluster.nodes import require_cpu
 from raydapt.data.decode import BadImage, ImageSpec, decode_image
 from raydapt.data.sources import Part, group_parts, read_parts
-from raydapt.nodes import require_cpu
+from raydapt.settings.groups import DataSettings, RaySettings
 from raydapt.stages.run import PART, PART_ROWS
 
 PACKED = "packed"
@@ -96,15 +96,6 @@ def fixed_binary(value_N: np.ndarray[Any, np.dtype[np.uint8]], valid: np.ndarray
     mask = pa.py_buffer(np.packbits(valid, bitorder="little").tobytes())
     buffers = [mask, pa.py_buffer(np.ascontiguousarray(value_N))]
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(value_N), buffers)
-
-
-def pixels_of(table: pa.Table) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The column ``pixel`` as a read-only uint8 array [N, 3, S, S]; rows in error are zeros."""
-    column = table["pixel"].combine_chunks()
-    width = column.type.byte_width
-    side = int((width // 3) ** 0.5)
-    flat = np.frombuffer(column.buffers()[1], dtype=np.uint8, count=len(column) * width, offset=column.offset * width)
-    return flat.reshape(len(column), 3, side, side)
 
 
 def with_part(table: pa.Table, part: int) -> pa.Table:

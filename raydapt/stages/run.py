@@ -17,13 +17,15 @@ import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
-from raydapt.cluster import ensure_ray, require_shared
-from raydapt.config import RaySettings
+from raydapt.cluster.joining import ensure_ray, require_shared
 from raydapt.errors import UserError
 from raydapt.progress import Progress
+from raydapt.settings.groups import RaySettings
 from raydapt.stages.context import configure
 from raydapt.stages.metrics import StageMetrics
-from raydapt.workspace import Artefact, Recipe, Store, versions
+from raydapt.store.artefact import Artefact, StageResult, Store
+from raydapt.store.environment import versions
+from raydapt.store.fingerprint import Recipe
 
 PART, PART_ROWS, MODEL_S = "part", "part_rows", "model_s"
 """Columns that a result row carries for the driver: its part, how many rows that part has, and the seconds that its
@@ -58,14 +60,6 @@ class Stage:
     unit: str = "images"
     grows: bool = False
     uses_ray: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageResult:
-    """A finished artefact, and whether it had been there already."""
-
-    artefact: Artefact
-    reused: bool
 
 
 @dataclass

@@ -7,12 +7,10 @@ alone; its rows read like any Parquet image set, labelled with what they were as
 Legend: M synthetic images, B batch, S image side in px.
 """
 
-import hashlib
 import io
 import platform
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,89 +19,19 @@ import ray.data
 import torch
 from PIL import Image
 from ray.data import ActorPoolStrategy
-from torch import Tensor
 
-from raydapt.config import RaySettings, StageSettings, SynthesisSettings
+from raydapt.artefacts.synthesis import SynthesisJob
 from raydapt.data.classes import fill_template
 from raydapt.data.decode import image_id
 from raydapt.errors import UserError
-from raydapt.models.diffusion import ImageMaker, Sampling, image_seed, load_pipeline, pipeline_identity
+from raydapt.models.diffusion import ImageMaker, image_seed, load_pipeline, pipeline_identity
 from raydapt.models.diffusion_lora import apply_lora
+from raydapt.settings.groups import RaySettings, StageSettings, SynthesisSettings
 from raydapt.stages.context import ActorPlan, configure, plan_actors
-from raydapt.stages.run import MODEL_S, PART, PART_ROWS, Stage, StageResult, run_stage
-from raydapt.workspace import Artefact, Recipe, Store
+from raydapt.stages.run import MODEL_S, PART, PART_ROWS, Stage, run_stage
+from raydapt.store.artefact import StageResult, Store
 
-KIND = "synthetic"
 NOT_FINITE = "not_finite"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SynthesisJob:
-    """What is made: resolved settings, nothing of how the work is spread.
-
-    Attributes:
-        class_names: All classes, in the order of the run.
-        template: The prompt, with one ``{}``.
-        pipeline: Name that the actors load the pipeline by.
-        identity: Identity of its weights.
-        sampling: How an image is made of a prompt.
-        lora: LoRA weights, the bytes of a safetensors file in diffusers' layout; None for the pipeline as it is.
-        lora_identity: What they are, for the fingerprint.
-    """
-
-    class_names: tuple[str, ...]
-    template: str
-    pipeline: str
-    identity: str
-    sampling: Sampling
-    lora: bytes | None = None
-    lora_identity: str = ""
-
-    def with_lora(self, data: bytes) -> "SynthesisJob":
-        """The same images by the pipeline with these LoRA weights, named by their digest."""
-        return replace(self, lora=data, lora_identity=hashlib.sha256(data).hexdigest()[:16])
-
-    @property
-    def recipe(self) -> Recipe:
-        """What the images depend on; how many there are is not part of it."""
-        return synthesis_recipe(self.class_names, self.template, self.sampling, self.identity, self.lora_identity)
-
-    def parts(self, samples_per_class: int) -> range:
-        """The parts that hold so many images of every class; the last block of a class may hold more."""
-        return range(-(-samples_per_class // self.sampling.batch_size) * len(self.class_names))
-
-    def place(self, part: int) -> tuple[int, range]:
-        """The class of a part, and the numbers of its images."""
-        block, class_ = divmod(part, len(self.class_names))
-        size = self.sampling.batch_size
-        return class_, range(block * size, (block + 1) * size)
-
-
-def synthesis_recipe(
-    class_names: Sequence[str], template: str, sampling: Sampling, identity: str, lora_identity: str
-) -> Recipe:
-    """The recipe of synthetic images (see `SynthesisJob`), known before any of them, or the LoRA, is made."""
-    settings = {"class_names": list(class_names), "template": template, "sampling": sampling}
-    return Recipe(kind=KIND, settings=settings, inputs=(lora_identity,) if lora_identity else (), weights=identity)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SyntheticTable:
-    """Synthetic images sorted by class and number: the first m of every class are a slice.
-
-    Attributes:
-        row_M: int64 position of each image in the artefact read as an image source.
-        id_M: Content ids.
-        class_M: int64 class that each image was made of.
-        index_M: int64 number of each image within its class.
-        image_M: PNG bytes; None for an image that could not be made.
-    """
-
-    row_M: Tensor
-    id_M: list[str]
-    class_M: Tensor
-    index_M: Tensor
-    image_M: list[bytes | None]
 
 
 class Synthesizer:
@@ -240,27 +168,3 @@ def check_room(store: Store, images: int, size_px: int) -> None:
             f"{images:,} images of {size_px} px may need {needed / 1e9:.1f} GB, but store={store.root.url!r} has "
             f"{free / 1e9:.1f} GB free: lower synthesis.samples_per_class or synthesis.size_px, or give another store."
         )
-
-
-def load_synthetic(artefact: Artefact, samples_per_class: int) -> SyntheticTable:
-    """The first `samples_per_class` images of every class, sorted by class and number.
-
-    Raises:
-        ValueError: If the artefact holds fewer.
-    """
-    table = artefact.read(["id", "image", "class_index", "index"])
-    class_N = torch.from_numpy(table["class_index"].to_numpy().copy())
-    index_N = torch.from_numpy(table["index"].to_numpy().copy())
-    have = int(index_N.max()) + 1
-    if have < samples_per_class:
-        raise ValueError(f"{artefact!r} holds {have} images per class, not {samples_per_class}")
-    row_M = torch.argsort(class_N * have + index_N)
-    row_M = row_M[index_N[row_M] < samples_per_class]
-    chosen = table.select(["id", "image"]).take(pa.array(row_M.numpy()))
-    return SyntheticTable(
-        row_M=row_M,
-        id_M=chosen["id"].to_pylist(),
-        class_M=class_N[row_M],
-        index_M=index_N[row_M],
-        image_M=chosen["image"].to_pylist(),
-    )

@@ -1,37 +1,36 @@
 """One training, described small enough to send to any worker, and carried out where it arrives."""
 
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import gettempdir
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from safetensors.numpy import load, save
 from torch import Tensor
 
-from raydapt.config import Config
+from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS, Captions, captions_of, load_captions
+from raydapt.artefacts.crops import load_crops
+from raydapt.artefacts.features import load_features
+from raydapt.artefacts.partial_labels import load_partial_labels
+from raydapt.artefacts.pixels import SCRATCH, PixelRows, load_pixels
+from raydapt.artefacts.synthetic_images import SYNTHETIC, SyntheticImages, held_out_images, synthetic_images
 from raydapt.data.classes import ClassSpace
-from raydapt.data.splits import Division
-from raydapt.methods.build import build_method
-from raydapt.methods.captions import Captions, captions_of
-from raydapt.methods.contract import Method, PixelRows, Reads, SyntheticImages, TrainingImages
+from raydapt.data.splits import LabelSplit
+from raydapt.methods.contract import Method, TrainingImages
+from raydapt.methods.spec import BuildContext
+from raydapt.methods.table import spec_of
+from raydapt.methods.zero_shot.method import ZeroShot
 from raydapt.models.clip import load_clip
-from raydapt.stages.annotate import load_partial_labels
-from raydapt.stages.caption import GROUP_CAPTIONS, IMAGE_CAPTIONS, load_captions
-from raydapt.stages.crops import load_crops
-from raydapt.stages.features import FeatureTable, load_features
-from raydapt.stages.pixels import load_pixels
-from raydapt.stages.synthetic_images import SYNTHETIC, first_held_out, held_out_images, synthetic_images
-from raydapt.train.checkpoint import Checkpoints, TrainState, to_bytes
-from raydapt.train.loop import Examine, Log, Place, fit
-from raydapt.train.scoring import Examiner, examiner_of
-from raydapt.workspace import Artefact, Run
+from raydapt.settings.config import Config
+from raydapt.store.artefact import Artefact
+from raydapt.store.run_record import Run
+from raydapt.train.checkpoint import Checkpoints, TrainState, from_bytes, to_bytes
+from raydapt.train.loop import Log, ScoreRound, WorkerContext, fit
+from raydapt.train.scoring import LabelFreeScorer, scorer_of
 
 DIVISION = "division.safetensors"
 CHECKPOINT = "checkpoint/state.safetensors"
-SCRATCH = Path(gettempdir()) / "raydapt-pixels"
-"""Where pixels that do not fit in memory are laid out, on each machine."""
 
 
 class FileCheckpoints:
@@ -68,12 +67,14 @@ class TrainingJob:
     first_held_out: int | None = None
     """Number of the first synthetic image of a class that is kept for the scores; None: those after the method's."""
 
-    def __call__(self, place: Place, checkpoints: Checkpoints, log: Log) -> TrainState:
+    def __call__(self, place: WorkerContext, checkpoints: Checkpoints, log: Log) -> TrainState:
         """Builds the method where it is called and trains it (see `raydapt.train.loop.fit`)."""
+        if spec_of(self.config.method).fits_at_once:
+            return self._fit_at_once(place.device, checkpoints)
         method, images = self.build(place.device)
         settings, before = self.config.train, torch.get_num_threads()
         # A step on cached features is many small operations: threads that wait for each other make it slower.
-        torch.set_num_threads(max(1, before // place.world) if method.reads == "pixels" else 1)
+        torch.set_num_threads(max(1, before // place.world) if method.input_kind == "pixels" else 1)
         try:
             return fit(
                 method,
@@ -83,37 +84,55 @@ class TrainingJob:
                 place=place,
                 checkpoints=checkpoints,
                 log=log,
-                examine=self._examine_rounds(self.examiner(method, images, place.device)),
+                examine=self._examine_rounds(self.scorer(method, images, place.device)),
             )
         finally:
             torch.set_num_threads(before)
+
+    def _fit_at_once(self, device: torch.device, checkpoints: Checkpoints) -> TrainState:
+        """Builds the method, which is all, or finds what an earlier attempt left."""
+        if (stored := checkpoints.load()) is not None:
+            return from_bytes(stored)
+        started = time.monotonic()
+        method, images = self.build(device)
+        seconds = time.monotonic() - started
+        state = {name: tensor.cpu() for name, tensor in method.state_dict().items()}
+        done = TrainState(finished=True, seconds=seconds, images=len(images.unlabelled_U), method=state)
+        checkpoints.save(to_bytes(done), {})
+        return done
 
     def build(self, device: torch.device) -> tuple[Method, TrainingImages]:
         """The untrained method on a device, and the images it may see."""
         clip = load_clip(self.config.model.clip, device=str(device))
         images = self.images()
-        return build_method(self.config, clip, self.classes, images).to(device), images
+        context = BuildContext(config=self.config, clip=clip, classes=self.classes, images=images)
+        return spec_of(self.config.method).build(context).to(device), images
 
-    def examiner(
+    def scorer(
         self, method: Method, images: TrainingImages | None = None, device: torch.device | None = None
-    ) -> Examiner | None:
+    ) -> LabelFreeScorer | None:
         """What gives a method its label-free scores; None where there are too few images."""
         images = images or self.images()
         clip = load_clip(self.config.model.clip, device=str(device or "cpu"))
         held_out, count = None, self.config.synthesis.held_out
         if count:
-            first = first_held_out(self.config) if self.first_held_out is None else self.first_held_out
-            held_out = held_out_images(self.artefacts, self.classes.names, first, count, method.reads, SCRATCH)
-        return examiner_of(self.config, self.classes, clip, images, reads=method.reads, held_out=held_out)
+            first = (
+                spec_of(self.config.method).synthetic_images(self.config)
+                if self.first_held_out is None
+                else self.first_held_out
+            )
+            held_out = held_out_images(self.artefacts, self.classes.names, first, count, method.input_kind, SCRATCH)
+        return scorer_of(self.config, self.classes, clip, images, input_kind=method.input_kind, held_out=held_out)
 
-    def _examine_rounds(self, examiner: Examiner | None) -> Examine | None:
-        if examiner is None:
+    def _examine_rounds(self, scorer: LabelFreeScorer | None) -> ScoreRound | None:
+        if scorer is None:
             return None
-        return lambda method, over: examiner(method) if over or self.score_every_epoch else None
+        return lambda method, over: scorer(method) if over or self.score_every_epoch else None
 
     def zero_shot(self, device: torch.device) -> Method:
         """The frozen model with the first template, which every method is compared with."""
-        return build_for_prediction(replace(self.config, method="zero_shot"), self.classes, device)
+        clip = load_clip(self.config.model.clip, device=str(device))
+        return ZeroShot(clip, clip.class_embeddings(self.classes.names, self.classes.templates[:1])).to(device)
 
     def images(self) -> TrainingImages:
         """Features (and pixels) of the training images, with the division of the run."""
@@ -136,13 +155,6 @@ class TrainingJob:
             image_captions=captions_in(self.artefacts, IMAGE_CAPTIONS, row_N),
             group_captions=captions_in(self.artefacts, GROUP_CAPTIONS, row_N),
         )
-
-
-def images_of(reads: Reads, table: FeatureTable, artefacts: Mapping[str, Artefact]) -> Tensor:
-    """What a method reads of every row of the features (see `Reads`)."""
-    if reads == "crops":
-        return load_crops(artefacts["crops"])
-    return table.feature_ND if reads == "features" else load_pixels(artefacts["pixels"], SCRATCH)
 
 
 def captions_in(artefacts: Mapping[str, Artefact], kind: str, row_N: Tensor) -> Captions | None:
@@ -171,13 +183,12 @@ def build_for_prediction(
         device: Where to put it.
         artefacts: For a method that looks at synthetic images when it predicts.
     """
-    clip, synthetic = load_clip(config.model.clip, device=str(device)), None
-    if config.method == "air" and config.air.fusion_at_test:
-        synthetic = synthetic_of(config, classes, artefacts or {})
-    return build_method(config, clip, classes, synthetic=synthetic).to(device)
+    clip, synthetic = load_clip(config.model.clip, device=str(device)), synthetic_of(config, classes, artefacts or {})
+    context = BuildContext(config=config, clip=clip, classes=classes, synthetic=synthetic)
+    return spec_of(config.method).build(context).to(device)
 
 
-def division_bytes(row_N: np.ndarray, division: Division, class_N: np.ndarray | None) -> bytes:
+def division_bytes(row_N: np.ndarray, division: LabelSplit, class_N: np.ndarray | None) -> bytes:
     """The division of the training images, with the labels of the labelled ones and no other.
 
     Args:

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from raydapt.config import TrainSettings
 from raydapt.methods.contract import Batch, Method, Stream, TrainingImages
+from raydapt.settings.groups import TrainSettings
 from raydapt.train import checkpoint as checkpoints_
 from raydapt.train.checkpoint import Checkpoints, TrainState
 from raydapt.train.sampling import StreamOrder, seed_of, steps_per_epoch
@@ -26,12 +26,12 @@ from raydapt.train.sampling import StreamOrder, seed_of, steps_per_epoch
 _STEPS_BETWEEN_CLOCKS = 50
 
 Log = Callable[[Mapping[str, Any]], None]
-Examine = Callable[[Method, bool], Mapping[str, float | None] | None]
+ScoreRound = Callable[[Method, bool], Mapping[str, float | None] | None]
 """Scores a method at the end of an epoch, told whether the round is over too; None is no score this time."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class WorkerContext:
     """Where this worker stands among the others, and on which device."""
 
     device: torch.device
@@ -45,10 +45,10 @@ def fit(
     settings: TrainSettings,
     *,
     seed: int,
-    place: Place,
+    place: WorkerContext,
     checkpoints: Checkpoints,
     log: Log,
-    examine: Examine | None = None,
+    examine: ScoreRound | None = None,
 ) -> TrainState:
     """Trains a method through all its rounds, from its latest checkpoint if there is one.
 
@@ -88,10 +88,10 @@ class _Trainer:
         images: TrainingImages,
         settings: TrainSettings,
         seed: int,
-        place: Place,
+        place: WorkerContext,
         checkpoints: Checkpoints,
         log: Log,
-        examine: Examine | None,
+        examine: ScoreRound | None,
         state: TrainState,
     ) -> None:
         self.method, self.images, self.settings, self.seed = method, images, settings, seed
@@ -184,7 +184,7 @@ class _Trainer:
     def _batch(self, stream: Stream, position_B: Tensor) -> Batch:
         index_B = stream.index_M[position_B]
         device = self.place.device
-        image_B = self.images.take(index_B, self.method.reads, stream.source).to(device, non_blocking=True)
+        image_B = self.images.take(index_B, self.method.input_kind, stream.source).to(device, non_blocking=True)
         return Batch(image_B=image_B, target_BC=stream.target_MC[position_B].to(device), index_B=index_B)
 
     def _no_sync(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
@@ -205,7 +205,7 @@ class _Trainer:
         place = self.place
         result = evaluate(
             self.method,
-            lambda index_B: self.images.take(index_B, self.method.reads),
+            lambda index_B: self.images.take(index_B, self.method.input_kind),
             index_M.tensor_split(place.world)[place.rank],
             batch_size=self.settings.predict_batch_size,
             device=place.device,

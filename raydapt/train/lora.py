@@ -19,10 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from raydapt.cluster import ensure_ray
-from raydapt.config import LoraSettings, RaySettings, TrainSettings
+from raydapt.cluster.joining import ensure_ray
 from raydapt.errors import UserError
-from raydapt.fingerprint import Recipe
 from raydapt.models.diffusion import load_pipeline
 from raydapt.models.diffusion_lora import (
     WEIGHTS_FILE,
@@ -32,14 +30,15 @@ from raydapt.models.diffusion_lora import (
     encode_latents,
     lora_bytes,
 )
-from raydapt.stages.run import StageResult
+from raydapt.settings.groups import LoraSettings, RaySettings, TrainSettings
+from raydapt.store.artefact import Artefact, StageResult, Store
+from raydapt.store.environment import versions
+from raydapt.store.fingerprint import Recipe
 from raydapt.train.checkpoint import Checkpoints, TrainState, from_bytes, optimizer_tensors, restore_optimizer, to_bytes
-from raydapt.train.loop import Log, Place
-from raydapt.train.ray_train import local_place, train_on_workers
+from raydapt.train.loop import Log, WorkerContext
+from raydapt.train.ray_train import local_context, train_on_workers
 from raydapt.train.sampling import StreamOrder, seed_of
-from raydapt.workspace import Artefact, Store, versions
 
-KIND = "lora"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 _CLIP_GRAD_NORM = 1.0
 _WEIGHT_DECAY = 1e-2
@@ -91,7 +90,7 @@ class LoraJob:
     seed: int
     checkpoint_every_s: float
 
-    def __call__(self, place: Place, checkpoints: Checkpoints, log: Log) -> TrainState:
+    def __call__(self, place: WorkerContext, checkpoints: Checkpoints, log: Log) -> TrainState:
         """Trains the adapters; `TrainState.method` of the finished state holds them in diffusers' layout."""
         data = checkpoints.load()
         state = from_bytes(data) if data is not None else TrainState()
@@ -103,7 +102,9 @@ class LoraJob:
 class _Tuner:
     """What the steps of one fine-tuning share."""
 
-    def __init__(self, job: LoraJob, place: Place, checkpoints: Checkpoints, log: Log, state: TrainState) -> None:
+    def __init__(
+        self, job: LoraJob, place: WorkerContext, checkpoints: Checkpoints, log: Log, state: TrainState
+    ) -> None:
         self.job, self.place, self.checkpoints, self.log, self.state = job, place, checkpoints, log, state
         settings = job.settings
         # Adapters are trained in single precision whatever the frozen weights are.
@@ -254,7 +255,7 @@ def tune_lora(
         started = time.monotonic()
         checkpoints = ArtefactCheckpoints(artefact)
         if train.workers == 0:
-            state = job(local_place(train), checkpoints, log)
+            state = job(local_context(train), checkpoints, log)
         else:
             ensure_ray(ray_settings)
             storage = artefact.folder.child("ray_train")
@@ -279,9 +280,3 @@ def tune_lora(
         artefact.finish(recipe, {0}, stats, versions())
         artefact.folder.remove(CHECKPOINT_FILE)
     return StageResult(artefact=artefact, reused=False)
-
-
-def load_lora(artefact: Artefact) -> bytes:
-    """The LoRA file of a finished artefact."""
-    content: bytes = artefact.read(["content"])["content"][0].as_py()
-    return content

@@ -9,16 +9,16 @@ import ray.train
 import ray.train.torch
 import torch
 
-from raydapt.cluster import require_reachable
-from raydapt.config import RaySettings, TrainSettings
-from raydapt.nodes import capacity, require_nodes, selector
-from raydapt.storage import Folder
+from raydapt.cluster.joining import require_reachable
+from raydapt.cluster.nodes import capacity, require_nodes, selector
+from raydapt.settings.groups import RaySettings, TrainSettings
+from raydapt.store.folder import Folder
 from raydapt.train.checkpoint import Checkpoints, TrainState, from_bytes
-from raydapt.train.loop import Log, Place
+from raydapt.train.loop import Log, WorkerContext
 
 _FILE = "state.safetensors"
 
-TrainFunction = Callable[[Place, Checkpoints, Log], TrainState]
+TrainFunction = Callable[[WorkerContext, Checkpoints, Log], TrainState]
 """Builds the method and its images where it runs, and calls `raydapt.train.loop.fit`."""
 
 
@@ -94,15 +94,17 @@ def train_on_workers(
     return state
 
 
-def local_place(settings: TrainSettings) -> Place:
+def local_context(settings: TrainSettings) -> WorkerContext:
     """This process alone, on its GPU if there is one and the settings do not forbid it."""
     cuda = torch.cuda.is_available() and settings.gpus_per_worker != 0
-    return Place(device=torch.device("cuda" if cuda else "cpu"))
+    return WorkerContext(device=torch.device("cuda" if cuda else "cpu"))
 
 
 def _worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
-    place = Place(device=ray.train.torch.get_device(), rank=context.get_world_rank(), world=context.get_world_size())
+    place = WorkerContext(
+        device=ray.train.torch.get_device(), rank=context.get_world_rank(), world=context.get_world_size()
+    )
     config["train"](place, RayCheckpoints(), lambda line: None)
 
 

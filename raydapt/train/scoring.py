@@ -14,15 +14,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from raydapt.config import Config
+from raydapt.artefacts.inputs import InputKind
+from raydapt.artefacts.synthetic_images import SyntheticImages
 from raydapt.data.classes import ClassSpace
 from raydapt.data.descriptions import check_descriptions, packaged_descriptions
 from raydapt.errors import UserError
 from raydapt.methods import scores
-from raydapt.methods.contract import Method, Reads, SyntheticImages, TrainingImages
-from raydapt.methods.synthetic import centred, class_weights
+from raydapt.methods.air.rules import centred, class_weights
+from raydapt.methods.contract import Method, TrainingImages
+from raydapt.methods.table import spec_of
 from raydapt.models.clip import Clip
 from raydapt.models.views import crop_view, square_boxes
+from raydapt.settings.config import Config
 
 SCORES = (
     "synthetic_accuracy",
@@ -36,8 +39,8 @@ SCORES = (
 """The scores, each None where there is nothing to compute it from."""
 DECISIVE = ("synthetic_accuracy", "agreement", "class_balance", "mutual_information")
 """Those that a choice goes by: on the four development sets each alone goes with accuracy (Spearman 0.4 or more, see
-the README). The others do not (0.2 or less): they go by how sure or smooth answers are, which is most so where classes
-died out. They are told only."""
+docs/results/experiments.md). The others do not (0.2 or less): they go by how sure or smooth answers are, which is most
+so where classes died out. They are told only."""
 MEAN = "mean"
 """The plain mean of the decisive ones, which guides a search while it runs."""
 
@@ -49,7 +52,7 @@ _HEAD_IMAGES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Examiner:
+class LabelFreeScorer:
     """Scores a method on some of its unlabelled training images, always the same ones in the same views."""
 
     images: TrainingImages
@@ -76,9 +79,9 @@ class Examiner:
         generator = torch.Generator().manual_seed(0)
         plain, viewed = [], []
         for index_B in torch.split(self.index_E, self.batch_size):
-            image_B = self.images.take(index_B, method.reads)
+            image_B = self.images.take(index_B, method.input_kind)
             plain.append(self._answer(method, image_B))
-            viewed.append(self._answer(method, self._view(image_B, method.reads, generator)))
+            viewed.append(self._answer(method, self._view(image_B, method.input_kind, generator)))
         probability_EC, view_EC = torch.cat(plain), torch.cat(viewed)
         found: dict[str, float | None] = dict.fromkeys(SCORES)
         found |= self._of_answers(probability_EC, view_EC)
@@ -105,11 +108,11 @@ class Examiner:
     def _of_held_out(self, method: Method, held_out: SyntheticImages, probability_EC: Tensor) -> dict[str, float]:
         parts = []
         for index_B in torch.split(torch.arange(len(held_out.class_M)), self.batch_size):
-            if method.reads == "crops":  # an image that was not cut stands for its own crops
+            if method.input_kind == "crops":  # an image that was not cut stands for its own crops
                 n_stored = self.images.take(self.index_E[:1], "crops").shape[1]
                 image_B = held_out.take(index_B, "features")[:, None].expand(-1, n_stored, -1)
             else:
-                image_B = held_out.take(index_B, method.reads)
+                image_B = held_out.take(index_B, method.input_kind)
             parts.append(self._answer(method, image_B))
         best = torch.cat(parts).max(dim=1)
         right_H = best.indices == held_out.class_M
@@ -119,16 +122,16 @@ class Examiner:
             "calibrated_accuracy": scores.calibrated_accuracy(best.values, right_H, confidence_E),
         }
 
-    def _view(self, image_B: Tensor, reads: Reads, generator: torch.Generator) -> Tensor:
+    def _view(self, image_B: Tensor, input_kind: InputKind, generator: torch.Generator) -> Tensor:
         """Another view of the same images, for `stability`.
 
         Pixels: a square of 0.75 to 0.95 of the side. Crops: a random one of them in the place of the whole image.
         Features: noise of half the training images' own deviation, per dimension, since there is no image to cut.
         """
-        if reads == "pixels":
+        if input_kind == "pixels":
             box_B14 = square_boxes(len(image_B), 1, _CROP_SIDES, generator)
             return crop_view(image_B, box_B14, image_B.shape[-1]).round().clamp(0, 255).to(torch.uint8)
-        if reads == "crops" and image_B.shape[1] > 1:
+        if input_kind == "crops" and image_B.shape[1] > 1:
             place_B = torch.randint(1, image_B.shape[1], (len(image_B),), generator=generator)
             crop_B1D = image_B[torch.arange(len(image_B)), place_B][:, None]
             return torch.cat([crop_B1D, image_B[:, 1:]], dim=1)
@@ -136,15 +139,15 @@ class Examiner:
         return F.normalize(image_B + _NOISE_SHARE * noise, dim=-1)
 
 
-def examiner_of(
+def scorer_of(
     config: Config,
     classes: ClassSpace,
     clip: Clip,
     images: TrainingImages,
     *,
-    reads: Reads,
+    input_kind: InputKind,
     held_out: SyntheticImages | None,
-) -> Examiner | None:
+) -> LabelFreeScorer | None:
     """What the scores of a run are computed from; None where there are too few images for any.
 
     Args:
@@ -152,7 +155,7 @@ def examiner_of(
         classes: Names and templates.
         clip: The frozen model.
         images: What the method may see.
-        reads: What the method takes for an image.
+        input_kind: What the method takes for an image.
         held_out: Synthetic images that nothing learns from, if there are any.
     """
     index_U = images.unlabelled_U.cpu() if len(images.unlabelled_U) else torch.arange(len(images.feature_ND))
@@ -160,10 +163,10 @@ def examiner_of(
         return None
     most = min(len(index_U), _MOST_IMAGES)
     # Of those that features are examined on, so that trials of both kinds have images in common.
-    every = math.ceil(most / _MOST_PIXELS) if reads == "pixels" else 1
+    every = math.ceil(most / _MOST_PIXELS) if input_kind == "pixels" else 1
     index_E = index_U[torch.linspace(0, len(index_U) - 1, most).long()][::every]
     feature_ED = images.feature_ND[index_E]
-    return Examiner(
+    return LabelFreeScorer(
         images=images,
         index_E=index_E,
         heads=_heads(config, classes, clip, feature_ED, held_out),
@@ -182,8 +185,8 @@ def _heads(
     described = _descriptions(config, classes)
     if described is not None:
         weights_CD["descriptions"] = torch.stack([clip.encode_text(texts).mean(dim=0) for texts in described]).cpu()
-    # Fair and wca start from descriptions, all others from the prompt: to stay there would be to agree with oneself.
-    started_from = "descriptions" if config.method in ("fair", "wca") and described is not None else "text"
+    # To agree with what the method started from would be to agree with oneself.
+    started_from = spec_of(config.method).starts_from(config) if described is not None else "text"
     del weights_CD[started_from]
     heads = {name: (feature_ED @ weight_CD.T).argmax(dim=1) for name, weight_CD in weights_CD.items()}
     if held_out is not None:
@@ -197,8 +200,7 @@ def _heads(
 
 def _descriptions(config: Config, classes: ClassSpace) -> list[list[str]] | None:
     """Descriptions of the classes: those that the job gives, or that come with a named set; None without any."""
-    given = config.fair.descriptions  # a file is not read: it need not be where a worker runs
-    found = given if isinstance(given, dict) else packaged_descriptions(config.data.source)
+    found = spec_of(config.method).descriptions(config) or packaged_descriptions(config.data.source)
     if found is None:
         return None
     try:

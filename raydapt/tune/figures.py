@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from raydapt.figures import LIGHT, Picture, dress, picture
+from raydapt.report.figures import LIGHT, dress, picture
+from raydapt.report.sections import Picture
 from raydapt.tune.selection import Floats, Trial
 
 COUNT = "synthesis.samples_per_class"

@@ -5,9 +5,9 @@ from typing import Any
 
 import yaml
 
-from raydapt.report import page_environment
-from raydapt.run_files import flat_settings, write_text
-from raydapt.storage import Folder
+from raydapt.report.page import page_environment
+from raydapt.report.run_files import flat_settings, write_text
+from raydapt.store.folder import Folder
 from raydapt.tune.figures import cost_picture, count_picture, parallel_picture
 from raydapt.tune.selection import COMBINED, COMBINED_OF, CONSENSUS, Trial, ranking
 

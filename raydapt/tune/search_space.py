@@ -10,8 +10,11 @@ import numpy as np
 from ray import tune
 from ray.tune.search.sample import Categorical, Domain
 
-from raydapt.config import METHODS, Config, as_tree, config_from_tree, setting_names
 from raydapt.errors import UserError
+from raydapt.methods.configuration import all_setting_names, config_from_tree
+from raydapt.methods.table import GROUPS, setting_groups, spec_of
+from raydapt.settings.config import Config
+from raydapt.settings.tree import as_tree
 
 Settings = dict[str, Any]
 """Dotted settings and their values."""
@@ -34,12 +37,12 @@ def parse_space(config: Config) -> dict[str, Domain]:
             "Setting space={} is empty, so there is nothing to search: give some settings, such as "
             "'space: {cpl.alpha: {uniform: [0.5, 0.95]}}'."
         )
-    names = [name for name in setting_names(Config) if name.split(".")[0] not in _FIXED]
+    names = [name for name in all_setting_names(config) if name.split(".")[0] not in _FIXED]
     domains: dict[str, Domain] = {}
     for key, given in config.space.items():
         if key not in names:
             near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.3)
-            hint = f"did you mean {near[0]!r}?" if near else "see the settings in the README."
+            hint = f"did you mean {near[0]!r}?" if near else "see docs/reference/settings.md for all of them."
             raise UserError(f"Setting space names {str(key)!r}, which is no setting that can be searched: {hint}")
         domains[str(key)] = _domain(str(key), given)
     used = {key: domain for key, domain in domains.items() if _matters(key, config)}
@@ -87,14 +90,15 @@ def trial_config(config: Config, settings: Mapping[str, Any]) -> Config:
     Raises:
         UserError: If a value is not valid.
     """
-    tree = as_tree(config)
+    tree = as_tree(config_of(config, str(settings.get("method", config.method))))
     for key, value in settings.items():
         *groups, last = key.split(".")
         node = tree
         for group in groups:
-            node = node[group]
+            node = node.setdefault(group, {})
         node[last] = value
-    return config_from_tree(tree)
+    used = setting_groups(str(tree["method"]), tree)
+    return config_from_tree({key: value for key, value in tree.items() if key not in GROUPS or key in used})
 
 
 def rounded(settings: Mapping[str, Any]) -> Settings:
@@ -131,14 +135,30 @@ def _is_number(value: Any) -> bool:
 
 def _matters(key: str, config: Config) -> bool:
     """Whether a setting changes the result of the job's method, or of one of those that the space chooses from."""
-    methods: set[str] = {config.method}
-    if "method" in config.space:
-        methods |= set(config.space["method"].get("choice", ()))
-    bases: set[str] = {config.air.base} | set(config.space.get("air.base", {}).get("choice", ()))
-    if "air" in methods:
-        methods |= {*bases, "synthesis", "lora"}
+    methods = {config.method, *_choices(config, "method")}
+    bases = [{"air": {"base": base}} for base in (*_choices(config, "air.base"),)] or [as_tree(config)]
+    used = {group for method in methods for tree in (as_tree(config), *bases) for group in setting_groups(method, tree)}
+    if any(spec_of(method).synthetic_images(config_of(config, method)) for method in methods):
+        used |= {"synthesis", "lora"}
     group = key.split(".")[0]
-    return group not in {*METHODS, "synthesis", "lora"} or group in methods
+    if group in (*GROUPS, "synthesis", "lora"):
+        return group in used
+    if key == "model.prompt" or key.startswith(("model.text_prompt", "model.visual_prompt")):
+        return any(spec_of(method).prompt(config_of(config, method)) is not None for method in methods)
+    return True
+
+
+def _choices(config: Config, key: str) -> tuple[Any, ...]:
+    given = config.space.get(key)
+    return tuple(given.get("choice", ())) if isinstance(given, Mapping) else ()
+
+
+def config_of(config: Config, method: str) -> Config:
+    """The job's settings for another method, whose own groups are its recipe's."""
+    if method == config.method:
+        return config
+    shared = {key: value for key, value in as_tree(config).items() if key not in GROUPS}
+    return config_from_tree(shared | {"method": method})
 
 
 def _draw(space: Mapping[str, Domain], generator: np.random.Generator) -> Settings:
@@ -160,7 +180,7 @@ def _distinct(config: Config, points: Sequence[Settings]) -> list[Settings]:
 def _value(tree: Mapping[str, Any], key: str) -> Any:
     value: Any = tree
     for step in key.split("."):
-        value = value[step]
+        value = value.get(step) if isinstance(value, Mapping) else None
     return value
 
 

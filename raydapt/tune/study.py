@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from raydapt.errors import UserError
-from raydapt.storage import Folder
+from raydapt.store.folder import Folder
 from raydapt.train.scoring import SCORES
 from raydapt.tune.selection import COMBINED, CONSENSUS, Trial, available, ranking, study_of
 

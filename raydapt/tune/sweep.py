@@ -8,6 +8,7 @@
 Running the same command again goes on where it was; no label is read unless ``tune.oracle=true`` asks for the study.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,29 +18,38 @@ import torch
 import yaml
 from ray.tune.search.sample import Domain
 
-from raydapt.artefacts import FEATURES, artefacts_of, make_artefacts, make_held_out
-from raydapt.cluster import ensure_ray, require_shared
-from raydapt.config import Config, as_tree
+from raydapt.cluster.joining import ensure_ray, require_shared
 from raydapt.errors import UserError
 from raydapt.methods import scores
-from raydapt.plan import make_plan
-from raydapt.progress import say
-from raydapt.setting_trees import changed_settings
+from raydapt.methods.configuration import changed_settings
+from raydapt.methods.table import GROUPS, spec_of
+from raydapt.run.making import artefacts_of, make_all, make_artefacts, make_features
+from raydapt.run.plan import FEATURES, held_out_artefacts, make_plan
+from raydapt.settings.config import Config
+from raydapt.settings.tree import as_tree
+from raydapt.store.environment import environment
+from raydapt.store.fingerprint import fingerprint
+from raydapt.store.run_record import Run, run_name
 from raydapt.tune.report import write_sweep_report
 from raydapt.tune.search_space import Settings, check_ends, draw_trials, parse_space, trial_config
 from raydapt.tune.selection import CONSENSUS, Trial, available, ranking, study_of
 from raydapt.tune.trials import Sweep, answers_of
 from raydapt.tune.tuner import run_trials
-from raydapt.workspace import Run, environment, fingerprint, run_name
 
+_LOG = logging.getLogger(__name__)
 RESULT, CHOSEN = "tune.json", "chosen.yaml"
 _COUNT = "synthesis.samples_per_class"
-_GROUPS_OF_ARTEFACTS = ("method", "model", "synthesis", "lora", "fair", "coreg")
+_GROUPS_OF_ARTEFACTS = ("method", "model", "synthesis", "lora", *GROUPS)
 _ELSEWHERE = ("name", "runs", "store", "ray", "tune", "space")
 
 
 def tune(config: Config) -> str:
-    """Runs a sweep, or what is left of it, and returns in words what was chosen.
+    """Runs a sweep as `run_sweep` does, and returns in words what was chosen."""
+    return _in_words(run_sweep(config))
+
+
+def run_sweep(config: Config) -> Run:
+    """Runs a sweep, or what is left of it, and returns its folder.
 
     Raises:
         UserError: For a space that cannot work, or when not one trial finished.
@@ -59,7 +69,7 @@ def tune(config: Config) -> str:
             record.write_text(CHOSEN, chosen_yaml(config, ranking(trials)[0][0]))
         if not record.exists("report.html"):
             write_sweep_report(record.folder)
-    return _in_words(record)
+    return record
 
 
 def chosen_yaml(config: Config, trial: Trial) -> str:
@@ -78,7 +88,7 @@ def _run(
     config = replace(config, store=_absolute(config.store), ray=replace(config.ray, progress=False))
     points = drawn if drawn is not None else _corners(space)
     first = max([_count(config, settings) for settings in points], default=0)
-    say(f"tune: {len(drawn) if drawn is not None else config.tune.trials} trials in {record.path}")
+    _LOG.info(f"tune: {len(drawn) if drawn is not None else config.tune.trials} trials in {record.path}")
     held_out = _warm(config, points, first)
     sweep = Sweep(
         config=config, folder=_absolute(config.runs) + f"/{record.name}", held_out=held_out, first_held_out=first
@@ -110,13 +120,16 @@ def _with_consensus(sweep: Sweep, n_classes: int, trials: Sequence[Trial]) -> li
 
 def _warm(config: Config, points: Sequence[Settings], first: int) -> dict[str, Any]:
     """Makes what the trials share, once, before there are any; returns the synthetic images held out for the scores."""
-    held_out: dict[str, Any] = {}
     quiet = replace(config, synthesis=replace(config.synthesis, held_out=0))
-    features = make_artefacts(make_plan(replace(quiet, method="zero_shot")))[FEATURES].artefact
+    plan = make_plan(quiet)
+    features = make_features(plan)
+    held_out: dict[str, Any] = {}
     if config.synthesis.held_out:
-        method = "air" if first else config.method
-        whole = replace(config, method=method, synthesis=replace(config.synthesis, samples_per_class=max(first, 1)))
-        held_out = dict(artefacts_of(make_held_out(make_plan(whole), features)))
+        whole = replace(plan.config, synthesis=config.synthesis)
+        pixels = plan.spec.input_kind(plan.config) == "pixels"
+        specs = held_out_artefacts(whole, plan.facts, first=first, pixels=pixels)
+        held_out = dict(artefacts_of(make_all(plan, specs, {FEATURES: features})))
+        del held_out[FEATURES]
     done = set()
     for settings in sorted(points, key=lambda settings: -_count(config, settings)):  # the largest count first
         of_artefacts = {key: v for key, v in settings.items() if key.startswith(_GROUPS_OF_ARTEFACTS) and key != _COUNT}
@@ -128,8 +141,8 @@ def _warm(config: Config, points: Sequence[Settings], first: int) -> dict[str, A
 
 def _count(config: Config, settings: Settings) -> int:
     """Synthetic images of each class that a trial may learn from."""
-    method = settings.get("method", config.method)
-    return int(settings.get(_COUNT, config.synthesis.samples_per_class)) if method == "air" else 0
+    trial = trial_config(config, settings)
+    return spec_of(trial.method).synthetic_images(trial)
 
 
 def _corners(space: Mapping[str, Domain]) -> list[Settings]:

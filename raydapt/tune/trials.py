@@ -14,21 +14,23 @@ import torch
 from ray.train import UserCallback
 from safetensors.torch import load, save
 
-from raydapt import pipeline
-from raydapt.artefacts import FEATURES, artefacts_of, make_artefacts
-from raydapt.config import Config
+from raydapt.artefacts.features import load_features, rows_of_splits
 from raydapt.errors import UserError
-from raydapt.evaluation import evaluate
-from raydapt.methods.build import LEARNING_METHODS
-from raydapt.methods.contract import Method
-from raydapt.plan import Plan, make_plan, rows_of_splits
-from raydapt.stages.features import FeatureTable, load_features, load_labels
+from raydapt.methods.spec import FinishedRun
+from raydapt.methods.table import spec_of
+from raydapt.run import pipeline
+from raydapt.run.accuracy import evaluate
+from raydapt.run.known_labels import read_known_labels
+from raydapt.run.making import artefacts_of, make_artefacts
+from raydapt.run.plan import FEATURES, make_plan
+from raydapt.settings.config import Config
+from raydapt.store.artefact import Artefact
+from raydapt.store.run_record import Run
 from raydapt.train.checkpoint import TrainState
 from raydapt.train.job import FileCheckpoints, TrainingJob
-from raydapt.train.ray_train import local_place, train_on_workers
+from raydapt.train.ray_train import local_context, train_on_workers
 from raydapt.tune.search_space import trial_config
 from raydapt.tune.selection import Trial
-from raydapt.workspace import Artefact, Run
 
 TRIAL, ANSWERS = "trial.json", "answers.safetensors"
 Report = Callable[[dict[str, float]], None]
@@ -111,33 +113,36 @@ def _carry_out(
     # The sweep has made what is held out, behind the images of the trial that takes most: not here.
     plan = make_plan(replace(config, synthesis=replace(config.synthesis, held_out=0)))
     artefacts = artefacts_of(make_artefacts(plan))
-    table = load_features(artefacts[FEATURES])
+    table = load_features(artefacts[FEATURES], plan.source)
     row_N, row_T, _ = rows_of_splits(plan.config.data, table)
-    division = pipeline.divide_images(record, plan, artefacts[FEATURES], row_N)
+    split = pipeline.split_labels(record, plan, artefacts[FEATURES], row_N)
     job = TrainingJob(
         config=replace(plan.config, synthesis=replace(plan.config.synthesis, held_out=count)),
         classes=plan.classes,
         run=record,
         artefacts=artefacts | dict(sweep.held_out),
-        score_every_epoch=config.tune.scheduler != "none" and pipeline.rounds_of(config) == 1,
+        score_every_epoch=config.tune.scheduler != "none" and plan.spec.rounds(plan.config) == 1,
         first_held_out=sweep.first_held_out,
     )
     state = _train(job, report, callbacks)
-    method = pipeline.final_method(job, state)
-    examiner = job.examiner(method, device=local_place(config.train).device)
-    if examiner is None:
+    oracle = config.tune.oracle
+    known = read_known_labels(plan, artefacts[FEATURES]) if oracle else None
+    finished = pipeline.finished_run(job, plan, state, row_N=row_N, row_T=row_T, known=known)
+    method = finished.method
+    scorer = job.scorer(method, device=local_context(config.train).device)
+    if scorer is None:
         raise UserError(f"Setting data.source={config.data.source!r} has too few images to score: give more.")
-    scores, class_E = examiner.examine(method)
-    record.write_bytes(ANSWERS, save({"index_E": examiner.index_E, "class_E": class_E}))
+    scores, class_E = scorer.examine(method)
+    record.write_bytes(ANSWERS, save({"index_E": scorer.index_E, "class_E": class_E}))
     result: dict[str, Any] = {"scores": scores, "log": [line for line in state.lines if "scores" in line]}
-    if config.tune.oracle:
-        result |= _look_at_labels(job, plan, method, table, row_T, (division.seen or None, division.unseen or None))
+    if oracle:
+        result |= _look_at_labels(job, finished, (split.seen or None, split.unseen or None))
     return result
 
 
 def _train(job: TrainingJob, report: Report, callbacks: Sequence[UserCallback]) -> TrainState:
     settings = job.config.train
-    if job.config.method not in LEARNING_METHODS:
+    if not spec_of(job.config.method).learns:
         return TrainState(finished=True)
 
     def log(line: Mapping[str, Any]) -> None:
@@ -145,7 +150,7 @@ def _train(job: TrainingJob, report: Report, callbacks: Sequence[UserCallback]) 
             report(_numbers(line["scores"]))
 
     if settings.workers == 0:
-        return job(local_place(settings), FileCheckpoints(job.run), log)
+        return job(local_context(settings), FileCheckpoints(job.run), log)
     return train_on_workers(
         job,
         settings,
@@ -158,18 +163,14 @@ def _train(job: TrainingJob, report: Report, callbacks: Sequence[UserCallback]) 
 
 
 def _look_at_labels(
-    job: TrainingJob,
-    plan: Plan,
-    method: Method,
-    table: FeatureTable,
-    row_T: torch.Tensor,
-    parts: tuple[Sequence[int] | None, Sequence[int] | None],
+    job: TrainingJob, finished: FinishedRun, parts: tuple[Sequence[int] | None, Sequence[int] | None]
 ) -> dict[str, float | None]:
     """Accuracies on the test images: of a study alone, and nothing but the study reads them."""
-    class_T = torch.from_numpy(plan.classes.indices_of(load_labels(job.artefacts[FEATURES])))[row_T]
+    class_T = finished.class_A[finished.row_T]
     figures = {}
-    for name, guesses in zip(("zero_shot", "accuracy"), pipeline.guess_tests(job, method, table, row_T), strict=True):
-        figure = evaluate(guesses.class_T, class_T, len(plan.classes.names), *parts)
+    answers = pipeline.predict_tests(job, finished.method, finished)
+    for name, predictions in zip(("zero_shot", "accuracy"), answers, strict=True):
+        figure = evaluate(predictions.class_T, class_T, len(finished.classes.names), *parts)
         figures[name] = figure.harmonic_mean if job.config.data.paradigm == "trzsl" else figure.top1
     return figures
 

@@ -3,6 +3,7 @@
 Trials of one process are plain functions; only a job with ``train.workers`` nests Ray Train in every trial.
 """
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,16 +17,16 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Domain
 from ray.util.state import list_placement_groups
 
-from raydapt.config import Config
+from raydapt.cluster.nodes import capacity, selector
 from raydapt.errors import UserError
-from raydapt.nodes import capacity, selector
-from raydapt.progress import say
-from raydapt.storage import Folder
+from raydapt.settings.config import Config
+from raydapt.store.folder import Folder
 from raydapt.train.scoring import MEAN, SCORES
 from raydapt.tune.search_space import Settings, rounded
 from raydapt.tune.selection import Trial
 from raydapt.tune.trials import TRIAL, Sweep, read_trial, run_trial
 
+_LOG = logging.getLogger(__name__)
 _NAME = "ray_tune"
 _INDEX = "trial"
 _GPUS_PER_TRIAL = 0.25
@@ -116,11 +117,13 @@ class _Tell(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._done += 1
-        say(f"tune: {self._done}/{self._total} trials, {trial.last_result.get(MEAN, 0.0):.3f} mean label-free score")
+        _LOG.info(
+            f"tune: {self._done}/{self._total} trials, {trial.last_result.get(MEAN, 0.0):.3f} mean label-free score"
+        )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._done += 1
-        say(f"tune: {self._done}/{self._total} trials, this one failed")
+        _LOG.info(f"tune: {self._done}/{self._total} trials, this one failed")
 
 
 def _scheduler(config: Config) -> TrialScheduler | None:

@@ -51,11 +51,13 @@ def plain_loop(model: str) -> dict[str, Any]:
 
 def through_the_stage(model: str, images: int) -> dict[str, Any]:
     """The stage, into an empty store."""
-    from raydapt.captioning import caption_jobs
-    from raydapt.config import RaySettings, load_config
+    from raydapt.artefacts.captions import IMAGE_CAPTIONS
     from raydapt.data.sources import resolve_source
-    from raydapt.stages.caption import IMAGE_CAPTIONS, caption_stage
-    from raydapt.workspace import Store
+    from raydapt.methods.configuration import load_config
+    from raydapt.settings.groups import RaySettings
+    from raydapt.stages.caption import caption_stage
+    from raydapt.stages.captioning import caption_jobs
+    from raydapt.store.artefact import Store
 
     overrides = [f"caption.model={model}", f"caption.image_prompt={PROMPT}", f"data.limit={images}"]
     config = load_config(None, overrides)

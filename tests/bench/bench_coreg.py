@@ -6,13 +6,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from raydapt.config import TrainSettings
-from raydapt.config_coreg import CoregSettings
+from raydapt.artefacts.partial_labels import PartialLabels
+from raydapt.artefacts.pixels import PixelRows
 from raydapt.data.augment import Augmentation
-from raydapt.methods.contract import PixelRows, TrainingImages
-from raydapt.methods.coreg import CoReg
-from raydapt.methods.partial_labels import PartialLabels
-from raydapt.train.loop import Place, fit
+from raydapt.methods.contract import TrainingImages
+from raydapt.methods.coreg.method import CoReg
+from raydapt.methods.coreg.settings import CoregSettings
+from raydapt.settings.groups import TrainSettings
+from raydapt.train.loop import WorkerContext, fit
 
 IMAGES, CLASSES, SIDE, BATCH, STEPS = 1024, 10, 32, 128, 3
 VIEW = Augmentation(
@@ -90,7 +91,7 @@ def batched(data):
         data,
         settings,
         seed=0,
-        place=Place(device=torch.device("cpu")),
+        place=WorkerContext(device=torch.device("cpu")),
         checkpoints=NoCheckpoints(),
         log=lines.append,
     )
@@ -116,7 +117,7 @@ def per_sample(data, *, bf16):
                 with torch.no_grad():
                     guesses = [[student(view)[0].softmax(-1) for view in views[:2]] for student in method.students]
                 guess_2BC = torch.stack([torch.stack(pair).mean(0) for pair in guesses])
-                taught = method._taught(i, index_B, guess_2BC)
+                taught = method._student_targets(i, index_B, guess_2BC)
                 loss, projected_VD = method._consistency(method.students[i], tuple(views[2:]), taught)
                 keys = method._keys(i, views[3], taught)
                 loss = loss + 0.1 * method._contrast(i, projected_VD[:BATCH], taught, keys)

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from raydapt.config import DataSettings, RaySettings, StageSettings
+from raydapt.settings.groups import DataSettings, RaySettings, StageSettings
 
 SPEED_ROWS = 16_384
 SPEED_SIDE_PX = 256
@@ -104,11 +104,11 @@ def plain_loop(images: Path, clip_name: str, batch_size: int) -> dict[str, Any]:
 
 def through_the_stage(images: Path, clip_name: str, batch_size: int) -> dict[str, Any]:
     """The stage, once on a few images to start its processes, then measured on all of them."""
-    from raydapt.cluster import ensure_ray
+    from raydapt.cluster.joining import ensure_ray
     from raydapt.data.sources import resolve_source
     from raydapt.models.clip import clip_identity, load_clip
     from raydapt.stages.features import features_stage
-    from raydapt.workspace import Store
+    from raydapt.store.artefact import Store
 
     ray_settings = RaySettings(address="local", progress=False)
     spec = load_clip(clip_name).image_spec

@@ -19,12 +19,13 @@ import ray.data
 from ray.cluster_utils import Cluster
 from ray.data import ActorPoolStrategy
 
-from raydapt.cluster import ensure_ray
-from raydapt.config import RaySettings
-from raydapt.nodes import selector
+from raydapt.cluster.joining import ensure_ray
+from raydapt.cluster.nodes import selector
+from raydapt.settings.groups import RaySettings
 from raydapt.stages.context import configure
 from raydapt.stages.run import MODEL_S, PART, PART_ROWS, Stage, run_stage
-from raydapt.workspace import Artefact, Recipe, Store
+from raydapt.store.artefact import Artefact, Store
+from raydapt.store.fingerprint import Recipe
 from tests.bench.bench_features import markdown
 
 PARTS_PER_ACTOR, SLEEP_S, ROWS_PER_PART, WIDTH = 20, 1.0, 512, 512

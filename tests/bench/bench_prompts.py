@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from raydapt.config import DataSettings, ModelSettings
 from raydapt.data.classes import resolve_classes
 from raydapt.data.decode import decode_image
 from raydapt.data.sources import read_part, resolve_source
 from raydapt.models.clip import Clip, load_clip
 from raydapt.models.prompts import PromptedClip
+from raydapt.settings.groups import DataSettings, ModelSettings
 from tests.bench.bench_features import markdown
 
 PROMPT_TOKENS = 16

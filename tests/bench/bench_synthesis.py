@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from raydapt.config import RaySettings, SynthesisSettings
+from raydapt.settings.groups import RaySettings, SynthesisSettings
 from tests.bench.bench_features import markdown
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -54,9 +54,10 @@ def plain_loop(pipeline_name: str, steps: int) -> dict[str, Any]:
 
 def through_the_stage(pipeline_name: str, steps: int, actors: int, samples: int) -> dict[str, Any]:
     """The stage, into an empty store."""
+    from raydapt.artefacts.synthesis import SynthesisJob
     from raydapt.models.diffusion import Sampling, native_size_px, pipeline_identity
-    from raydapt.stages.synthesis import SynthesisJob, synthesize_stage
-    from raydapt.workspace import Store
+    from raydapt.stages.synthesis import synthesize_stage
+    from raydapt.store.artefact import Store
 
     settings = SynthesisSettings(samples_per_class=samples, actors=actors)
     sampling = Sampling(

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import yaml
 
-from raydapt.config import as_tree, config_from_tree
+from raydapt.methods.configuration import config_from_tree
+from raydapt.settings.tree import as_tree
 from raydapt.tune.search_space import draw_trials, parse_space, trial_config
 from tests.bench.bench_features import markdown
 from tests.tune.cases import job

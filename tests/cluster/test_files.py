@@ -193,7 +193,7 @@ def test_the_dashboard_shows_the_metrics_that_there_are() -> None:
 
 @pytest.mark.parametrize("name", ["kuberay-job.yaml", "anyscale-job.yaml"])
 def test_entry_points_are_settings_that_exist(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from raydapt.config import load_config
+    from raydapt.methods.configuration import load_config
 
     document = documents(name)[0]
     words = document.get("entrypoint", document.get("spec", {}).get("entrypoint")).split()

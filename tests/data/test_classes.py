@@ -3,11 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raydapt.config import DataSettings
 from raydapt.data.classes import ClassSpace, fill_template, resolve_classes
 from raydapt.data.sources import Source, resolve_source
 from raydapt.errors import UserError
+from raydapt.settings.groups import DataSettings
 from tests.data.images import png
+from tests.data.test_webdataset import write_tar
 
 STRANGE = ["and/or", "<b>bold</b>", "{}", "🚀 rocket", "{0!r}", "%s", "a.b", "日本"]
 
@@ -121,3 +122,17 @@ def test_folders_that_give_no_classes(tmp_path: Path) -> None:
 def test_folders_with_the_same_name_twice(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="more than once"):
         resolve_classes(DataSettings(source=str(tmp_path)), folders(tmp_path, ["polka_dot", "polka dot"]))
+
+
+def test_names_beside_the_archives_of_clip_benchmark(tmp_path: Path) -> None:
+    (tmp_path / "test").mkdir()
+    members = {
+        f"s{i}.{end}": png(i) if end == "png" else str(i % 2).encode() for i in range(4) for end in ("cls", "png")
+    }
+    write_tar(tmp_path / "test" / "0.tar", members)
+    source = resolve_source(str(tmp_path), rows_per_part=10)
+    assert resolve_classes(DataSettings(source=str(tmp_path)), source).names == ("0", "1")
+    (tmp_path / "classnames.txt").write_text("tabby cat\nred fox\nowl\n")
+    got = resolve_classes(DataSettings(source=str(tmp_path)), source)
+    assert got.names == ("tabby cat", "red fox", "owl")
+    assert [got.index_of(label) for label in ("0", "1", "fox", "red fox")] == [0, 1, -1, 1]

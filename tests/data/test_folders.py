@@ -1,13 +1,18 @@
 import os
+import shutil
 from pathlib import Path
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from raydapt.config import DataSettings
-from raydapt.data.folders import label_and_split, layout_of
+from raydapt.data.decode import ImageSpec, decode_image
+from raydapt.data.layouts import check_layout, label_and_split, layout_of
 from raydapt.data.sources import read_label_names, read_part, resolve_source
-from tests.data.images import png
+from raydapt.errors import UserError
+from raydapt.settings.groups import DataSettings
+from tests.data.images import encode, noise, png
 
 DATA = DataSettings(max_image_bytes=1000)
 
@@ -31,6 +36,85 @@ def test_layouts() -> None:
     assert label_and_split("Train/cat/1.png", "split/class") == ("cat", "train")
     assert label_and_split("test/1.png", "split") == (None, "test")
     assert label_and_split("1.png", "flat") == (None, None)
+
+
+SPLIT_TREES = {
+    "split": ["trainval/1.png", "test/2.png"],
+    "split/class": ["trainval/cat/1.png", "test/cat/2.png", "trainval/dog/1.png"],
+    "split/*/class": ["seg_train/seg_train/cat/1.png", "seg_train/seg_train/dog/1.png", "seg_test/seg_test/cat/2.png",
+                      "seg_pred/seg_pred/3.png"],
+    "*/class": ["CUB/images/001.Auk/1.png", "CUB/images/002.Owl/1.png"],
+    "*/split/class": ["set/train/cat/1.png", "set/val/cat/1.png"],
+    "class": ["train/1.png", "bus/1.png", "test tube/2.png"],
+}  # fmt: skip
+
+
+def test_splits_and_wrappers_are_no_classes() -> None:
+    for wanted, names in SPLIT_TREES.items():
+        got = layout_of(names)
+        assert got == wanted if wanted != "*/class" else got == "*/*/class"
+    intel = [label_and_split(name, "split/*/class") for name in SPLIT_TREES["split/*/class"]]
+    assert intel == [("cat", "train"), ("dog", "train"), ("cat", "test"), (None, "pred")]
+    assert label_and_split(SPLIT_TREES["*/class"][0], "*/*/class") == ("001.Auk", None)
+    unlabelled = ["train/cat/1.png", "test/cat/1.png", "unlabeled/2.png", "train/dog/1.png"]
+    assert layout_of(unlabelled) == "split/class"
+    assert label_and_split("unlabeled/2.png", "split/class") == (None, "unlabeled")
+    assert layout_of(["train/a/1.png", "test/a/1.png", "more/a/1.png"]) == "split/class"
+    kaggle = ["train_images/cat/1.png", "test_images/cat/2.png"]
+    assert [label_and_split(name, layout_of(kaggle)) for name in kaggle] == [("cat", "train"), ("cat", "test")]
+    assert layout_of(["steam_train/1.png", "test_tube/1.png"]) == "class"
+    assert layout_of(["cat/deep/1.png"]) == "class"
+
+
+def test_a_folder_that_may_be_a_split_or_a_class_is_refused(tmp_path: Path) -> None:
+    names = ["train/cat/1.png", "train/dog/1.png", "more/1.png"]
+    write(tmp_path, names)
+    with pytest.raises(UserError, match="whether 'train' is a split or a class"):
+        resolve_source(str(tmp_path), rows_per_part=10)
+    check_layout(["train/steam/1.png", "train/diesel/1.png", "bus/red/1.png"], "class")
+
+
+@pytest.mark.parametrize(
+    "suffix", ["jfif", "jpe", "JPG", "mpo", "ppm", "pgm", "pbm", "avif", "jp2", "j2k", "dib", "apng"]
+)
+def test_every_suffix_that_pillow_can_read(tmp_path: Path, suffix: str) -> None:
+    kinds = {"jfif": "JPEG", "jpe": "JPEG", "JPG": "JPEG", "mpo": "JPEG", "ppm": "PPM", "pgm": "PPM", "pbm": "PPM",
+             "avif": "AVIF", "jp2": "JPEG2000", "j2k": "JPEG2000", "dib": "BMP", "apng": "PNG"}  # fmt: skip
+    mode = {"pgm": "L", "pbm": "1"}.get(suffix, "RGB")
+    data = encode(noise(16, 16, mode="L").convert(mode), kinds[suffix])
+    (tmp_path / f"a.{suffix}").write_bytes(data)
+    source = resolve_source(str(tmp_path), rows_per_part=10)
+    row = read_part(source.parts[0], DataSettings()).to_pylist()[0]
+    assert decode_image(row["image"], ImageSpec(size_px=8), max_pixels=10**6, max_bytes=10**6).shape == (3, 8, 8)
+
+
+def test_files_that_are_left_out_are_counted(tmp_path: Path) -> None:
+    write(tmp_path, ["a/1.png", "b/1.png"])
+    for name in ("a/2.cr2", "a/3.CR2", "b/4.psd", "b/IMG_0001", "README", "b/notes.txt", "Thumbs.db", "b/.hidden.cr2"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "b" / "@eaDir").mkdir()
+    (tmp_path / "b" / "@eaDir" / "thumb.png").write_bytes(png(1))
+    source = resolve_source(str(tmp_path), rows_per_part=10)
+    assert source.rows == 2
+    assert source.label_names == ("a", "b")
+    assert source.notes == ("4 files were left out, as no images that can be read here: 2 .cr2, 1 .psd, 1 no suffix.",)
+    shutil.rmtree(tmp_path / "a")
+    shutil.rmtree(tmp_path / "b")
+    (tmp_path / "1.psd").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"1 file was left out.*1 \.psd"):
+        resolve_source(str(tmp_path), rows_per_part=10)
+
+
+def test_own_runs_and_artefacts_are_no_images(tmp_path: Path) -> None:
+    write(tmp_path, ["cat/1.png", "dog/1.png", "runs/mine/gallery.png", "store/features/0123456789abcdef/1.png"])
+    run, artefact = tmp_path / "runs" / "mine", tmp_path / "store" / "features" / "0123456789abcdef"
+    for name in ("config.yaml", "fingerprint.json"):
+        (run / name).write_text("{}")
+    for path in (run / "gallery.parquet", run / "predictions.parquet", artefact / "part-00000.parquet"):
+        pq.write_table(pa.table({"image": [png(0)]}), path)
+    source = resolve_source(str(tmp_path), rows_per_part=10)
+    assert [name for part in source.parts for name in part.uris] == ["cat/1.png", "dog/1.png"]
+    assert resolve_source(str(artefact), rows_per_part=10).kind == "parquet"
 
 
 @pytest.mark.parametrize("rows_per_part", [1, 2, 3, 100])

@@ -10,9 +10,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from huggingface_hub import HfFileSystem
 
-from raydapt.config import DataSettings
 from raydapt.data.sources import read_parts, resolve_source
 from raydapt.errors import UserError
+from raydapt.settings.groups import DataSettings
 from tests.data.images import png
 from tests.data.test_webdataset import samples, write_tar
 

@@ -2,10 +2,10 @@ from collections import Counter
 
 import pytest
 
-from raydapt.config import DataSettings
 from raydapt.data.classes import ClassSpace, resolve_classes
 from raydapt.data.named_sets import annotation_templates, default_templates, default_thresholds, named_set, set_names
 from raydapt.data.sources import read_label_names, resolve_source
+from raydapt.settings.groups import DataSettings
 
 SIZES = {
     "digits": 10, "eurosat": 10, "pacs_cartoon": 7, "dtd": 47, "flowers102": 102, "fgvc_aircraft": 100, "resisc45": 45,

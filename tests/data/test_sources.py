@@ -1,10 +1,11 @@
+import io
+import tarfile
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raydapt.config import DataSettings
 from raydapt.data.decode import image_id
 from raydapt.data.sources import (
     ROW_SCHEMA,
@@ -16,6 +17,7 @@ from raydapt.data.sources import (
     resolve_source,
 )
 from raydapt.errors import UserError
+from raydapt.settings.groups import DataSettings
 from tests.data.images import png
 
 DATA = DataSettings(max_image_bytes=100_000)
@@ -155,3 +157,55 @@ def test_the_real_sets(name: str, rows: int, classes: int, data_folder: Path) ->
     assert len(read_label_names(source)) == classes
     table = read_part(source.parts[-1], DATA)
     assert table["error"].null_count == table.num_rows
+
+
+def write_tar(path: Path, names: list[str]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for i, name in enumerate(names):
+            data = png(i) if name.endswith("png") else b"words of a caption"
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def test_a_table_without_images_hides_neither_tars_nor_files(tmp_path: Path) -> None:
+    table = pa.table({"url": ["x"], "caption": ["y"], "status": ["success"]})
+    for folder in ("tars", "files", "alone"):
+        (tmp_path / folder).mkdir()
+        pq.write_table(table, tmp_path / folder / "00000.parquet")
+    write_tar(tmp_path / "tars" / "00000.tar", ["a.png", "a.txt"])
+    (tmp_path / "files" / "a.png").write_bytes(png(1))
+    for folder, kind in (("tars", "tar"), ("files", "files")):
+        source = resolve_source(str(tmp_path / folder), rows_per_part=10)
+        assert source.kind == kind
+        assert "1 table without images" in source.notes[0]
+    with pytest.raises(UserError, match="must be called 'image'"):
+        resolve_source(str(tmp_path / "alone"), rows_per_part=10)
+    parquet(tmp_path / "alone" / "images.parquet", 2)
+    mixed = resolve_source(str(tmp_path / "alone"), rows_per_part=10)
+    assert mixed.rows == 2
+    assert "url, caption, status" in mixed.notes[0]
+
+
+def test_class_folders_come_before_what_they_were_unpacked_from(tmp_path: Path) -> None:
+    for name in ("cat/1.png", "cat/2.png", "dog/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png(1))
+    write_tar(tmp_path / "dataset.tar", ["1.png", "2.png"])
+    parquet(tmp_path / "few.parquet", 2, label=["x", "y"])
+    source = resolve_source(str(tmp_path), rows_per_part=10)
+    assert (source.kind, source.rows) == ("files", 3)
+    assert [note.split(" beside")[0] for note in source.notes] == ["1 table", "1 archive"]
+    paths = [f"{name}.png" for name in ("cat/1", "cat/2")]
+    pq.write_table(pa.table({"image": paths, "label": ["a", "b"]}), tmp_path / "few.parquet")
+    named = resolve_source(str(tmp_path), rows_per_part=10)
+    assert (named.kind, named.rows) == ("parquet", 2)
+    (tmp_path / "preview.png").write_bytes(png(1))
+    (tmp_path / "few.parquet").unlink()
+    assert resolve_source(str(tmp_path), rows_per_part=10).kind == "tar"
+
+
+def test_a_column_of_labels_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    parquet(tmp_path / "x.parquet", 2, label=[[1], [0]])
+    source = resolve_source(str(tmp_path), rows_per_part=10)
+    assert "'label' (list<element: int64>) holds no labels that can be read" in source.notes[0]

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raydapt.config import DataSettings
 from raydapt.data.sources import read_label_names, read_part, read_parts, resolve_source
 from raydapt.data.tables import _cut
 from raydapt.errors import UserError
+from raydapt.settings.groups import DataSettings
 from tests.data.images import png
 
 DATA = DataSettings(max_image_bytes=1000)

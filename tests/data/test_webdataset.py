@@ -6,9 +6,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from raydapt.config import DataSettings
 from raydapt.data.sources import Source, read_label_names, read_parts, resolve_source
 from raydapt.errors import UserError
+from raydapt.settings.groups import DataSettings
 from tests.data.images import png
 
 DATA = DataSettings(max_image_bytes=1000)
@@ -136,3 +136,58 @@ def test_what_webdataset_writes(tmp_path: Path) -> None:
     rows = rows_of(resolve_source(str(tmp_path), rows_per_part=2))
     assert [row["image"] for row in rows] == [png(i) for i in range(5)]
     assert [row["label"] for row in rows] == ["0", "1", "0", "1", "0"]
+
+
+DOTTED = {
+    "days": ["22.05.png", "22.06.png", "23.01.png"],
+    "versions": ["IMG_1.2.JPG", "IMG_1.3.JPG", "IMG_1.JPG"],
+    "words": ["my.cat.png", "my.dog.png", "a.b.c.png"],
+    "folders": ["x.y/1.0.png", "x.y/1.1.png"],
+    "views": ["s.0.png", "s.1.png"],
+}
+
+
+@pytest.mark.parametrize("names", DOTTED.values(), ids=DOTTED)
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+@pytest.mark.parametrize("rows_per_part", [1, 2, 9])
+def test_names_with_several_dots_are_images(tmp_path: Path, names: list[str], suffix: str, rows_per_part: int) -> None:
+    members = {name: png(i) for i, name in enumerate(names)}
+    write_tar(tmp_path / f"x.{suffix}", members, "w:gz" if suffix.endswith("gz") else "w")
+    rows = rows_of(resolve_source(str(tmp_path), rows_per_part=rows_per_part))
+    assert [row["image"] for row in rows] == list(members.values())
+    assert [row["path"] for row in rows] == [f"x.{suffix}/{name}" for name in names]
+
+
+@pytest.mark.parametrize("rows_per_part", [1, 2, 9])
+def test_labels_of_names_with_several_dots(tmp_path: Path, rows_per_part: int) -> None:
+    write_tar(tmp_path / "x.tar", {
+        "s.cls": b"cat", "s.0.png": png(0), "s.1.png": png(1), "22.05.cls": b"dog", "22.05.png": png(2),
+        "22.06.png": png(3), "g.png": png(4), "g.mask.png": png(5), "g.cls": b"fox",
+        "t.input.png": png(6), "t.cls": b"owl",
+    })  # fmt: skip
+    source = resolve_source(str(tmp_path), rows_per_part=rows_per_part)
+    rows = rows_of(source)
+    assert [row["label"] for row in rows] == ["cat", "cat", "dog", None, "fox", "owl"]
+    assert [row["image"] for row in rows] == [png(i) for i in (0, 1, 2, 3, 4, 6)]
+    assert dict(source.label_counts or ()) == {"cat": 2, "dog": 1, "fox": 1, "owl": 1}
+
+
+def test_many_images_with_one_key_are_cut_into_parts(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", {f"v1.{i:04d}.png": png(i) for i in range(200)})
+    source = resolve_source(str(tmp_path), rows_per_part=10)
+    assert [part.rows for part in source.parts] == [10] * 20
+    assert [row["image"] for row in rows_of(source)] == [png(i) for i in range(200)]
+
+
+def test_captions_are_no_labels_and_what_is_left_out_is_counted(tmp_path: Path) -> None:
+    members: dict[str, bytes] = {}
+    for i in range(3):
+        members[f"{i}.png"] = png(i)
+        members[f"{i}.txt"] = f"a photo of {i}".encode()
+        members[f"{i}.json"] = json.dumps({"caption": f"a photo of {i}", "url": "x"}).encode()
+        members[f"{i}x.psd"] = b"?"
+    write_tar(tmp_path / "00000.tar", members)
+    source = resolve_source(str(tmp_path), rows_per_part=2)
+    assert [row["label"] for row in rows_of(source)] == [None] * 3
+    assert not source.has_labels
+    assert "3 .psd" in source.notes[0]

@@ -4,12 +4,29 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from raydapt.artefacts.pixels import PixelRows
+from raydapt.artefacts.synthetic_images import SyntheticImages
 from raydapt.data.classes import ClassSpace
-from raydapt.methods.contract import PixelRows, SyntheticImages, TrainingImages
+from raydapt.methods.contract import TrainingImages
+from raydapt.methods.spec import BuildContext
+from raydapt.methods.table import GROUPS, setting_groups, spec_of
+from raydapt.settings.config import Config
 from tests.models.tiny import EMBED_DIM, pixels, tiny_clip
 
 NAMES = ("cat", "annual crop land", "sea / lake", "fox")
 CLASSES = ClassSpace(names=NAMES, labels=NAMES, templates=("a photo of a {}", "a drawing of {}"))
+
+
+def build_method(config, clip, classes, images=None, synthetic=None):
+    """The method of some settings, as training and prediction build it."""
+    context = BuildContext(config=config, clip=clip, classes=classes, images=images, synthetic=synthetic)
+    return spec_of(config.method).build(context)
+
+
+def config_of(method, groups, **shared):
+    """The settings of a method, of its own groups among some."""
+    used = setting_groups(method, {"air": {"base": groups["air"].base}} if "air" in groups else {})
+    return Config(method=method, own={name: groups.get(name) or GROUPS[name]() for name in used}, **shared)
 
 
 def probabilities(n_images, n_classes, seed=0, *, ties=False):

@@ -3,13 +3,14 @@
 import torch
 from torch import nn
 
-from raydapt.config import TrainSettings
-from raydapt.config_coreg import CoregSettings
+from raydapt.artefacts.partial_labels import PartialLabels
+from raydapt.artefacts.pixels import PixelRows
 from raydapt.data.augment import Augmentation
-from raydapt.methods.contract import PixelRows, TrainingImages
-from raydapt.methods.coreg import CoReg
-from raydapt.methods.partial_labels import PartialLabels
-from raydapt.train.loop import Place, fit
+from raydapt.methods.contract import TrainingImages
+from raydapt.methods.coreg.method import CoReg
+from raydapt.methods.coreg.settings import CoregSettings
+from raydapt.settings.groups import TrainSettings
+from raydapt.train.loop import WorkerContext, fit
 
 SIDE, CLASSES = 12, 3
 SETTINGS = CoregSettings(
@@ -29,7 +30,7 @@ TRAIN = TrainSettings(
     epochs=4, batch_size=8, learning_rate=0.05, weight_decay=0.0005, warmup_epochs=0, clip_grad_norm=0,
     checkpoint_every_s=0, predict_batch_size=7,
 )  # fmt: skip
-PLACE = Place(device=torch.device("cpu"))
+PLACE = WorkerContext(device=torch.device("cpu"))
 
 
 def coreg_images(n=30, *, candidate_NC=None):

@@ -4,14 +4,14 @@ import dataclasses
 
 import torch
 
-from raydapt.config import ModelSettings, TrainSettings
-from raydapt.config_latteclip import LatteclipSettings
-from raydapt.methods.captions import captions_of
-from raydapt.methods.latteclip import LatteClip
-from raydapt.train.loop import Place, fit
+from raydapt.artefacts.captions import captions_of
+from raydapt.methods.latteclip.method import LatteClip
+from raydapt.methods.latteclip.settings import LatteclipSettings
+from raydapt.settings.groups import ModelSettings, TrainSettings
+from raydapt.train.loop import WorkerContext, fit
 from tests.methods.cases import CLASSES, training_images
 
-PLACE = Place(device=torch.device("cpu"))
+PLACE = WorkerContext(device=torch.device("cpu"))
 SETTINGS = LatteclipSettings(tune="ln", augmentation=False)
 TRAIN = TrainSettings(
     epochs=2, batch_size=8, optimizer="adamw_clip", learning_rate=1e-3, weight_decay=0.2, warmup_epochs=0,

@@ -6,15 +6,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from raydapt.config import AirSettings, Config, CplSettings, GripSettings, ModelSettings, TrainSettings
-from raydapt.methods.build import build_method
+from raydapt.methods.air.rules import class_weights, fuse
+from raydapt.methods.air.settings import AirSettings
 from raydapt.methods.contract import Batch
-from raydapt.methods.prompt_method import zero_shot_probability
-from raydapt.methods.pseudo_labels import cpl_candidates, cpl_select, restrict_probability
-from raydapt.methods.synthetic import class_weights, fuse
+from raydapt.methods.cpl.settings import CplSettings
+from raydapt.methods.grip.settings import GripSettings
+from raydapt.methods.prompting.method import zero_shot_probability
+from raydapt.methods.prompting.pseudo_labels import cpl_candidates, cpl_select, restrict_probability
+from raydapt.settings.groups import ModelSettings, TrainSettings
 from raydapt.train.checkpoint import from_bytes
-from raydapt.train.loop import Place, fit
-from tests.methods.cases import CLASSES, synthetic_images, tiny_clip, training_images
+from raydapt.train.loop import WorkerContext, fit
+from tests.methods.cases import CLASSES, build_method, config_of, synthetic_images, tiny_clip, training_images
 from tests.methods.test_prompt_methods import probability_of
 
 TRAIN = TrainSettings(batch_size=16, epochs=2, learning_rate=0.1, warmup_epochs=0.5, checkpoint_every_s=0)
@@ -22,13 +24,12 @@ CPL = CplSettings(alpha=0.75, beta=0.5, rounds=3)
 
 
 def config(method="air", *, prompt="text", **air):
-    return Config(
-        method=method,
+    air_settings = AirSettings(**{"nearest": 4, "centred": False, **air})
+    return config_of(
+        method,
+        {"cpl": CPL, "grip": GripSettings(rounds=3), "air": air_settings},
         model=ModelSettings(prompt=prompt, text_prompt_tokens=4, visual_prompt_tokens=3),
         train=TRAIN,
-        cpl=CPL,
-        grip=GripSettings(rounds=3),
-        air=AirSettings(**{"nearest": 4, "centred": False, **air}),
     )
 
 
@@ -53,7 +54,7 @@ def learned(config_, clip, images, *, stop_after=None):
 
     def train():
         method = build_method(config_, clip, CLASSES, images)
-        place = Place(device=torch.device("cpu"))
+        place = WorkerContext(device=torch.device("cpu"))
         return fit(method, images, TRAIN, seed=1, place=place, checkpoints=Checkpoints(), log=lambda line: None)
 
     if stop_after:
@@ -103,7 +104,7 @@ def test_every_base_prompt_and_paradigm_learns_from_both_kinds_of_images(base, p
         assert streams[-1].source == "synthetic"
         batches = {
             s.name: Batch(
-                image_B=images.take(s.index_M[:6], method.reads, s.source),
+                image_B=images.take(s.index_M[:6], method.input_kind, s.source),
                 target_BC=s.target_MC[:6],
                 index_B=s.index_M[:6],
             )
@@ -230,7 +231,7 @@ def test_fusion_at_test_is_the_weighted_sum_of_both_and_off_while_learning(promp
     images = with_synthetic(clip=clip, prompt=prompt)
     settings = config(prompt=prompt, fusion_at_test=True, fusion_weight=0.5, image_scale=20.0)
     method = build_method(settings, clip, CLASSES, images)
-    image_B = images.take(images.unlabelled_U, method.reads)
+    image_B = images.take(images.unlabelled_U, method.input_kind)
     predictor = build_method(settings, clip, CLASSES, synthetic=images.synthetic)
     predictor.load_state_dict(method.state_dict())
     with torch.no_grad():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from raydapt.methods.alignment import (
+from raydapt.methods.fair.rules import (
     class_sums,
     composite,
     crop_weights,

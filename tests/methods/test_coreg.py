@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from raydapt.methods.coreg_losses import sharpen
-from raydapt.methods.coreg_memory import CoMemory
-from raydapt.train.loop import Place
+from raydapt.methods.coreg.losses import sharpen
+from raydapt.methods.coreg.memory import CoMemory
+from raydapt.train.loop import WorkerContext
 from tests.methods.coreg_cases import CLASSES, SETTINGS, TRAIN, coreg_images, coreg_method, train_coreg
 from tests.train.test_loop import MemoryCheckpoints
 
@@ -122,7 +122,7 @@ def test_co_pseudo_labels_equal_a_loop(align):
         weighed = [float(given_2BC[i, b, c] / memory.share_2C[i, c]) for c in range(CLASSES)]
         guess_2BC[i, b] = torch.tensor(weighed) / sum(weighed)
     for i in (0, 1):
-        taught = method._taught(i, index_B, given_2BC)
+        taught = method._student_targets(i, index_B, given_2BC)
         for b, n in enumerate(index_B.tolist()):
             w = memory.clean_2N[i, n]
             if w > 0.5:
@@ -145,7 +145,7 @@ def test_each_student_divides_and_labels_for_its_partner():
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_students_with_a_gpu_each_learn_what_they_do_on_one():
-    place = Place(device=torch.device("cuda", 0))
+    place = WorkerContext(device=torch.device("cuda", 0))
     alone, _ = train_coreg(MemoryCheckpoints(), place=place, still=True)
     apart, _ = train_coreg(
         MemoryCheckpoints(), settings=replace(SETTINGS, gpu_per_student=True), place=place, still=True

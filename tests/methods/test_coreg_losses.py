@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from raydapt.methods import coreg_losses as losses
+from raydapt.methods.coreg import losses
 
 
 def unit(*shape, seed=0):

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from raydapt.train.loop import Place
+from raydapt.train.loop import WorkerContext
 from tests.methods.coreg_cases import SETTINGS, train_coreg
 
 
@@ -25,7 +25,7 @@ STILL = replace(SETTINGS, mixup=0.0)
 def work(rank: int, folder: str, still: bool) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    place = Place(device=torch.device("cpu"), rank=rank, world=2)
+    place = WorkerContext(device=torch.device("cpu"), rank=rank, world=2)
     method, _ = train_coreg(NoCheckpoints(), settings=STILL if still else SETTINGS, place=place, still=still)
     torch.save(method.state_dict(), f"{folder}/{rank}.pt")
     dist.destroy_process_group()

@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.mixture import GaussianMixture
 
-from raydapt.methods.division import align, clean_probability, division_loss
+from raydapt.methods.coreg.clean_noisy import align, clean_probability, division_loss
 
 PROBABILITY_NC = torch.rand(50, 4, generator=torch.Generator().manual_seed(0)).softmax(-1)
 CANDIDATE_NC = (torch.rand(50, 4, generator=torch.Generator().manual_seed(1)) < 0.5).float()

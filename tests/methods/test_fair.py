@@ -5,14 +5,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from raydapt.config import FairSettings, TrainSettings
+from raydapt.artefacts.crops import CropSpec, boxes_of
+from raydapt.artefacts.pixels import PixelRows
 from raydapt.errors import UserError
-from raydapt.methods.contract import PixelRows
-from raydapt.methods.fair import TRAIN, Anchors, Fair
-from raydapt.methods.wca import Wca
+from raydapt.methods.fair.method import TRAIN, Anchors, Fair
+from raydapt.methods.fair.settings import FairSettings
+from raydapt.methods.wca.method import Wca
 from raydapt.models.views import strong_view, whole_view
-from raydapt.stages.crops import CropSpec, boxes_of, encode_with_crops
-from raydapt.train.loop import Place, fit
+from raydapt.settings.groups import TrainSettings
+from raydapt.stages.crops import encode_with_crops
+from raydapt.train.loop import WorkerContext, fit
 from raydapt.train.sampling import StreamOrder, seed_of
 from tests.methods.cases import CLASSES, NAMES, training_images
 from tests.models.tiny import SIDE_PX, pixels, tiny_clip
@@ -32,7 +34,7 @@ TRAIN_SETTINGS = TrainSettings(
     warmup_epochs=0,
     checkpoint_every_s=0,
 )
-PLACE = Place(device=torch.device("cpu"))
+PLACE = WorkerContext(device=torch.device("cpu"))
 
 
 def images_with(clip, settings):

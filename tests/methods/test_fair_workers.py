@@ -11,12 +11,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from raydapt.config import RaySettings
-from raydapt.methods import fair
+from raydapt.methods.fair import method as fair
 from raydapt.models.views import whole_view
-from raydapt.storage import Folder
+from raydapt.settings.groups import RaySettings
+from raydapt.store.folder import Folder
 from raydapt.train.checkpoint import Checkpoints, TrainState, from_bytes
-from raydapt.train.loop import Log, Place
+from raydapt.train.loop import Log, WorkerContext
 from raydapt.train.ray_train import train_on_workers
 from tests.methods.test_fair import SETTINGS, TRAIN_SETTINGS, trained
 from tests.models.tiny import tiny_clip
@@ -56,7 +56,7 @@ def work(rank: int, folder: str, case: str) -> None:
     if case in STILL:
         look_at_whole_images()
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    place = Place(device=torch.device("cpu"), rank=rank, world=2)
+    place = WorkerContext(device=torch.device("cpu"), rank=rank, world=2)
 
     def learn(name: str, *, die: bool = False):
         checkpoints = SharedCheckpoints(Path(folder) / name, die=die)
@@ -102,7 +102,7 @@ class DyingOnce:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def learn_on_ray(place: Place, checkpoints: Checkpoints, log: Log, *, mark: Path) -> TrainState:
+def learn_on_ray(place: WorkerContext, checkpoints: Checkpoints, log: Log, *, mark: Path) -> TrainState:
     """What every worker of Ray Train does; the state is in its last checkpoint."""
     trained(tiny_clip(), CASES["crops"], place=place, checkpoints=DyingOnce(checkpoints, place.rank, mark))
     return TrainState()

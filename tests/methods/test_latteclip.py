@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from raydapt.artefacts.captions import captions_of
 from raydapt.data.classes import fill_template
-from raydapt.deployment import deployed
 from raydapt.errors import UserError
-from raydapt.methods.captions import captions_of
 from raydapt.methods.contract import Batch
-from raydapt.methods.latteclip import IMAGES
+from raydapt.methods.latteclip.method import IMAGES
+from raydapt.methods.table import spec_of
 from tests.methods.cases import CLASSES, NAMES, tiny_clip, training_images
 from tests.methods.latteclip_cases import (
     SETTINGS,
@@ -34,7 +34,9 @@ def change(**settings):
 def batch_of(images, method, index):
     index_B = torch.tensor(index)
     return {
-        IMAGES: Batch(image_B=images.take(index_B, method.reads), target_BC=torch.zeros(len(index), 0), index_B=index_B)
+        IMAGES: Batch(
+            image_B=images.take(index_B, method.input_kind), target_BC=torch.zeros(len(index), 0), index_B=index_B
+        )
     }
 
 
@@ -129,11 +131,13 @@ def test_every_kind_of_learning_changes_what_it_learns_and_nothing_else(tune):
     restored = latteclip(clip, None, settings, train=train)
     restored.load_state_dict(method.state_dict())
     images = captioned_images(clip)
-    image = images.take(torch.arange(9), method.reads)
+    image = images.take(torch.arange(9), method.input_kind)
     assert torch.equal(restored.logits(image), method.logits(image))
     pixel = images.take(torch.arange(9), "pixels")
-    torch.testing.assert_close(deployed(method, clip)(pixel), method.logits(image), rtol=1e-4, atol=1e-4)
-    assert method.reads == ("features" if tune == "text_prompt" else "pixels")
+    torch.testing.assert_close(
+        spec_of("latteclip").deployable(method, clip)(pixel), method.logits(image), rtol=1e-4, atol=1e-4
+    )
+    assert method.input_kind == ("features" if tune == "text_prompt" else "pixels")
 
 
 @pytest.mark.parametrize("kind", ["custom", "timm"])

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from raydapt.methods.captions import GroupDraw, captions_of
-from raydapt.methods.latteclip_rules import (
+from raydapt.artefacts.captions import captions_of
+from raydapt.methods.latteclip.group_draw import GroupDraw
+from raydapt.methods.latteclip.rules import (
     contrastive_loss,
     legacy_mixture,
     mixture,

@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from raydapt.train.loop import Place
+from raydapt.train.loop import WorkerContext
 from tests.methods.cases import tiny_clip
 from tests.methods.latteclip_cases import SETTINGS, train_latteclip
 from tests.methods.test_coreg_workers import NoCheckpoints
@@ -16,7 +16,7 @@ STILL = SETTINGS.__class__(tune="full", augmentation=False, use_batch_caption=Fa
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    place = Place(device=torch.device("cpu"), rank=rank, world=2)
+    place = WorkerContext(device=torch.device("cpu"), rank=rank, world=2)
     method = train_latteclip(tiny_clip(), NoCheckpoints(), STILL, place=place)
     torch.save(method.state_dict(), f"{folder}/{rank}.pt")
     dist.destroy_process_group()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from raydapt.methods.losses import candidate_loss, two_group_cross_entropy
+from raydapt.methods.prompting.losses import candidate_loss, two_group_cross_entropy
 
 
 def batch(n=9, n_classes=5, seed=0):

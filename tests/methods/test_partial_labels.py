@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from raydapt.methods.partial_labels import PartialLabels, annotate, annotate_votes, restrict_classes
+from raydapt.artefacts.partial_labels import PartialLabels
+from raydapt.methods.coreg.partial_labels import annotate, annotate_votes, restrict_classes
 
 # Three templates, three classes, two dimensions: a case that can be followed by hand.
 CLASS_RCD = F.normalize(

@@ -5,39 +5,40 @@ import dataclasses
 import pytest
 import torch
 
-from raydapt.config import Config, CplSettings, DataSettings, GripSettings, ModelSettings, TrainSettings
 from raydapt.errors import UserError
-from raydapt.methods.build import build_method
 from raydapt.methods.contract import Batch
-from raydapt.methods.hard_labels import loss_weights
-from raydapt.methods.prompt_method import zero_shot_probability
-from raydapt.methods.pseudo_labels import cpl_candidates, cpl_select, leader_board, restrict_probability
-from tests.methods.cases import CLASSES, tiny_clip, training_images
+from raydapt.methods.cpl.settings import CplSettings
+from raydapt.methods.grip.settings import GripSettings
+from raydapt.methods.prompting.hard_labels import loss_weights
+from raydapt.methods.prompting.method import zero_shot_probability
+from raydapt.methods.prompting.pseudo_labels import cpl_candidates, cpl_select, leader_board, restrict_probability
+from raydapt.settings.groups import DataSettings, ModelSettings, TrainSettings
+from tests.methods.cases import CLASSES, build_method, config_of, tiny_clip, training_images
 
 CPL = CplSettings(alpha=0.75, beta=0.5, rounds=4)
 
 
 def config(method, *, prompt="text", seed=0, **settings):
-    return Config(
-        method=method,
+    return config_of(
+        method,
+        {"cpl": CPL, "grip": GripSettings(rounds=4), **settings},
         seed=seed,
         data=DataSettings(),
         model=ModelSettings(prompt=prompt, text_prompt_tokens=4, visual_prompt_tokens=3),
         train=TrainSettings(batch_size=16),
-        **{"cpl": CPL, "grip": GripSettings(rounds=4), **settings},
     )
 
 
 def probability_of(method, images):
     with torch.no_grad():
-        image_U = images.take(images.unlabelled_U, method.reads)
+        image_U = images.take(images.unlabelled_U, method.input_kind)
         return method.logits(image_U).softmax(dim=1)
 
 
 def batches_of(method, images, streams):
     return {
         s.name: Batch(
-            image_B=images.take(s.index_M[:6], method.reads),
+            image_B=images.take(s.index_M[:6], method.input_kind),
             target_BC=s.target_MC[:6],
             index_B=s.index_M[:6],
         )
@@ -52,7 +53,7 @@ def test_two_rounds_in_every_paradigm_with_every_prompt(name, prompt, paradigm):
     clip = tiny_clip()
     images = training_images(paradigm, clip=clip, with_pixels=prompt != "text")
     method = build_method(config(name, prompt=prompt), clip, CLASSES, images)
-    assert (method.reads == "pixels") == (prompt != "text")
+    assert (method.input_kind == "pixels") == (prompt != "text")
     assert method.rounds == (1 if name == "fpl" else 4)
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
     for round_ in (1, 2):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from raydapt.methods.pseudo_labels import (
+from raydapt.methods.prompting.pseudo_labels import (
     cpl_candidates,
     cpl_select,
     cpl_targets,

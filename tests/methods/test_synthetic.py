@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from raydapt.methods.synthetic import class_weights, fuse, matching_scale, recognised
+from raydapt.methods.air.rules import class_weights, fuse, matching_scale, recognised
 from tests.methods.cases import probabilities
 
 

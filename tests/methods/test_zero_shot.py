@@ -1,7 +1,7 @@
 import torch
 
-from raydapt.methods.ensemble import Ensemble
-from raydapt.methods.zero_shot import ZeroShot
+from raydapt.methods.ensemble.method import Ensemble
+from raydapt.methods.zero_shot.method import ZeroShot
 from tests.methods.cases import CLASSES, NAMES, tiny_clip
 from tests.models.tiny import pixels
 
@@ -20,7 +20,7 @@ def test_zero_shot_logits_are_scaled_cosines_of_features_or_pixels():
 def test_nothing_is_learned():
     method = ZeroShot(tiny_clip(), torch.eye(4, 24))
     assert method.rounds == 0
-    assert method.reads == "features"
+    assert method.input_kind == "features"
     assert list(method.parameters()) == []
     assert list(method.state_dict()) == []
     assert method.begin_round(1, lambda: torch.zeros(1, 4)) == []

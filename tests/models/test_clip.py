@@ -154,3 +154,32 @@ def test_the_miniature_model_loads_and_crops():
     texts = ["a photo of a cat", "a satellite photo of an annual crop land"]
     expected_TD = clip.model.encode_text(clip.text_tower.tokenize(texts), normalize=True)
     torch.testing.assert_close(clip.encode_text(texts), expected_TD, rtol=0, atol=1e-5)
+
+
+FILES = {
+    "MobileCLIP2-S0//x/file.pt": ("bilinear", "shortest", (0.0, 0.0, 0.0), False),
+    "ViT-B-16-SigLIP2//f.safetensors": ("bicubic", "squash", (0.5, 0.5, 0.5), False),
+    "ViT-L-14-CLIPA//a.pt": ("bilinear", "squash", (0.485, 0.456, 0.406), False),
+    "PE-Core-T-16-384//a.pt": ("bilinear", "squash", (0.5, 0.5, 0.5), False),
+    "ViT-B-32//w/laion2b.pt": ("bicubic", "shortest", (0.48145466, 0.4578275, 0.40821073), False),
+    "ViT-B-32//w/OpenAI.pt": ("bicubic", "shortest", (0.48145466, 0.4578275, 0.40821073), True),
+    "ViT-B-16//metaclip_b16.pt": ("bicubic", "shortest", (0.48145466, 0.4578275, 0.40821073), True),
+    "ViT-B-32-quickgelu//a.pt": ("bicubic", "shortest", (0.48145466, 0.4578275, 0.40821073), True),
+}
+
+
+@pytest.mark.parametrize(("name", "wanted"), FILES.items())
+def test_weights_in_a_file_are_prepared_as_their_family_wants_it(name, wanted):
+    from raydapt.models.clip import _open_clip_arguments
+
+    given = _open_clip_arguments(name)
+    prepared = [given["force_preprocess_cfg"][key] for key in ("interpolation", "resize_mode", "mean")]
+    assert (*prepared, given["force_quick_gelu"]) == wanted
+
+
+def test_a_file_of_another_family_is_loaded_with_its_preparation(tmp_path):
+    model = open_clip.create_model("MobileCLIP2-S0", pretrained=None)
+    torch.save(model.state_dict(), tmp_path / "file.pt")
+    clip = load_clip(f"MobileCLIP2-S0/{tmp_path}/file.pt")
+    assert clip.image_spec.interpolation == "bilinear"
+    assert clip.image_spec.mean == (0.0, 0.0, 0.0)

@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from pretraining.diffusion_model import load_tokenizer
 from raydapt.errors import UserError
 from raydapt.models.diffusion import (
     MINI,
@@ -21,7 +22,6 @@ from raydapt.models.diffusion import (
     native_size_px,
     pipeline_identity,
 )
-from raydapt.zoo.diffusion_model import load_tokenizer
 from tests.models.tiny_diffusion import save_tiny_pipeline
 
 SAMPLING = Sampling(scheduler="dpm++", steps=3, guidance=3.0, negative_prompt="", size_px=16, seed=0, batch_size=4)

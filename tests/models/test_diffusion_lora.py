@@ -1,11 +1,12 @@
 """LoRA of the pipeline: its loss against a naive loop, its file, and files that do not fit."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
-from safetensors.torch import save_file
+from safetensors.torch import load, save, save_file
 
 from raydapt.errors import UserError
 from raydapt.models.diffusion_lora import (
@@ -118,3 +119,41 @@ def test_wrong_folders_and_ranks_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / WEIGHTS_FILE).write_bytes(lora_bytes(weights))
     with pytest.raises(UserError, match=r"rank 8, but lora\.rank=4"):
         read_lora(str(tmp_path), rank=4)
+
+
+def kohya(weights: dict[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
+    """The UNet's matrices as kohya's trainers name them."""
+    names = {}
+    for name, tensor in weights.items():
+        layer, _, rest = name.removeprefix("unet.").partition(".lora")
+        which = "down" if "down" in rest or rest.startswith("_A") else "up"
+        stem = f"lora_unet_{layer.replace('.', '_')}"
+        names[f"{stem}.lora_{which}.weight"] = tensor
+        names[f"{stem}.alpha"] = torch.tensor(alpha)
+    return names
+
+
+def layered(weights: dict[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
+    """The same with a tensor of alpha beside diffusers' names."""
+    return weights | {f"{name.split('.lora')[0]}.alpha": torch.tensor(alpha) for name in weights}
+
+
+@pytest.mark.parametrize("layout", ["header", "tensors", "kohya"])
+@pytest.mark.parametrize("alpha", [4, 16])
+def test_alpha_counts_wherever_a_file_has_it(tmp_path: Path, layout: str, alpha: int) -> None:
+    pipeline = trained(4, text_encoder=False)
+    weights = load(lora_bytes(adapter_weights(pipeline, text_encoder=False)))
+    # B A alpha / rank, by hand: the same with alpha = rank and a larger A
+    down = {name: t * (alpha / 4 if ".lora_A" in name or ".lora.down" in name else 1) for name, t in weights.items()}
+    expected = tiny_pipeline()
+    expected.load_lora_weights({name: tensor.clone() for name, tensor in down.items()})
+    if layout == "header":
+        targets = sorted({name.split(".lora")[0].removeprefix("unet.") for name in weights})
+        config = {"unet.r": 4, "unet.lora_alpha": alpha, "unet.target_modules": targets}
+        data = save(weights, metadata={"format": "pt", "lora_adapter_metadata": json.dumps(config)})
+    else:
+        data = save((kohya if layout == "kohya" else layered)(weights, float(alpha)))
+    (tmp_path / WEIGHTS_FILE).write_bytes(data)
+    fused = tiny_pipeline()
+    apply_lora(fused, read_lora(str(tmp_path), rank=4))
+    torch.testing.assert_close(picture(fused), picture(expected), atol=1e-4, rtol=0)

@@ -7,8 +7,8 @@ from raydapt.data.class_features import MEAN, read_class_features
 from raydapt.data.embeddings import read
 from raydapt.data.sources import resolve_source
 from raydapt.errors import UserError
-from raydapt.methods.ensemble import Ensemble
-from raydapt.methods.zero_shot import ZeroShot
+from raydapt.methods.ensemble.method import Ensemble
+from raydapt.methods.zero_shot.method import ZeroShot
 from raydapt.models.given_embeddings import GivenEmbeddings
 from tests.models.given import given
 

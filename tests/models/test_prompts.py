@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from raydapt.config import ModelSettings
 from raydapt.errors import UserError
 from raydapt.models.prompts import PromptedClip, TextPrompt, VisualPrompt
+from raydapt.settings.groups import ModelSettings
 from tests.models.tiny import CONTEXT_LENGTH, EMBED_DIM, pixels, tiny_clip
 
 NAMES = ["cat", "annual crop land with a river", "sea / lake", "{} <b>", "fox 🦊", "a", "highway or road"]

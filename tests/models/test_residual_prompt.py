@@ -1,10 +1,10 @@
 import torch
 from torch.nn import functional as F
 
-from raydapt.config import ModelSettings
 from raydapt.models.clip import load_clip
 from raydapt.models.prompts import PromptedClip
 from raydapt.models.residual_prompt import ClassResidual, ResidualPrompt
+from raydapt.settings.groups import ModelSettings
 from tests.models.given import given
 
 NAMES, TEMPLATES = ["cat", "dog", "cow"], ["a photo of a {}.", "a {}"]

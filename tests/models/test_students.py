@@ -3,7 +3,7 @@ import torch
 
 from raydapt.errors import UserError
 from raydapt.models.clip import load_clip
-from raydapt.models.students import Student, follow, n_deployed_parameters
+from raydapt.models.students import Student, n_deployed_parameters, update_ema
 
 
 @pytest.mark.parametrize("name", ["mini", "preact_resnet18", "wide_resnet10_1", "timm/resnet10t"])
@@ -46,7 +46,7 @@ def test_a_momentum_copy_follows_slowly():
     leader, copy = Student("mini", 3), Student("mini", 3)
     before = {name: value.clone() for name, value in copy.named_parameters()}
     leader(torch.randn(4, 3, 16, 16))
-    follow(copy, leader, 0.9)
+    update_ema(copy, leader, 0.9)
     for (name, own), other in zip(copy.named_parameters(), leader.parameters(), strict=True):
         torch.testing.assert_close(own, 0.9 * before[name] + 0.1 * other)
     for own, other in zip(copy.buffers(), leader.buffers(), strict=True):

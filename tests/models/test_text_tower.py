@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from raydapt.errors import UserError
+from raydapt.models.clip import load_clip
+from raydapt.models.prompts import TextPrompt
 from raydapt.models.text_tower import class_tokens
 from tests.models.tiny import CONTEXT_LENGTH, tiny_clip
 
@@ -82,3 +84,64 @@ def test_a_name_without_room_in_a_padded_tower_is_named():
 def test_a_tower_that_takes_no_embeddings_is_refused():
     with pytest.raises(UserError, match=r"model\.prompt=visual"):
         class_tokens(tiny_clip("class_token").text_tower, ["dog", "cat"], 4)
+
+
+LONG = "very " * 90
+
+
+@pytest.mark.parametrize("kind", ["clip", "custom", "bidirectional", "class_token"])
+def test_a_prompt_that_would_be_cut_is_refused_and_one_that_fits_is_not(kind):
+    clip = tiny_clip(kind)
+    names = [LONG + "big cat", LONG + "big dog"]
+    for given, templates in ((names, ["a {}."]), (["cat", "dog"], ["{}.", LONG + "{}"])):
+        with pytest.raises(UserError, match="would be cut: shorten"):
+            clip.class_embeddings(given, templates)
+    tower = clip.text_tower
+    texts = ["cat " * n_words for n_words in range(1, tower.context_length + 6)] + ["a" * 500, "é" * 40]
+    whole_TL = tower._tokenizer(texts, context_length=600)
+    wanted = [i for i, token_L in enumerate(whole_TL) if int((token_L != 0).sum()) > tower.context_length]
+    assert tower.overlong(texts) == wanted
+    assert 0 < len(wanted) < len(texts)
+
+
+def test_names_that_are_one_text_to_the_tokenizer_are_refused():
+    clip = tiny_clip()
+    clip.class_embeddings(["C", "C++", "C#"], ["a {}."])
+    whole = clip.text_tower._tokenizer
+    clip.text_tower._tokenizer = lambda texts, context_length: whole(
+        [text.replace("+", "") for text in texts], context_length=context_length
+    )
+    with pytest.raises(UserError, match=r"'C' and 'C\+\+' are the same text"):
+        clip.class_embeddings(["C", "C++"], ["a {}."])
+
+
+@pytest.mark.parametrize("kind", ["clip", "custom", "bidirectional"])
+def test_towers_that_take_prompts_reproduce_their_own_features(kind):
+    clip = tiny_clip(kind)
+    assert clip.text_tower.reproduces_itself()
+    class_tokens(clip.text_tower, ["cat", "dog"], 2)
+
+
+def test_a_tower_that_does_more_than_the_common_view_knows_is_refused():
+    clip = tiny_clip("custom")
+    inner = clip.model.encode_text
+    clip.model.encode_text = lambda token_TL, *args: inner(token_TL.flip(0), *args)
+    with pytest.raises(UserError, match=r"model\.prompt=visual"):
+        class_tokens(clip.text_tower, ["cat", "dog"], 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["MobileCLIP2-S0", "MobileCLIP-S1"])
+@pytest.mark.parametrize("words", ["a photo of a", "x"])
+def test_prompt_tokens_that_are_words_give_what_the_words_give(architecture, words):
+    clip = load_clip(f"{architecture}/random")
+    tower = clip.text_tower
+    token_L = tower.tokenize([words])[0]
+    word_P = token_L[1 : int(tower.end_positions(token_L[None])[0])]
+    names = ["cat", "very annual crop land"]
+    prompt = TextPrompt(clip, names, n_tokens=len(word_P), classes_per_chunk=9, seed=0)
+    with torch.no_grad():
+        context_PD = tower._tower.token_embedding(word_P)
+        torch.testing.assert_close(
+            prompt(context_PD), clip.encode_text([f"{words} {name}" for name in names]), atol=1e-4, rtol=0
+        )

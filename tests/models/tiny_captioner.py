@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from raydapt.zoo.captioner_model import (
+from pretraining.captioner_model import (
     CaptionerShape,
     build_captioner,
     build_processor,

@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from raydapt.zoo.diffusion_model import NOISE_SCHEDULE, load_tokenizer
+from pretraining.diffusion_model import NOISE_SCHEDULE, load_tokenizer
 
 WIDTH = 16
 

@@ -7,7 +7,7 @@ import torch
 from tokenizers import processors
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from raydapt.zoo.clip_tokenizer import END, START, as_transformers, train_tokenizer
+from pretraining.clip_tokenizer import END, START, as_transformers, train_tokenizer
 
 CONTEXT_LENGTH = 160
 # The start of text is in the template and added by the tokenizer as well, as with published Llamas.

@@ -4,15 +4,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from raydapt.config_coreg import CoregSettings
-from raydapt.methods.partial_labels import annotate
-from raydapt.stages.annotate import (
-    load_partial_labels,
-    partial_labels_recipe,
-    partial_labels_stage,
-    template_annotator,
-)
-from raydapt.workspace import Recipe, Store
+from raydapt.artefacts.partial_labels import load_partial_labels, partial_labels_recipe
+from raydapt.methods.coreg.partial_labels import annotate
+from raydapt.methods.coreg.settings import CoregSettings
+from raydapt.stages.annotate import partial_labels_stage, template_annotator
+from raydapt.store.artefact import Store
+from raydapt.store.fingerprint import Recipe
 from tests.models.tiny import tiny_clip
 
 NAMES, TEMPLATES = ("cat", "fox", "sea / lake"), ["a photo of a {}", "a drawing of {}", "{}"]
@@ -41,9 +38,20 @@ def features_of(store, width, rows=(5, 3), missing=2):
     return recipe, artefact, feature_ND
 
 
+def recipe_of(features, settings):
+    return partial_labels_recipe(
+        features,
+        NAMES,
+        annotation=settings.annotation,
+        topk=settings.topk,
+        prob_ratio=settings.prob_ratio,
+        templates=settings.templates,
+    )
+
+
 def make(store, clip, settings):
     recipe, features, feature_ND = features_of(store, clip.embed_dim)
-    wanted = partial_labels_recipe(recipe, NAMES, settings)
+    wanted = recipe_of(recipe, settings)
     result = partial_labels_stage(features, wanted, lambda: template_annotator(clip, NAMES, settings), store=store)
     return result, feature_ND
 
@@ -86,6 +94,6 @@ def test_another_rule_is_another_artefact():
         CoregSettings(templates=TEMPLATES, annotation="topk"),
         CoregSettings(templates=TEMPLATES, annotation="topk", topk=2),
     ]
-    assert len({partial_labels_recipe(recipe, NAMES, settings).fingerprint for settings in kinds}) == 4
-    same = partial_labels_recipe(recipe, NAMES, CoregSettings(templates=TEMPLATES, topk=7)).fingerprint
-    assert same == partial_labels_recipe(recipe, NAMES, kinds[0]).fingerprint  # topk plays no part there
+    assert len({recipe_of(recipe, settings).fingerprint for settings in kinds}) == 4
+    same = recipe_of(recipe, CoregSettings(templates=TEMPLATES, topk=7)).fingerprint
+    assert same == recipe_of(recipe, kinds[0]).fingerprint  # topk plays no part there

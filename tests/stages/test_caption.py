@@ -7,26 +7,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raydapt.captioning import caption, caption_jobs
-from raydapt.config import DataSettings, load_config
+from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS, load_captions
 from raydapt.data.sources import resolve_source
 from raydapt.errors import UserError
+from raydapt.methods.configuration import load_config
 from raydapt.models.language import model_address, model_identity
-from raydapt.stages.caption import (
-    GROUP_CAPTIONS,
-    IMAGE_CAPTIONS,
-    IMAGES,
-    CaptionAsker,
-    as_captions,
-    asker_of,
-    compact,
-    load_captions,
-    read_images,
-)
+from raydapt.settings.groups import DataSettings
+from raydapt.stages.caption import IMAGES, CaptionAsker, as_captions, asker_of, compact, read_images
+from raydapt.stages.captioning import caption_jobs
 from raydapt.stages.endpoint import data_url
-from raydapt.stages.llm import ANSWER, ASKED, ERROR, SKIPPED, NoQuestion, as_result, engine_reason
+from raydapt.stages.llm import ANSWER, ASKED, ERROR, SKIPPED, SkipRow, as_result, engine_reason
 from raydapt.stages.run import PART, PART_ROWS
-from raydapt.workspace import Recipe, Store
+from raydapt.store.artefact import Store
+from raydapt.store.fingerprint import Recipe
+from raydapt.verbs.caption import caption
 from tests.stages.images import BAD, png, write_images
 
 ASKER = CaptionAsker(image_px=12, canvas_px=None, gap_px=None, max_pixels=1000, max_bytes=10_000)
@@ -54,12 +48,12 @@ def test_one_image_is_asked_about_as_it_is_and_four_on_a_canvas():
 def test_a_bad_image_is_a_reason_and_its_bytes_do_not_travel_on():
     for image, reason in zip(BAD, ("empty", "not_an_image", "not_an_image|corrupt"), strict=True):
         row = row_of(image)
-        with pytest.raises(NoQuestion, match=reason):
+        with pytest.raises(SkipRow, match=reason):
             ASKER(row)
         assert IMAGES not in row
-    with pytest.raises(NoQuestion, match="too_many_pixels"):
+    with pytest.raises(SkipRow, match="too_many_pixels"):
         ASKER(row_of(png(0, 40)))
-    with pytest.raises(NoQuestion, match="unreadable"):
+    with pytest.raises(SkipRow, match="unreadable"):
         ASKER(row_of(png(0), error="unreadable"))
 
 

@@ -24,24 +24,19 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from raydapt.captioning import caption_jobs
-from raydapt.config import Config, RaySettings, load_config
+from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS
 from raydapt.data.groups import draw_groups
 from raydapt.data.sources import read_part, resolve_source
+from raydapt.methods.configuration import load_config
 from raydapt.models.language import MINI_CAPTIONER
+from raydapt.settings.config import Config
+from raydapt.settings.groups import RaySettings
 from raydapt.stages import caption
-from raydapt.stages.caption import (
-    GROUP_CAPTIONS,
-    IMAGE_CAPTIONS,
-    CaptionAsker,
-    CaptionJob,
-    KnownRows,
-    asker_of,
-    caption_stage,
-)
-from raydapt.stages.llm import Question
-from raydapt.stages.run import StageResult
-from raydapt.workspace import Artefact, Recipe, Store
+from raydapt.stages.caption import CaptionAsker, CaptionJob, KnownRows, asker_of, caption_stage
+from raydapt.stages.captioning import caption_jobs
+from raydapt.stages.llm import Prompt
+from raydapt.store.artefact import Artefact, StageResult, Store
+from raydapt.store.fingerprint import Recipe
 from tests.stages.images import write_images
 
 pytestmark = [
@@ -176,7 +171,7 @@ class PatientAsker(CaptionAsker):
 
     lost: Path
 
-    def __call__(self, row: dict[str, Any]) -> Question:
+    def __call__(self, row: dict[str, Any]) -> Prompt:
         while row["row"] >= ROWS - ROWS_PER_PART and not self.lost.exists():
             time.sleep(0.1)
         return super().__call__(row)

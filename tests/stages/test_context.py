@@ -2,11 +2,11 @@ from typing import Any
 
 import pytest
 
-from raydapt import nodes
-from raydapt.config import RaySettings, StageSettings
-from raydapt.config_caption import EngineSettings
+from raydapt.cluster import nodes
+from raydapt.cluster.nodes import capacity, require_nodes, selector
 from raydapt.errors import UserError
-from raydapt.nodes import capacity, require_nodes, selector
+from raydapt.settings.groups import RaySettings, StageSettings
+from raydapt.settings.language import EngineSettings
 from raydapt.stages import llm
 from raydapt.stages.context import ActorPlan, plan_actors
 from raydapt.stages.llm import plan_engines

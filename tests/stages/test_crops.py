@@ -3,12 +3,13 @@ import dataclasses
 import pytest
 import torch
 
-from raydapt.config import DataSettings, RaySettings, StageSettings
+from raydapt.artefacts.crops import CropSpec, boxes_of, load_crops
 from raydapt.data.decode import decode_image
 from raydapt.data.sources import read_part, resolve_source
 from raydapt.models.clip import load_clip
-from raydapt.stages.crops import CropSpec, boxes_of, crops_stage, encode_with_crops, load_crops
-from raydapt.workspace import Store
+from raydapt.settings.groups import DataSettings, RaySettings, StageSettings
+from raydapt.stages.crops import crops_stage, encode_with_crops
+from raydapt.store.artefact import Store
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

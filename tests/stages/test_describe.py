@@ -6,16 +6,17 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from raydapt import describing
-from raydapt.config import load_config
-from raydapt.config_caption import DescribeSettings
+from raydapt.artefacts.descriptions import load_descriptions
 from raydapt.data.descriptions import check_descriptions
-from raydapt.describing import describe, describe_job
 from raydapt.errors import UserError
-from raydapt.stages.describe import DescribeJob, TextAsker, load_descriptions
+from raydapt.methods.configuration import load_config
+from raydapt.settings.language import DescribeSettings
+from raydapt.stages.describe import DescribeJob, TextAsker
 from raydapt.stages.llm import ANSWER, ASKED
-from raydapt.stages.run import PART, PART_ROWS, StageResult
-from raydapt.workspace import Store
+from raydapt.stages.run import PART, PART_ROWS
+from raydapt.store.artefact import StageResult, Store
+from raydapt.verbs import describe as describing
+from raydapt.verbs.describe import describe, describe_job
 
 NAMES = tuple(f"class {i}" for i in range(20))
 

@@ -8,19 +8,20 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from raydapt.config import DataSettings, RaySettings
+from raydapt.artefacts.features import load_features, load_labels
 from raydapt.data.class_features import MEAN, read_class_features
 from raydapt.data.classes import ClassSpace
 from raydapt.data.sources import resolve_source
 from raydapt.errors import UserError
-from raydapt.methods.ensemble import Ensemble
-from raydapt.methods.zero_shot import ZeroShot
+from raydapt.methods.ensemble.method import Ensemble
+from raydapt.methods.zero_shot.method import ZeroShot
 from raydapt.models.clip import load_clip
 from raydapt.models.given_embeddings import GivenEmbeddings
+from raydapt.settings.groups import DataSettings, RaySettings
 from raydapt.stages.feature_files import write_features
-from raydapt.stages.features import load_features, load_labels
 from raydapt.stages.given_features import given_features_stage
-from raydapt.workspace import Recipe, Store
+from raydapt.store.artefact import Store
+from raydapt.store.fingerprint import Recipe
 
 NAMES = ("cat", "fox", "storage_tank")
 TEMPLATES = ("a photo of a {}.", "a drawing of {}", "{}")

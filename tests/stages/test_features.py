@@ -5,23 +5,17 @@ import pyarrow as pa
 import pytest
 import torch
 
-from raydapt.config import DataSettings, RaySettings, StageSettings
+from raydapt.artefacts.features import features_recipe, load_features, load_labels
+from raydapt.artefacts.pixels import load_pixels
 from raydapt.data.decode import BadImage, decode_image
 from raydapt.data.sources import Source, read_part, resolve_source
 from raydapt.errors import UserError
 from raydapt.models.clip import Clip, clip_identity, load_clip
+from raydapt.settings.groups import DataSettings, RaySettings, StageSettings
 from raydapt.stages.context import ActorPlan
-from raydapt.stages.features import (
-    Encoder,
-    encode_pixels,
-    features_recipe,
-    features_stage,
-    load_features,
-    load_labels,
-)
-from raydapt.stages.pixels import load_pixels, pixels_stage
-from raydapt.stages.run import StageResult
-from raydapt.workspace import Store
+from raydapt.stages.features import Encoder, encode_pixels, features_stage
+from raydapt.stages.pixels import pixels_stage
+from raydapt.store.artefact import StageResult, Store
 from tests.stages.images import BAD, write_images
 
 DATA = DataSettings(max_error_share=0.05)
@@ -140,7 +134,7 @@ def test_killed_actor_changes_nothing(
 ) -> None:
     import psutil
 
-    from raydapt.store import Artefact
+    from raydapt.store.artefact import Artefact
 
     commit, killed = Artefact.commit_part, []
 

@@ -5,12 +5,12 @@ import pytest
 import ray
 import torch
 
-from raydapt.config import DataSettings, RaySettings
+from raydapt.artefacts.features import load_features, load_labels
 from raydapt.data.sources import resolve_source
 from raydapt.errors import UserError
-from raydapt.stages.features import load_features, load_labels
+from raydapt.settings.groups import DataSettings, RaySettings
 from raydapt.stages.given_features import given_features_recipe, given_features_stage
-from raydapt.workspace import Store
+from raydapt.store.artefact import Store
 from tests.data.features import unit, vectors, write
 
 QUIET = RaySettings(progress=False)

@@ -6,10 +6,11 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from raydapt.config import DataSettings
+from raydapt.artefacts.pixels import pixels_of
 from raydapt.data.decode import ImageSpec, decode_image
 from raydapt.data.sources import read_parts, resolve_source
-from raydapt.stages.reading import decode_table, fixed_binary, pack, pixels_of, unpack, with_part
+from raydapt.settings.groups import DataSettings
+from raydapt.stages.reading import decode_table, fixed_binary, pack, unpack, with_part
 from tests.stages.images import BAD, png, write_images
 
 SPEC = ImageSpec(size_px=8)

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pytest
 import ray.data
 
-from raydapt.config import RaySettings
 from raydapt.errors import UserError
+from raydapt.settings.groups import RaySettings
 from raydapt.stages.run import Stage, run_stage, whole_parts
-from raydapt.workspace import Recipe, Store
+from raydapt.store.artefact import Store
+from raydapt.store.fingerprint import Recipe
 
 SETTINGS = RaySettings(address="local", cpus=4, progress=False)
 
@@ -141,7 +142,7 @@ def storage_that_refuses(code: int) -> Iterator[Callable[[], None]]:
         flush(handle)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("raydapt.storage.os.fsync", refuse)
+        patch.setattr("raydapt.store.folder.os.fsync", refuse)
         yield patch.undo
 
 

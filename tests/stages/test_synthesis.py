@@ -14,15 +14,17 @@ import pyarrow as pa
 import pytest
 import torch
 
-from raydapt.config import DataSettings, RaySettings, SynthesisSettings
+from raydapt.artefacts.synthesis import SynthesisJob
+from raydapt.artefacts.synthetic_images import load_synthetic
 from raydapt.data.sources import read_part, resolve_source
 from raydapt.errors import UserError
 from raydapt.models.diffusion import Sampling, pipeline_identity
+from raydapt.settings.groups import DataSettings, RaySettings, SynthesisSettings
 from raydapt.stages import synthesis
 from raydapt.stages.context import ActorPlan
-from raydapt.stages.run import MODEL_S, PART, PART_ROWS, StageResult
-from raydapt.stages.synthesis import SynthesisJob, Synthesizer, load_synthetic, synthesize_stage
-from raydapt.workspace import Artefact, Store
+from raydapt.stages.run import MODEL_S, PART, PART_ROWS
+from raydapt.stages.synthesis import Synthesizer, synthesize_stage
+from raydapt.store.artefact import Artefact, StageResult, Store
 from tests.models.tiny_diffusion import save_tiny_pipeline
 
 CLASSES = ("dog", "cat", "sea / lake")

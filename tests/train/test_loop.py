@@ -5,13 +5,13 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from raydapt.config import TrainSettings
+from raydapt.settings.groups import TrainSettings
 from raydapt.train.checkpoint import TrainState, from_bytes, to_bytes
-from raydapt.train.loop import Place, cosine_with_warmup, fit, predict
+from raydapt.train.loop import WorkerContext, cosine_with_warmup, fit, predict
 from tests.train.toy import Toy, toy_images
 
 SETTINGS = TrainSettings(epochs=3, learning_rate=0.1, warmup_epochs=1.0, checkpoint_every_s=0, predict_batch_size=7)
-PLACE = Place(device=torch.device("cpu"))
+PLACE = WorkerContext(device=torch.device("cpu"))
 
 
 class MemoryCheckpoints:

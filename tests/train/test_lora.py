@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from raydapt.config import LoraSettings, RaySettings, TrainSettings
+from raydapt.artefacts.lora import load_lora
 from raydapt.errors import UserError
-from raydapt.fingerprint import Recipe
+from raydapt.settings.groups import LoraSettings, RaySettings, TrainSettings
+from raydapt.store.artefact import Store
+from raydapt.store.fingerprint import Recipe
 from raydapt.train.checkpoint import TrainState
-from raydapt.train.loop import Place
-from raydapt.train.lora import LoraJob, confident_images, load_lora, tune_lora
-from raydapt.workspace import Store
+from raydapt.train.loop import WorkerContext
+from raydapt.train.lora import LoraJob, confident_images, tune_lora
 from tests.models.tiny_diffusion import save_tiny_pipeline, tiny_pipeline
 
 SETTINGS = LoraSettings(rank=2, learning_rate=5e-3, steps=30, batch_size=4)
@@ -53,7 +54,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> LoraJob:
 
 
 def tune(job: LoraJob, checkpoints: Memory) -> TrainState:
-    return job(Place(device=torch.device("cpu")), checkpoints, lambda line: None)
+    return job(WorkerContext(device=torch.device("cpu")), checkpoints, lambda line: None)
 
 
 def test_confident_images_are_those_that_a_naive_loop_finds() -> None:

@@ -1,13 +1,15 @@
 """What the scores are computed from: which images, which other heads, which views."""
 
+from unittest import mock
+
 import pytest
 import torch
 
-from raydapt.config import config_from_tree
+from raydapt.methods.configuration import config_from_tree
 from raydapt.methods.contract import Batch
-from raydapt.methods.zero_shot import ZeroShot
+from raydapt.methods.zero_shot.method import ZeroShot
 from raydapt.train import scoring
-from raydapt.train.scoring import MEAN, SCORES, examiner_of
+from raydapt.train.scoring import MEAN, SCORES, scorer_of
 from tests.methods.cases import CLASSES, NAMES, synthetic_images, tiny_clip, training_images
 
 DESCRIPTIONS = {name: [f"a {name} in the wild", f"{name}, seen close"] for name in NAMES}
@@ -18,11 +20,11 @@ def clip():
     return tiny_clip()
 
 
-def examiner(clip, method="cpl", *, held_out=None, described=True, with_pixels=False, reads="features"):
+def scorer(clip, method="cpl", *, held_out=None, described=True, with_pixels=False, input_kind="features"):
     images = training_images(clip=clip, with_pixels=with_pixels)
-    given = {"descriptions": DESCRIPTIONS} if described else {}
-    config = config_from_tree({"method": method, "data": {"source": "nowhere"}, "fair": given})
-    return examiner_of(config, CLASSES, clip, images, reads=reads, held_out=held_out)
+    config = config_from_tree({"method": method, "data": {"source": "nowhere"}})
+    with mock.patch.object(scoring, "packaged_descriptions", return_value=DESCRIPTIONS if described else None):
+        return scorer_of(config, CLASSES, clip, images, input_kind=input_kind, held_out=held_out)
 
 
 def zero_shot(clip):
@@ -30,7 +32,7 @@ def zero_shot(clip):
 
 
 def test_without_synthetic_images_two_scores_are_missing_and_the_mean_is_of_the_decisive_ones(clip):
-    found = examiner(clip)(zero_shot(clip))
+    found = scorer(clip)(zero_shot(clip))
     assert [name for name in SCORES if found[name] is None] == ["synthetic_accuracy", "calibrated_accuracy"]
     assert found[MEAN] == pytest.approx((found["agreement"] + found["class_balance"] + found["mutual_information"]) / 3)
 
@@ -38,13 +40,13 @@ def test_without_synthetic_images_two_scores_are_missing_and_the_mean_is_of_the_
 def test_pixels_are_examined_on_some_of_the_images_that_features_are(clip, monkeypatch):
     monkeypatch.setattr(scoring, "_MOST_IMAGES", 50)
     monkeypatch.setattr(scoring, "_MOST_PIXELS", 20)
-    features, pixels = (examiner(clip, with_pixels=True, reads=reads).index_E for reads in ("features", "pixels"))
+    features, pixels = (scorer(clip, with_pixels=True, input_kind=kind).index_E for kind in ("features", "pixels"))
     assert (len(features), len(pixels)) == (50, 17)
     assert torch.isin(pixels, features).all()
 
 
 def test_the_classes_that_are_examined(clip):
-    examined = examiner(clip)
+    examined = scorer(clip)
     _, class_E = examined.examine(zero_shot(clip))
     naive = [int(zero_shot(clip).logits(examined.images.feature_ND[i : i + 1]).argmax()) for i in examined.index_E]
     assert class_E.tolist() == naive
@@ -52,7 +54,7 @@ def test_the_classes_that_are_examined(clip):
 
 def test_held_out_images_are_judged_by_what_they_were_made_of(clip):
     held_out = synthetic_images(clip)
-    found = examiner(clip, held_out=held_out)(zero_shot(clip))
+    found = scorer(clip, held_out=held_out)(zero_shot(clip))
     said_H = zero_shot(clip).logits(held_out.feature_MD).argmax(dim=1)
     assert found["synthetic_accuracy"] == pytest.approx(float((said_H == held_out.class_M).double().mean()))
     assert found["calibrated_accuracy"] is not None
@@ -60,20 +62,20 @@ def test_held_out_images_are_judged_by_what_they_were_made_of(clip):
 
 @pytest.mark.parametrize(("method", "left"), [("cpl", "descriptions"), ("fair", "text"), ("coreg", "descriptions")])
 def test_the_head_that_a_method_started_from_is_no_witness(clip, method, left):
-    assert set(examiner(clip, method).heads) == {left}
-    assert set(examiner(clip, method, held_out=synthetic_images(clip)).heads) == {left, "synthetic"}
+    assert set(scorer(clip, method).heads) == {left}
+    assert set(scorer(clip, method, held_out=synthetic_images(clip)).heads) == {left, "synthetic"}
 
 
 def test_without_descriptions_the_neighbours_alone_are_asked(clip):
-    examined = examiner(clip, described=False)
+    examined = scorer(clip, described=False)
     assert not examined.heads
     assert examined(zero_shot(clip))["agreement"] is not None
 
 
-@pytest.mark.parametrize("reads", ["features", "pixels"])
-def test_the_same_images_and_views_every_time(clip, reads):
-    examined, method = examiner(clip, with_pixels=True, reads=reads), zero_shot(clip)
-    method.reads = reads
+@pytest.mark.parametrize("input_kind", ["features", "pixels"])
+def test_the_same_images_and_views_every_time(clip, input_kind):
+    examined, method = scorer(clip, with_pixels=True, input_kind=input_kind), zero_shot(clip)
+    method.input_kind = input_kind
     state = torch.get_rng_state()
     first, second = examined(method), examined(method)
     assert first == second
@@ -83,7 +85,7 @@ def test_the_same_images_and_views_every_time(clip, reads):
 
 def test_crops_give_the_other_view_and_whole_images_stand_for_crops_that_were_not_made(clip):
     class Composite(ZeroShot):
-        reads = "crops"
+        input_kind = "crops"
 
         def logits(self, image_B: Batch) -> torch.Tensor:
             assert image_B.shape[1] == 4
@@ -93,11 +95,11 @@ def test_crops_give_the_other_view_and_whole_images_stand_for_crops_that_were_no
     crop_NKD = torch.nn.functional.normalize(images.feature_ND[:, None] + 0.3 * torch.randn(60, 4, 24), dim=-1)
     object.__setattr__(images, "crop_NKD", crop_NKD)
     config = config_from_tree({"method": "fair", "data": {"source": "nowhere"}, "fair": {"descriptions": DESCRIPTIONS}})
-    examined = examiner_of(config, CLASSES, clip, images, reads="crops", held_out=synthetic_images(clip))
+    examined = scorer_of(config, CLASSES, clip, images, input_kind="crops", held_out=synthetic_images(clip))
     found = examined(Composite(clip, zero_shot(clip).class_CD))
     assert all(found[name] is not None for name in SCORES)
 
 
 def test_two_images_are_too_few(clip):
     images = training_images(n=2, clip=clip)
-    assert examiner_of(config_from_tree({}), CLASSES, clip, images, reads="features", held_out=None) is None
+    assert scorer_of(config_from_tree({}), CLASSES, clip, images, input_kind="features", held_out=None) is None

@@ -11,7 +11,7 @@ from raydapt.methods.contract import Batch, Method, OverImages, PseudoLabels, St
 class Toy(Method):
     """A linear classifier that learns, round after round, what it predicted in the round before."""
 
-    reads = "features"
+    input_kind = "features"
 
     def __init__(self, images: TrainingImages, *, rounds: int = 2, batch_size: int = 8) -> None:
         super().__init__()

@@ -7,11 +7,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raydapt.config import Config, DataSettings, config_from_tree, merge_trees
+from raydapt.artefacts.features import features_recipe
 from raydapt.data.sources import read_part, resolve_source
-from raydapt.plan import make_plan
+from raydapt.methods.configuration import config_from_tree
+from raydapt.run.plan import make_plan
+from raydapt.settings.config import Config
+from raydapt.settings.groups import DataSettings
+from raydapt.settings.tree import merge_trees
 from raydapt.stages.context import ActorPlan
-from raydapt.stages.features import Encoder, features_recipe
+from raydapt.stages.features import Encoder
 from raydapt.stages.reading import read_and_decode
 from raydapt.stages.run import MODEL_S, PART, PART_ROWS, whole_parts
 

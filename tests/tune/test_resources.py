@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from ray.util.placement_group import placement_group
 
-from raydapt.config import config_from_tree
 from raydapt.errors import UserError
+from raydapt.methods.configuration import config_from_tree
 from raydapt.tune import tuner
 from raydapt.tune.tuner import trial_resources
 from tests.stages.test_context import CPU_NODES, GPU_NODES, node

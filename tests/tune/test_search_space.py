@@ -1,7 +1,8 @@
 import pytest
 
-from raydapt.config import Config, config_from_tree
 from raydapt.errors import UserError
+from raydapt.methods.configuration import config_from_tree
+from raydapt.settings.config import Config
 from raydapt.tune.search_space import check_ends, draw_trials, parse_space, trial_config
 
 SPACE = {
@@ -66,7 +67,12 @@ def test_what_another_method_uses_is_passed_over():
 def test_a_trial_is_the_job_with_some_settings_of_its_own():
     config = job(seed=3)
     trial = trial_config(config, {"cpl.alpha": 0.7, "train.epochs": 2})
-    assert (trial.seed, trial.cpl.alpha, trial.train.epochs, trial.cpl.rounds) == (3, 0.7, 2, config.cpl.rounds)
+    assert (trial.seed, trial.own["cpl"].alpha, trial.train.epochs, trial.own["cpl"].rounds) == (
+        3,
+        0.7,
+        2,
+        config.own["cpl"].rounds,
+    )
 
 
 @pytest.mark.parametrize(
@@ -106,3 +112,31 @@ def test_a_grid_of_a_range_is_refused():
     config = job(tune={"search": "grid"})
     with pytest.raises(UserError, match=r"space\.cpl\.alpha"):
         draw_trials(config, parse_space(config))
+
+
+@pytest.mark.parametrize(
+    ("method", "used", "passed_over"),
+    [
+        ("wca", "fair.crops", "cpl.alpha"),
+        ("fair", "fair.crops", "model.prompt"),
+        ("coreg", "coreg.mixup", "model.prompt"),
+        ("coreg", "coreg.mixup", "model.text_prompt_tokens"),
+        ("cpl", "cpl.alpha", "synthesis.steps"),
+        ("air", "cpl.alpha", "grip.rounds"),
+        ("air", "synthesis.steps", "fair.crops"),
+        ("latteclip", "latteclip.alpha", "model.visual_prompt_tokens"),
+    ],
+)
+def test_a_space_holds_what_the_method_uses_and_nothing_else(method, used, passed_over):
+    values = {"model.prompt": ["text", "visual"], "cpl.alpha": [0.5, 0.7], "latteclip.alpha": [0.01, 0.02]}
+    space = {key: {"choice": values.get(key, [3, 4])} for key in (used, passed_over)}
+    assert list(parse_space(job(space, method=method))) == [used]
+
+
+def test_air_searches_over_its_bases_with_the_settings_of_each():
+    space = {"air.base": {"choice": ["cpl", "grip"]}, "grip.rounds": {"choice": [2, 3]}, "fair.crops": {"choice": [1]}}
+    sweep = job(space, method="air")
+    assert list(parse_space(sweep)) == ["air.base", "grip.rounds"]
+    trial = trial_config(sweep, {"air.base": "grip", "grip.rounds": 3})
+    assert set(trial.own) == {"air", "grip"}
+    assert trial.own["grip"].rounds == 3

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import yaml
 
-from raydapt.config import config_from_tree, load_config
 from raydapt.errors import UserError
-from raydapt.report import page_environment
+from raydapt.methods.configuration import config_from_tree, load_config
+from raydapt.report.page import page_environment
 from raydapt.train.scoring import MEAN
 from raydapt.tune import study
 from raydapt.tune.report import content
@@ -131,7 +131,7 @@ def test_the_chosen_job_is_a_job_file(tmp_path):
     (tmp_path / "chosen.yaml").write_text(chosen)
     config, best = load_config(tmp_path / "chosen.yaml"), ranking(trials())[0][0]
     assert (config.seed, config.train.epochs, config.space) == (3, 7, {})
-    assert config.cpl.alpha == best.settings.get("cpl.alpha", "auto")
+    assert config.own["cpl"].alpha == best.settings.get("cpl.alpha", "auto")
     assert len(chosen.splitlines()) < 15
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from raydapt import pipeline
-from raydapt.config import Config, load_config
 from raydapt.errors import UserError
+from raydapt.methods.configuration import load_config
 from raydapt.methods.scores import agreement
+from raydapt.run import known_labels, pipeline
+from raydapt.settings.config import Config
 from raydapt.tune import sweep as sweep_
 from raydapt.tune import trials as trials_
 from raydapt.tune.search_space import draw_trials, parse_space
@@ -46,11 +47,10 @@ def scores_of(result: dict) -> list[dict]:
 
 
 def test_no_label_is_read_and_other_labels_or_none_give_the_same_choice(tmp_path, monkeypatch):
-    def refuse(artefact):
+    def refuse(artefact, source=None):
         raise AssertionError("a label was read")
 
-    monkeypatch.setattr(trials_, "load_labels", refuse)
-    monkeypatch.setattr(pipeline, "load_labels", refuse)
+    monkeypatch.setattr(known_labels, "load_labels", refuse)
     results = []
     for labels in ("true", "turned", "absent"):
         folder = tmp_path / labels

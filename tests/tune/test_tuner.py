@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from raydapt.config import load_config
 from raydapt.errors import UserError
+from raydapt.methods.configuration import load_config
 from raydapt.tune import sweep as sweep_
 from tests.tune.cases import digits, job
 
@@ -27,7 +27,7 @@ def drive(config_path: Path) -> subprocess.Popen[bytes]:
 def test_killed_and_started_again_gives_every_trial_once(tmp_path: Path) -> None:
     import yaml
 
-    from raydapt.config import as_tree
+    from raydapt.settings.tree import as_tree
 
     config = job(tmp_path, digits(tmp_path / "digits.parquet"), tune={"trials": 6}, name="sweep")
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(as_tree(config)))

@@ -1,0 +1,1 @@
+"""The jobs that train the embedded miniature models; not part of the wheel, their weights are."""

@@ -1,0 +1,155 @@
+"""Features of all images under a frozen CLIP: what they depend on, and how they are read.
+
+Legend: N images, D width of the feature.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raydapt.data.decode import ImageSpec
+from raydapt.data.sources import Source, read_row_labels
+from raydapt.errors import UserError
+from raydapt.settings.groups import DataSettings
+from raydapt.store.artefact import Artefact
+from raydapt.store.fingerprint import Recipe
+
+KIND = "features"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureTable:
+    """The features of a source's images, in the order of the source. It holds no labels (see `load_labels`).
+
+    Attributes:
+        row_N: Row number in the source, int64.
+        id_N: Content ids.
+        split_N: Names of the splits; None where the source has none.
+        path_N: Where each image came from, for people.
+        error_N: Why an image could not be used; None for the others.
+        feature_ND: L2-normalised float32 features; zeros for an image in error.
+        valid_N: True for images that have a feature.
+    """
+
+    row_N: Tensor
+    id_N: list[str]
+    split_N: list[str | None]
+    path_N: list[str]
+    error_N: list[str | None]
+    feature_ND: Tensor
+    valid_N: Tensor
+
+
+def features_recipe(source: Source, clip_identity: str, image_spec: ImageSpec, data: DataSettings) -> Recipe:
+    """What the features depend on; the source's identity holds the images and the way they are cut into parts."""
+    settings = image_settings(image_spec, data)
+    return Recipe(kind=KIND, settings=settings, inputs=(source.identity,), weights=clip_identity)
+
+
+def image_settings(image_spec: ImageSpec, data: DataSettings) -> dict[str, Any]:
+    """The settings that decide on the pixels of an image stage."""
+    limits = {"max_image_bytes": data.max_image_bytes, "max_image_pixels": data.max_image_pixels}
+    return {"image": asdict(image_spec), **limits}
+
+
+def load_features(artefact: Artefact, source: Source | None = None) -> FeatureTable:
+    """Reads the features without the labels; the float array is filled shard by shard, never held twice.
+
+    Args:
+        artefact: Finished features.
+        source: Their images: splits that were corrected since the features were made then count as they are now.
+    """
+    rows = artefact.manifest.rows
+    feature_ND, valid_N = torch.zeros(rows, 0), torch.zeros(rows, dtype=torch.bool)
+    row_N = torch.zeros(rows, dtype=torch.int64)
+    words: dict[str, list[Any]] = {name: [] for name in ("id", "split", "path", "error")}
+    start = 0
+    for table in artefact.iter_tables(["row", *words, "feature"]):
+        stop = start + table.num_rows
+        column = table["feature"].combine_chunks()
+        valid = column.is_valid().to_numpy(zero_copy_only=False)
+        if start == 0:
+            feature_ND = torch.zeros(rows, column.type.list_size)
+        row_N[start:stop] = torch.from_numpy(table["row"].to_numpy().copy())
+        valid_N[start:stop] = torch.from_numpy(valid.copy())
+        value_MD = column.flatten().to_numpy().reshape(-1, column.type.list_size)
+        feature_ND[start:stop][valid_N[start:stop]] = torch.from_numpy(value_MD.copy())
+        for name, word in words.items():
+            word.extend(table[name].to_pylist())
+        start = stop
+    fresh = read_row_labels(source) if source is not None else None
+    return FeatureTable(
+        row_N=row_N,
+        id_N=words["id"],
+        split_N=words["split"] if fresh is None else [fresh.splits[row] for row in row_N.tolist()],
+        path_N=words["path"],
+        error_N=words["error"],
+        feature_ND=feature_ND,
+        valid_N=valid_N,
+    )
+
+
+def load_labels(artefact: Artefact, source: Source | None = None) -> list[str | None]:
+    """The labels, in the order of `load_features`: as they are now, where the source can tell, else as stored.
+
+    For evaluation and the labelled part of SSL and TRZSL alone: nothing else of raydapt may call this.
+
+    Args:
+        artefact: Finished features.
+        source: Their images; a table may have been corrected in place since the features were made.
+    """
+    fresh = read_row_labels(source) if source is not None else None
+    if fresh is None:
+        return [label for table in artefact.iter_tables(["label"]) for label in table["label"].to_pylist()]
+    return [fresh.labels[row] for table in artefact.iter_tables(["row"]) for row in table["row"].to_pylist()]
+
+
+def rows_of_splits(data: DataSettings, table: FeatureTable) -> tuple[Tensor, Tensor, bool]:
+    """Which rows of the features are adapted to, and which are evaluated on.
+
+    Returns:
+        int64 training rows, int64 test rows, and whether they are the same images (transductive): so it is where the
+        source has no splits at all, or none of the test splits.
+
+    Raises:
+        UserError: If there is no image to adapt to, or if no image of the test splits can be read.
+    """
+    found = sorted({split for split in table.split_N if split is not None})
+    if not found:
+        row_N = table.valid_N.nonzero().flatten()
+        return _some(row_N, data, found), row_N, True
+    row_N = _rows(table, lambda split: split in data.train_splits)
+    row_T = _rows(table, lambda split: split in data.test_splits)
+    _some(row_N, data, found)
+    require_readable_tests(data, table)
+    return (row_N, row_T, False) if len(row_T) else (row_N, row_N, True)
+
+
+def require_readable_tests(data: DataSettings, table: FeatureTable) -> None:
+    """Refuses to measure other images than the test images where there are some and none can be read.
+
+    Raises:
+        UserError: See above.
+    """
+    tests = [i for i, split in enumerate(table.split_N) if split is not None and split in data.test_splits]
+    if tests and not bool(table.valid_N[tests].any()):
+        raise UserError(
+            f"Setting data.test_splits={data.test_splits}: none of the {len(tests):,} test images can be read (such as "
+            f"{table.path_N[tests[0]]!r}: {table.error_N[tests[0]]}): mend them, or set data.test_splits to another "
+            "split."
+        )
+
+
+def _rows(table: FeatureTable, wanted: Callable[[str | None], bool]) -> Tensor:
+    chosen_N = torch.tensor([wanted(split) for split in table.split_N], dtype=torch.bool)
+    return (chosen_N & table.valid_N).nonzero().flatten()
+
+
+def _some(row_N: Tensor, data: DataSettings, found: list[str]) -> Tensor:
+    if not len(row_N):
+        there = f"the source has the splits {', '.join(found)}" if found else "no image of the source could be read"
+        raise UserError(f"Setting data.train_splits={data.train_splits} leaves no image to adapt to: {there}.")
+    return row_N

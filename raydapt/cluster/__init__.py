@@ -1,0 +1,1 @@
+"""The Ray cluster: joining one, and its nodes."""

@@ -1,0 +1,1 @@
+"""AiR: synthetic images judge the pseudo-labels and are learned from."""

@@ -1,0 +1,1 @@
+"""Co-Reg: two small networks co-train on noisy partial labels."""

@@ -1,0 +1,339 @@
+"""Co-Reg: two students clean each other's noisy partial labels (AAAI 2025; public code where the paper is silent).
+
+Phase A, warm-up: each student learns to put its probability on the candidates of an image.
+Phase B, before each epoch: every student's losses divide the images for its partner into a partial split P, whose
+candidates are believed, and an unlabelled split U. In each step both guess on weak views, and each learns the
+co-pseudo-labels on strong ones, with prototypes and a contrast that distrusts U.
+
+Ours: one stream deals out all images, with split and partner label looked up, instead of a loader per split and
+student, so both students learn in the same step and an epoch is one pass; the division looks at the images as they are.
+
+Legend: N training images, B batch, V views, C classes, D projected width, K keys, S side in px.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raydapt.data.augment import Augmentation
+from raydapt.methods.contract import Batch, Method, OverImages, PseudoLabels, Stream, TrainingImages, one_hot
+from raydapt.methods.coreg.clean_noisy import align, clean_probability, division_loss
+from raydapt.methods.coreg.losses import (
+    consistency_loss,
+    contrast_loss,
+    move_prototypes,
+    prototype_loss,
+    sharpen,
+    warmup_loss,
+    within_candidates,
+)
+from raydapt.methods.coreg.memory import CoMemory
+from raydapt.methods.coreg.partial_labels import restrict_classes
+from raydapt.methods.coreg.settings import CoregSettings
+from raydapt.methods.workers import gather_rows, n_workers, share_running_statistics
+from raydapt.models.students import Student, update_ema
+
+IMAGES = "images"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentTargets:
+    """What one student learns of one batch."""
+
+    target_BC: Tensor
+    partial_B: Tensor
+
+
+class CoReg(Method):
+    """Two students and their memory.
+
+    Args:
+        settings: Of the method.
+        augmentation: How views are made.
+        images: What may be learned from, with partial labels; None for a method that is only to predict.
+        n_classes: C.
+        epochs: Of the whole run.
+        batch_size: Images per optimiser step over all workers.
+        seed: Of the students' initial weights and of the mixture.
+    """
+
+    rounds = 1
+    input_kind = "pixels"
+
+    def __init__(
+        self,
+        settings: CoregSettings,
+        augmentation: Augmentation,
+        images: TrainingImages | None,
+        *,
+        n_classes: int,
+        epochs: int,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.settings, self.augmentation, self.batch_size, self.seed = settings, augmentation, batch_size, seed
+        self.students = nn.ModuleList([_student(settings, n_classes, seed=seed, number=i) for i in (1, 2)])
+        self.step_outputs: list[dict[str, Tensor]] = []
+        if images is None:
+            self.register_load_state_dict_pre_hook(_forget_training)  # type: ignore[no-untyped-call]
+            return
+        if images.partial is None:
+            raise ValueError("Co-Reg learns from partial labels, but there are none.")
+        self.momentum = copy.deepcopy(self.students).requires_grad_(False)
+        co_epochs = epochs - settings.warmup_epochs
+        self.memory = CoMemory(len(images.feature_ND), n_classes, queue=settings.queue, epochs=co_epochs)
+        self._candidate_NC = _candidates(images)
+        self._labelled_N = torch.zeros(len(images.feature_ND), dtype=torch.bool)
+        self._labelled_N[images.labelled_L] = True
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CoReg:
+        """Moves everything, as `to` asks, and what trains with the second student to the next GPU if it has its own."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        device = _as(self.students[0]).device
+        if self.settings.gpu_per_student and device.type == "cuda" and hasattr(self, "momentum"):
+            for students in (self.students, self.momentum):
+                students[1].to(torch.device("cuda", (device.index or 0) + 1))
+        return self
+
+    def logits(self, image_B: Tensor) -> Tensor:
+        """The sum of both students' logits [B, C] (section 2.3, inference)."""
+        image = self.augmentation.plain(image_B)
+        first, second = (_as(student).classify(image) for student in self.students)
+        return (first + second).float()
+
+    def begin_round(self, round_: int, probability_UC: Callable[[], Tensor]) -> list[Stream]:
+        """All images with their candidates; there is one round."""
+        index_N = torch.arange(len(self._candidate_NC))
+        best = self._candidate_NC.max(1)
+        self.pseudo_labels = PseudoLabels(
+            index_M=index_N, target_MC=self._candidate_NC, confidence_M=best.values, class_M=best.indices
+        )
+        return [Stream(name=IMAGES, index_M=index_N, target_MC=self._candidate_NC, batch_size=self.batch_size)]
+
+    def begin_epoch(self, round_: int, epoch: int, over_images: OverImages) -> None:
+        """Divides the images anew once the warm-up is over."""
+        self.memory.epoch.fill_(epoch)
+        share_running_statistics(self.students)
+        if epoch > self.settings.warmup_epochs:
+            probability_N2C = over_images(self._probabilities)
+            self.memory.trace(epoch - self.settings.warmup_epochs, epoch - 1, probability_N2C.argmax(2).T)
+            self._divide(probability_N2C.transpose(0, 1))
+
+    @property
+    def _epoch(self) -> int:
+        """1-based; part of the memory, so that a run that resumes within an epoch knows it."""
+        return int(self.memory.epoch)
+
+    def _probabilities(self, pixel_B3SS: Tensor) -> Tensor:
+        image = self.augmentation.plain(pixel_B3SS)
+        return torch.stack([_as(student).classify(image).float().softmax(-1) for student in self.students], 1)
+
+    def _divide(self, probability_2NC: Tensor) -> None:
+        """Phase B, 1 and 2: each student divides, and labels, for its partner."""
+        candidate_NC, settings = self._candidate_NC, self.settings
+        share_2C = probability_2NC.mean(1)
+        self.memory.share_2C.copy_(share_2C)
+        if settings.distribution_alignment:
+            probability_2NC = align(probability_2NC, share_2C[:, None])
+        loss_2N = torch.stack([division_loss(probability_NC, candidate_NC) for probability_NC in probability_2NC])
+        mean_2N = self.memory.remember_losses(loss_2N).cpu()
+        for i in (0, 1):
+            taught = 1 - i if settings.co_pseudo_labels else i
+            clean_N = clean_probability(mean_2N[i], seed=self.seed).masked_fill(self._labelled_N, 1.0)
+            self.memory.clean_2N[taught] = clean_N.to(self.memory.clean_2N)
+            label_NC = within_candidates(probability_2NC[i], candidate_NC)
+            self.memory.label_2NC[taught] = label_NC.to(self.memory.label_2NC)
+
+    def forward(self, batches: Mapping[str, Batch]) -> Tensor:
+        """The sum of both students' losses."""
+        batch = batches[IMAGES]
+        if self._epoch <= self.settings.warmup_epochs:
+            return self._warm_up(batch)
+        return self._co_train(batch)
+
+    def _warm_up(self, batch: Batch) -> Tensor:
+        loss = batch.image_B.new_zeros((), dtype=torch.float32)
+        views = _views(self.augmentation.strong, batch.image_B, len(self.students))
+        for student, view in zip(self.students, views, strict=True):
+            logits_BC, projected_BD = student(view)
+            # Nothing is asked of the projector yet; with several workers every parameter must have a gradient.
+            loss = loss + warmup_loss(logits_BC, batch.target_BC) + 0.0 * projected_BD.sum()
+        return loss
+
+    def _co_train(self, batch: Batch) -> Tensor:
+        settings = self.settings
+        weak = _views(self.augmentation.weak, batch.image_B, settings.weak_views)
+        strong = _views(self.augmentation.strong, batch.image_B, 2 * settings.strong_views)
+        with torch.no_grad():
+            guesses = [[student(view) for view in weak] for student in self.students]
+            guess_2BC = torch.stack(
+                [torch.stack([logits.softmax(-1) for logits, _ in views]).mean(0) for views in guesses]
+            )
+        index_B = batch.index_B.to(batch.image_B.device)
+        taught = [self._student_targets(i, index_B, guess_2BC) for i in (0, 1)]
+        contrast = settings.contrast != "none" and settings.contrast_weight > 0 and self._contrasts
+        losses, news = [], []
+        for i, student in enumerate(self.students):
+            views = strong[i :: len(self.students)]
+            loss, projected_VD = self._consistency(student, views, taught[i])
+            keys = self._keys(i, views[1] if len(views) > 1 else weak[0], taught[i]) if contrast else None
+            if keys is not None:
+                # A mixed image has no class of its own: the contrast looks at the image itself.
+                query_BD = student(views[0])[1] if settings.mixup else projected_VD[: len(index_B)]
+                loss = loss + settings.contrast_weight * self._contrast(i, query_BD, taught[i], keys)
+            losses.append(loss + 0.0 * projected_VD.sum())  # as in the warm-up: every parameter has a gradient
+            news.append(self._step_outputs_of(guesses[i][0][1], taught[i], keys))
+        self.step_outputs.append({name: torch.stack([new[name] for new in news]) for name in news[0]})
+        return torch.stack(losses).sum()
+
+    @property
+    def _contrasts(self) -> bool:
+        """Whether prototypes and contrast take part already."""
+        return self._epoch > self.settings.warmup_epochs + self.settings.start_contrast
+
+    @property
+    def _unlabelled_weight(self) -> float:
+        """Linear ramp over the first epochs of co-training (by epoch, where the code counts steps too)."""
+        age = self._epoch - self.settings.warmup_epochs
+        return self.settings.unlabelled_weight * min(1.0, age / max(1, self.settings.unlabelled_ramp))
+
+    def _student_targets(self, i: int, index_B: Tensor, guess_2BC: Tensor) -> StudentTargets:
+        """Phase B, 3: co-pseudo-labels of one student."""
+        memory, settings = self.memory, self.settings
+        if settings.align_guesses:
+            guess_2BC = align(guess_2BC, memory.share_2C[:, None])
+        clean_B = memory.clean_2N[i, index_B]
+        partial_B = clean_B > settings.clean_threshold
+        refined_BC = clean_B[:, None] * memory.label_2NC[i, index_B] + (1 - clean_B[:, None]) * guess_2BC[i]
+        guess_BC = guess_2BC.mean(0) if settings.co_pseudo_labels else guess_2BC[i]
+        label_BC = torch.where(partial_B[:, None], refined_BC, guess_BC)
+        return StudentTargets(target_BC=sharpen(label_BC, settings.sharpening), partial_B=partial_B)
+
+    def _consistency(
+        self, student: nn.Module, views: tuple[Tensor, ...], taught: StudentTargets
+    ) -> tuple[Tensor, Tensor]:
+        """Phase B, 4: L_cr + lambda_1 L_prot, on mixed images where MixUp is on; and the projections [V B, D]."""
+        settings, weight = self.settings, self._unlabelled_weight
+        image = torch.cat(views).contiguous(memory_format=torch.channels_last)
+        target_VC, partial_V = taught.target_BC.repeat(len(views), 1), taught.partial_B.repeat(len(views))
+        if settings.mixup:
+            other_V = torch.randperm(len(image), device=image.device)
+            share = float(torch.distributions.Beta(settings.mixup, settings.mixup).sample())
+            share = max(share, 1 - share)  # the image's own split says which loss it gets
+            image = share * image + (1 - share) * image[other_V]
+            target_VC = share * target_VC + (1 - share) * target_VC[other_V]
+        logits_VC, projected_VD = student(image)
+        error = settings.unlabelled_error
+        loss = consistency_loss(logits_VC, target_VC, partial_V, unlabelled_weight=weight, error=error)
+        if settings.prototype_weight and self._contrasts:
+            loss = loss + settings.prototype_weight * prototype_loss(
+                projected_VD,
+                self.memory.prototype_CD,
+                target_VC,
+                partial_V,
+                temperature=settings.prototype_temperature,
+                unlabelled_weight=weight,
+                error=error,
+            )
+        return loss, projected_VD
+
+    @torch.no_grad()
+    def _keys(self, i: int, view: Tensor, taught: StudentTargets) -> dict[str, Tensor]:
+        """This step's keys of all workers, by the momentum copy."""
+        _, key_BD = self.momentum[i](view)
+        return {
+            "key": gather_rows(key_BD),
+            "class": gather_rows(taught.target_BC.argmax(1)),
+            "partial": gather_rows(taught.partial_B.to(torch.uint8)).bool(),
+        }
+
+    def _contrast(self, i: int, query_BD: Tensor, taught: StudentTargets, new: dict[str, Tensor]) -> Tensor:
+        key_QD, class_Q, partial_Q = self.memory.keys(i)
+        world, settings = n_workers(), self.settings
+        rank = torch.distributed.get_rank() if world > 1 else 0
+        own_B = torch.arange(len(query_BD), device=query_BD.device) * world + rank
+        return contrast_loss(
+            query_BD,
+            torch.cat([new["key"], key_QD]),
+            own_B,
+            taught.target_BC.argmax(1),
+            torch.cat([new["class"], class_Q]),
+            taught.partial_B,
+            torch.cat([new["partial"], partial_Q]),
+            temperature=settings.contrast_temperature,
+            mode="sup" if settings.contrast == "sup" else "noisy",
+            anchor_B=None if settings.unlabelled_weight else taught.partial_B,
+        )
+
+    @torch.no_grad()
+    def _step_outputs_of(
+        self, projected_BD: Tensor, taught: StudentTargets, keys: dict[str, Tensor] | None
+    ) -> dict[str, Tensor]:
+        """What the memory learns of a step, the same on every worker."""
+        news = {} if keys is None else {f"key_{name}": value for name, value in keys.items()}
+        return news | {
+            "projected": gather_rows(projected_BD),
+            "class": gather_rows(taught.target_BC.argmax(1)),
+            "partial": gather_rows(taught.partial_B.to(torch.uint8)).bool(),
+        }
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Moves the momentum copies; the memory takes up the step's keys, and phase B, 5, its prototypes."""
+        for copy_, student in zip(self.momentum, self.students, strict=True):
+            update_ema(copy_, student, self.settings.momentum)
+        memory, settings = self.memory, self.settings
+        for news in self.step_outputs:
+            for i in (0, 1):
+                sure_B = news["partial"][i]
+                memory.prototype_CD.copy_(
+                    move_prototypes(
+                        memory.prototype_CD,
+                        news["projected"][i, sure_B],
+                        news["class"][i, sure_B],
+                        settings.prototype_momentum,
+                    )
+                )
+            if "key_key" in news:
+                memory.enqueue(news["key_key"], news["key_class"], news["key_partial"])
+        self.step_outputs = []
+
+
+def _student(settings: CoregSettings, n_classes: int, *, seed: int, number: int) -> Student:
+    """One of the two students, with weights of its own."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed * 2 + number)
+        student = Student(settings.student, n_classes, pretrained=settings.pretrained)
+    moved: Student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
+
+
+def _views(make: Callable[[Tensor], Tensor], pixel_B3SS: Tensor, number: int) -> tuple[Tensor, ...]:
+    """Several views of a batch, made in one go: an operation costs much the same for few images and for many."""
+    return make(pixel_B3SS.repeat(number, 1, 1, 1)).chunk(number)
+
+
+def _candidates(images: TrainingImages) -> Tensor:
+    """Candidate sets [N, C] of all training images; of a labelled one its label."""
+    assert images.partial is not None
+    candidate_NC = restrict_classes(images.partial, images.candidate_classes).candidate_NC.clone()
+    candidate_NC[images.labelled_L] = one_hot(images.label_L, images.n_classes)
+    return candidate_NC
+
+
+def _as(student: nn.Module) -> Student:
+    assert isinstance(student, Student)
+    return student
+
+
+def _forget_training(method: nn.Module, state: dict[str, Any], *_: object) -> None:
+    """A method that is only to predict takes the students alone from a checkpoint."""
+    for name in [name for name in state if not name.startswith("students.")]:
+        del state[name]

@@ -1,0 +1,128 @@
+"""What ``coreg`` tells about itself."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from raydapt.artefacts.inputs import InputKind
+from raydapt.artefacts.partial_labels import KIND, partial_labels_recipe
+from raydapt.artefacts.spec import ArtefactSpec, PlanFacts
+from raydapt.data.augment import Augmentation
+from raydapt.data.decode import ImageSpec
+from raydapt.errors import UserError
+from raydapt.methods.contract import Method
+from raydapt.methods.coreg.deployed import DeployedStudents
+from raydapt.methods.coreg.method import CoReg
+from raydapt.methods.coreg.outcome import coreg_outcome
+from raydapt.methods.coreg.resolve import resolve_coreg
+from raydapt.methods.coreg.settings import CoregSettings
+from raydapt.methods.spec import BuildContext, FinishedRun, MethodSpec
+from raydapt.models.clip import Clip
+from raydapt.settings.config import Config
+
+_NO_RESULT = ("voters", "gpu_per_student")
+"""Not where teachers lie matters, but what they know, which is among the inputs."""
+
+
+class CoregSpec(MethodSpec):
+    """See `raydapt.methods.coreg.method.CoReg`."""
+
+    name = "coreg"
+    deployed_words = "two student networks, summed"
+
+    def build(self, context: BuildContext) -> Method:
+        """Both students with their memory."""
+        config, spec = context.config, context.clip.image_spec
+        settings = config.of(CoregSettings)
+        if settings.gpu_per_student and context.images is not None and torch.cuda.device_count() < 2:
+            raise UserError(
+                f"Setting coreg.gpu_per_student=true: a worker sees {torch.cuda.device_count()} GPUs and needs two: "
+                "set train.gpus_per_worker=2 where nodes have them, or coreg.gpu_per_student=false."
+            )
+        augmentation = Augmentation(
+            mean=spec.mean,
+            std=spec.std,
+            padding_px=settings.crop_padding_px,
+            mirror=settings.mirror,
+            quarter_turns=settings.quarter_turns,
+            magnitude=settings.magnitude,
+            cutout_px=settings.cutout_px,
+        )
+        return CoReg(
+            settings,
+            augmentation,
+            context.images,
+            n_classes=len(context.classes.names),
+            epochs=config.train.epochs,
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+        )
+
+    def resolve(self, config: Config, facts: PlanFacts) -> Config:
+        """Templates as a list, lengths that fit each other."""
+        return config.with_own(resolve_coreg(config))
+
+    def input_kind(self, config: Config) -> InputKind:
+        """Students see pixels."""
+        return "pixels"
+
+    def stored_spec(self, config: Config, image_spec: ImageSpec) -> ImageSpec:
+        """As ``coreg.image_size_px`` says."""
+        return replace(image_spec, size_px=config.of(CoregSettings).image_size_px)
+
+    def artefacts(self, config: Config, facts: PlanFacts, *, to_learn: bool = True) -> list[ArtefactSpec]:
+        """Partial labels, which nothing but learning needs."""
+        if not to_learn:
+            return []
+        settings = config.of(CoregSettings)
+        recipe = partial_labels_recipe(
+            facts.features,
+            facts.classes.names,
+            annotation=settings.annotation,
+            topk=settings.topk,
+            prob_ratio=settings.prob_ratio,
+            templates=list(settings.templates),
+            voters=facts.teachers,
+        )
+        answers = tuple(f"answers_{number}" for number in range(len(facts.teachers)))
+        return [ArtefactSpec(name=KIND, kind=KIND, recipe=recipe, depends_on=("features", *answers), job=settings)]
+
+    def inputs(self, config: Config, facts: PlanFacts) -> list[str]:
+        """What the teacher runs have learned."""
+        return list(facts.teachers)
+
+    def finished(self, config: Config) -> Config:
+        """A student outlives its teachers."""
+        return config.with_own(replace(config.of(CoregSettings), voters=[]))
+
+    def teacher_runs(self, config: Config) -> Sequence[str]:
+        """As the settings say."""
+        return config.of(CoregSettings).voters
+
+    def matters(self, config: Config) -> dict[str, Any]:
+        """All but where teachers lie and how students are placed."""
+        own = super().matters(config)["coreg"]
+        return {"coreg": {name: value for name, value in own.items() if name not in _NO_RESULT}}
+
+    def learned(self, config: Config) -> str:
+        """Both students."""
+        return f"two {config.of(CoregSettings).student} students"
+
+    def outcome(self, finished: FinishedRun) -> dict[str, Any]:
+        """Annotation, division, students, and what is deployed beside CLIP's image tower."""
+        return {"coreg": coreg_outcome(finished)}
+
+    def deployable(self, method: Method, clip: Clip) -> nn.Module:
+        """Both students, summed."""
+        assert isinstance(method, CoReg)
+        return DeployedStudents(method).eval()
+
+    def deployed_px(self, config: Config, image_spec: ImageSpec) -> int:
+        """As ``coreg.image_size_px`` says."""
+        return config.of(CoregSettings).image_size_px
+
+
+SPEC = CoregSpec()

@@ -1,0 +1,1 @@
+"""CPL: candidate pseudo-labels."""

@@ -1,0 +1,1 @@
+"""The frozen CLIP with the mean of all templates."""

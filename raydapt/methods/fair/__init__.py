@@ -1,0 +1,1 @@
+"""FAIR: description anchors, crops, a learned alignment score."""

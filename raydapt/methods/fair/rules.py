@@ -1,0 +1,83 @@
+"""Class description anchors, the crops of an image, their alignment score and its weights: the rules of FAIR.
+
+The abstract of the paper (arXiv 2507.09615) states the parts; their details are a reconstruction. The formulas of
+anchors and weights are those of the same authors' public code (microCLIP and DPA).
+
+Legend: B batch, C classes, M descriptions of all classes together, N crops per image, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Weighting = Literal["none", "agreement", "margin"]
+TopK = int | Literal["all"]
+
+
+def description_weights(embedding_MD: Tensor, class_M: Tensor, prompt_CD: Tensor | None) -> Tensor:
+    """Shares [M] of the descriptions within their classes; they sum to 1 in each class.
+
+    Args:
+        embedding_MD: L2-normalised embeddings of the descriptions.
+        class_M: int64 class of each of them; every class has at least one.
+        prompt_CD: Hand-written prompt ensemble, whose cosine with a description is its weight; None for equal shares.
+    """
+    if prompt_CD is None:
+        weight_M = torch.ones(len(class_M), device=embedding_MD.device)
+    else:
+        weight_M = (embedding_MD * prompt_CD[class_M]).sum(dim=1).clamp_min(1e-6)
+    total_C = torch.zeros(int(class_M.max()) + 1, device=weight_M.device).index_add(0, class_M, weight_M)
+    return weight_M / total_C[class_M]
+
+
+def class_sums(value_MD: Tensor, class_M: Tensor, n_classes: int) -> Tensor:
+    """Sums [C, D] over the rows of each class."""
+    return torch.zeros(n_classes, value_MD.shape[1], device=value_MD.device).index_add(0, class_M, value_MD)
+
+
+def crop_weights(whole_BD: Tensor, crop_BND: Tensor, *, top_k: TopK, temperature: float) -> Tensor:
+    """Rho [B, N]: softmax of (crop . whole) / temperature over the `top_k` crops most like the whole, 0 elsewhere."""
+    similarity_BN = torch.einsum("bnd,bd->bn", crop_BND, whole_BD)
+    kept = similarity_BN.topk(similarity_BN.shape[1] if top_k == "all" else top_k, dim=1)
+    share_BK = (kept.values / temperature).softmax(dim=1)
+    return torch.zeros_like(similarity_BN).scatter(1, kept.indices, share_BK)
+
+
+def composite(whole_BD: Tensor, crop_BND: Tensor, *, top_k: TopK, temperature: float) -> Tensor:
+    """U [B, D] = norm(sum_i rho_i f_i): the alignment score of a class is u . anchor, since scores are linear in f.
+
+    Without crops it is the feature of the whole image.
+    """
+    if not crop_BND.shape[1]:
+        return whole_BD
+    weight_BN = crop_weights(whole_BD, crop_BND, top_k=top_k, temperature=temperature)
+    return F.normalize(torch.einsum("bn,bnd->bd", weight_BN, crop_BND), dim=1)
+
+
+def sample_weights(kind: Weighting, score_BC: Tensor, other_BC: Tensor) -> Tensor:
+    """Omega [B] in (0, 1] of the pseudo-labels argmax `score_BC`, less where classes are confused.
+
+    Args:
+        kind: ``agreement``: [P_A(y) / max P_A] [P_B(y) / max P_B], the form of DPA's code, below 1 where the heads
+            disagree; ``margin``: 1 - P_A(second) / P_A(first); ``none``: 1.
+        score_BC: Logits of the head that makes the pseudo-labels.
+        other_BC: Logits of the second head.
+    """
+    if kind == "none":
+        return torch.ones(len(score_BC), device=score_BC.device)
+    label_B1 = score_BC.argmax(dim=1, keepdim=True)
+    tiny = torch.finfo(torch.float32).tiny
+    if kind == "agreement":
+        ratios = [x.gather(1, label_B1).squeeze(1) - x.max(dim=1).values for x in (score_BC, other_BC)]
+        return torch.exp(ratios[0] + ratios[1]).clamp_min(tiny)  # a ratio of softmaxes is exp of a difference
+    best_B2 = score_BC.topk(2, dim=1).values
+    return (1 - torch.exp(best_B2[:, 1] - best_B2[:, 0])).clamp_min(tiny)
+
+
+def fairness_loss(logits_BC: Tensor) -> Tensor:
+    """-mean_c log p_c of the batch's mean softmax p: least when all classes are predicted equally often."""
+    return -logits_BC.softmax(dim=1).mean(dim=0).clamp_min(torch.finfo(torch.float32).tiny).log().mean()

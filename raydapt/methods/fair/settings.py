@@ -1,0 +1,59 @@
+"""The settings of FAIR."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Gt, Le
+
+from raydapt.settings.types import STRICT, Auto, Count, NonNegative, Positive, PositiveInt
+
+
+@dataclass(frozen=True, kw_only=True)
+class FairSettings:
+    """FAIR: class description anchors and crops. Every default is a reconstruction, its alternatives beside it."""
+
+    __pydantic_config__ = STRICT
+
+    descriptions: dict[str, list[str]] | Auto | str = "auto"
+    """Class to sentences, or a YAML or JSON file of that; ``auto``: those that come with the named set."""
+    anchor_text: Literal["descriptions", "names"] = "descriptions"
+    """What anchors start from; ``names``: the class names in all templates."""
+    anchor_mean: Literal["plain", "weighted"] = "plain"
+    """How descriptions are averaged; ``weighted``: by their cosine with the class's prompt ensemble."""
+    anchors_per: Literal["class", "description"] = "class"
+    """One anchor for a class, or one for each of its descriptions."""
+    learn_anchors: bool = True
+    """Learn the anchors; off: they stay where they started."""
+    layer_norms: bool = True
+    """Learn the LayerNorms of the image tower; without, images and crops are encoded once and kept."""
+    crops: Count = 8
+    """N squares per image that pseudo-labels come from; 0 is plain self-training."""
+    top_k: PositiveInt | Literal["all"] = "all"
+    """Crops that count, those most like the whole image; ``all`` as in WCA."""
+    temperature: Positive = 1.0
+    """Of the softmax over their similarities; 1 weighs them nearly alike."""
+    crop_least_side: Annotated[float, Gt(0), Le(1)] = 0.5
+    """Least side of a crop, as a share of the image's."""
+    crop_most_side: Annotated[float, Gt(0), Le(1)] = 0.9
+    """The side of a crop is uniform between these shares of the image's."""
+    image_px: PositiveInt | Auto = "auto"
+    """Side of the stored images; ``auto``: twice the model's, so that crops keep detail."""
+    weighting: Literal["agreement", "margin", "none"] = "agreement"
+    """Of the pseudo-labels, against confused classes; both forms were only inferred."""
+    fairness: NonNegative = 1.0
+    """Weight of the term that wants all classes equally often."""
+    alignment: NonNegative = 0.0
+    """Weight of DPA's alignment of anchors with image prototypes (0.01 to 1 there)."""
+    logit_scale: Positive | Literal["model"] = 100.0
+    """Factor from cosine to logit in score and loss; ``model``: the model's own."""
+    strong_area: Annotated[float, Gt(0), Le(1)] = 0.3
+    """The strong view shows at least this share of an image."""
+    rand_augment: bool = True
+    """Whether strong views go through RandAugment; without, they are parts of the image alone."""
+    flip: bool = True
+    """Whether strong views are mirrored half of the time."""
+    cached_view: Literal["composite", "crop", "whole"] = "composite"
+    """What is learned from where ``layer_norms`` is off: all crops that count together, a random crop in place of the
+    strong view, or the image."""
+    score_at_test: bool = False
+    """Predict by the crops' score as well; one view is the default."""

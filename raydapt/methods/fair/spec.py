@@ -1,0 +1,78 @@
+"""What ``fair`` tells about itself."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from raydapt.artefacts.crops import KIND, crops_recipe
+from raydapt.artefacts.inputs import InputKind
+from raydapt.artefacts.spec import ArtefactSpec, PlanFacts
+from raydapt.data.decode import ImageSpec
+from raydapt.methods.contract import Method
+from raydapt.methods.fair.method import Fair, input_kind_of
+from raydapt.methods.fair.outcome import alignment_outcome
+from raydapt.methods.fair.resolve import crop_spec, resolve_fair
+from raydapt.methods.fair.settings import FairSettings
+from raydapt.methods.spec import BuildContext, FinishedRun, MethodSpec
+from raydapt.settings.config import Config
+
+
+class CropSpecs(MethodSpec):
+    """What ``fair`` and ``wca`` share: descriptions, and crops of stored images that may be larger than the model's."""
+
+    def resolve(self, config: Config, facts: PlanFacts) -> Config:
+        """Descriptions read and checked, sizes decided."""
+        return config.with_own(resolve_fair(config, facts.classes, facts.image_spec))
+
+    def stored_spec(self, config: Config, image_spec: ImageSpec) -> ImageSpec:
+        """As ``fair.image_px`` says."""
+        size = config.of(FairSettings).image_px
+        return image_spec if size == "auto" else replace(image_spec, size_px=size)
+
+    def artefacts(self, config: Config, facts: PlanFacts, *, to_learn: bool = True) -> list[ArtefactSpec]:
+        """Features of crops, where the image tower stays as it is."""
+        if self.input_kind(config) != "crops":
+            return []
+        spec = crop_spec(config.of(FairSettings))
+        stored = self.stored_spec(config, facts.image_spec)
+        recipe = crops_recipe(facts.source, facts.clip_identity, stored, config.data, spec)
+        return [ArtefactSpec(name=KIND, kind=KIND, recipe=recipe, depends_on=(), job=spec)]
+
+    def starts_from(self, config: Config) -> str:
+        """Its descriptions."""
+        return "descriptions"
+
+    def descriptions(self, config: Config) -> Mapping[str, Sequence[str]] | None:
+        """Those of the settings; a file is not read, since it need not be where a worker runs."""
+        given = config.of(FairSettings).descriptions
+        return None if isinstance(given, str) else given
+
+
+class FairSpec(CropSpecs):
+    """See `raydapt.methods.fair.method.Fair`."""
+
+    name = "fair"
+    paradigms = ("ul",)
+
+    def build(self, context: BuildContext) -> Method:
+        """The method."""
+        config = context.config
+        settings, batch_size = config.of(FairSettings), config.train.batch_size
+        return Fair(context.clip, context.classes, context.images, settings=settings, batch_size=batch_size)
+
+    def input_kind(self, config: Config) -> InputKind:
+        """Pixels where LayerNorms are learned, else cached features with those of crops."""
+        return input_kind_of(config.of(FairSettings))
+
+    def learned(self, config: Config) -> str:
+        """Anchors, LayerNorms, or both."""
+        fair = config.of(FairSettings)
+        parts = ["class anchors"] * fair.learn_anchors + ["LayerNorms of the image tower"] * fair.layer_norms
+        return " and ".join(parts) or "nothing"
+
+    def outcome(self, finished: FinishedRun) -> dict[str, Any]:
+        """Crops that counted, weights beside correctness, anchors that moved."""
+        return {"alignment": alignment_outcome(finished)}
+
+
+SPEC = FairSpec()

@@ -1,0 +1,1 @@
+"""FPL: few pseudo-labels, the most confident images of each class."""

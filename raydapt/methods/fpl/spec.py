@@ -1,0 +1,30 @@
+"""What ``fpl`` tells about itself."""
+
+from raydapt.methods.air.part import AirPart
+from raydapt.methods.fpl.method import Fpl
+from raydapt.methods.fpl.settings import FplSettings
+from raydapt.methods.prompting.method import PromptMethod
+from raydapt.methods.prompting.spec import PromptSpec, prompted_clip
+from raydapt.methods.spec import BuildContext
+
+
+class FplSpec(PromptSpec):
+    """See `raydapt.methods.fpl.method.Fpl`."""
+
+    name = "fpl"
+
+    def build_over(self, context: BuildContext, air: AirPart | None) -> PromptMethod:
+        """The method with what AiR adds, or without."""
+        config = context.config
+        return Fpl(
+            prompted_clip(context),
+            context.zero_shot_embeddings(),
+            context.images,
+            shots=config.of(FplSettings).shots,
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            air=air,
+        )
+
+
+SPEC = FplSpec()

@@ -1,0 +1,1 @@
+"""GRIP: growing pseudo-labels."""

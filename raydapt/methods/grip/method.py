@@ -1,0 +1,55 @@
+"""GRIP: growing pseudo-labels over rounds (Menghini et al., NeurIPS 2023).
+
+Legend: U unlabelled, C classes, K candidate classes.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from raydapt.methods.air.part import AirPart
+from raydapt.methods.contract import PseudoLabels, TrainingImages
+from raydapt.methods.grip.settings import GripSettings
+from raydapt.methods.prompting.hard_labels import HardLabelMethod
+from raydapt.methods.prompting.method import hard_targets
+from raydapt.methods.prompting.pseudo_labels import Probabilities, growing_count, leader_board, published_leader_board
+from raydapt.models.prompts import PromptedClip
+
+
+class Grip(HardLabelMethod):
+    """Each round labels n |U| / (rounds K) images per class with the last round's model, on leader boards.
+
+    Args:
+        settings: Rounds, the kind of leader board, the weight of labelled images.
+        **others: As in `PromptMethod`.
+    """
+
+    def __init__(
+        self,
+        prompted: PromptedClip,
+        zero_shot_CD: Tensor,
+        images: TrainingImages | None,
+        *,
+        settings: GripSettings,
+        batch_size: int,
+        seed: int,
+        air: AirPart | None = None,
+    ) -> None:
+        weight = settings.labelled_weight
+        super().__init__(
+            prompted,
+            zero_shot_CD,
+            images,
+            batch_size=batch_size,
+            rounds=settings.rounds,
+            seed=seed,
+            labelled_weight=weight,
+            air=air,
+        )
+        self.board = leader_board if settings.board == "clean" else published_leader_board
+
+    def select(self, round_: int, probability_UK: Probabilities) -> PseudoLabels:
+        """Fills the leader boards."""
+        selection = self.board(probability_UK, growing_count(round_, self.rounds, *probability_UK.shape))
+        target_MK = hard_targets(selection, probability_UK.shape[1])
+        return self.pseudo_labels_of(selection, probability_UK, target_MK)

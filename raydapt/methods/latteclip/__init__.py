@@ -1,0 +1,1 @@
+"""LatteCLIP: captions feed class prototypes that teach CLIP."""

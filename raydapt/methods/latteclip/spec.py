@@ -1,0 +1,87 @@
+"""What ``latteclip`` tells about itself."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from raydapt.artefacts.captions import caption_recipes
+from raydapt.artefacts.inputs import InputKind
+from raydapt.artefacts.spec import ArtefactSpec, PlanFacts
+from raydapt.methods.contract import Method
+from raydapt.methods.latteclip.method import LatteClip, input_kind_of
+from raydapt.methods.latteclip.outcome import latteclip_outcome
+from raydapt.methods.latteclip.resolve import caption_kinds, check_latteclip, latteclip_learns
+from raydapt.methods.latteclip.settings import LatteclipSettings
+from raydapt.methods.spec import BuildContext, FinishedRun, MethodSpec
+from raydapt.models.clip import Clip
+from raydapt.models.deployed import DeployedClip
+from raydapt.settings.config import Config
+
+
+class LatteclipSpec(MethodSpec):
+    """See `raydapt.methods.latteclip.method.LatteClip`."""
+
+    name = "latteclip"
+    paradigms = ("ul",)
+
+    def build(self, context: BuildContext) -> Method:
+        """The method."""
+        config = context.config
+        return LatteClip(
+            context.clip,
+            context.classes,
+            context.images,
+            settings=config.of(LatteclipSettings),
+            model=config.model,
+            epochs=config.train.epochs,
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+        )
+
+    def resolve(self, config: Config, facts: PlanFacts) -> Config:
+        """Refuses what cannot work."""
+        check_latteclip(config)
+        return config
+
+    def input_kind(self, config: Config) -> InputKind:
+        """Features for a text prompt, pixels for all else."""
+        return input_kind_of(config.of(LatteclipSettings))
+
+    def artefacts(self, config: Config, facts: PlanFacts, *, to_learn: bool = True) -> list[ArtefactSpec]:
+        """Captions of images and of groups, as far as they are used; nothing but learning needs them."""
+        kinds = caption_kinds(config) if to_learn else ()
+        if not kinds:
+            return []
+        recipes = caption_recipes(config.caption, config.data, facts.source, facts.classes, facts.features)
+        return [ArtefactSpec(name=kind, kind=kind, recipe=recipes[kind], depends_on=("features",)) for kind in kinds]
+
+    def inputs(self, config: Config, facts: PlanFacts) -> list[str]:
+        """The captions."""
+        return [spec.recipe.fingerprint for spec in self.artefacts(config, facts) if spec.recipe is not None]
+
+    def learned(self, config: Config) -> str:
+        """Towers, LayerNorms, adapters or a prompt."""
+        return latteclip_learns(config.of(LatteclipSettings))
+
+    def prompt(self, config: Config) -> str | None:
+        """The kind of prompt, where one is learned."""
+        tune = config.of(LatteclipSettings).tune
+        return tune.removesuffix("_prompt") if tune.endswith("_prompt") else None
+
+    def outcome(self, finished: FinishedRun) -> dict[str, Any]:
+        """What texts and prototypes did, with some captions to look at."""
+        return {"latteclip": latteclip_outcome(finished)}
+
+    @torch.no_grad()
+    def deployable(self, method: Method, clip: Clip) -> nn.Module:
+        """The image tower as it was tuned, against the prototypes."""
+        assert isinstance(method, LatteClip)
+        prompt_LD = None if method.visual_prompt is None else method.visual_prompt.prompt_LD
+        model = clip if method.towers is None else method.towers.plain()
+        module = DeployedClip(model, method.class_embeddings(), prompt_LD)
+        module.scale = float(method.scale)
+        return module.eval()
+
+
+SPEC = LatteclipSpec()

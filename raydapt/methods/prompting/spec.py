@@ -1,0 +1,64 @@
+"""What the methods share that learn a prompt in rounds, when they tell about themselves."""
+
+from abc import abstractmethod
+
+import torch
+from torch import nn
+
+from raydapt.artefacts.inputs import InputKind
+from raydapt.methods.air.part import AirPart
+from raydapt.methods.contract import Method
+from raydapt.methods.deployed import deployed_clip
+from raydapt.methods.prompting.method import PromptMethod
+from raydapt.methods.spec import BuildContext, MethodSpec
+from raydapt.models.clip import Clip
+from raydapt.models.deployed import DeployedClip
+from raydapt.models.prompts import PromptedClip
+from raydapt.settings.config import Config
+
+
+class PromptSpec(MethodSpec):
+    """A method over a prompted CLIP; AiR is built over any of them."""
+
+    @abstractmethod
+    def build_over(self, context: BuildContext, air: AirPart | None) -> PromptMethod:
+        """The method with what AiR adds, or without."""
+
+    def build(self, context: BuildContext) -> Method:
+        """The method by itself."""
+        return self.build_over(context, None)
+
+    def input_kind(self, config: Config) -> InputKind:
+        """A text prompt learns from cached features, a visual one from pixels."""
+        return "features" if config.model.prompt == "text" else "pixels"
+
+    def learned(self, config: Config) -> str:
+        """The kind of prompt."""
+        return {"text": "text prompt", "visual": "visual prompt", "both": "text and visual prompt"}[config.model.prompt]
+
+    def prompt(self, config: Config) -> str | None:
+        """As in the settings."""
+        return config.model.prompt
+
+    def deployable(self, method: Method, clip: Clip) -> nn.Module:
+        """CLIP's image tower, with the visual prompt where one was learned."""
+        return deployed_prompt(method, clip)
+
+
+@torch.no_grad()
+def deployed_prompt(method: Method, clip: Clip) -> nn.Module:
+    """CLIP's image tower, with the visual prompt where one was learned, in evaluation mode."""
+    assert isinstance(method, PromptMethod)
+    prompted = method.prompted
+    if method.input_kind != "pixels" or prompted.visual is None:
+        return deployed_clip(method, clip)
+    prompt_LD = prompted.visual.prompt_LD
+    if prompted.joint is not None and prompted.text is not None:
+        _, prompt_LD = prompted.joint(prompted.text.context_LD, prompt_LD)
+    return DeployedClip(clip, prompted.class_embeddings(), prompt_LD).eval()
+
+
+def prompted_clip(context: BuildContext) -> PromptedClip:
+    """The model that is learned."""
+    config, classes = context.config, context.classes
+    return PromptedClip(context.clip, classes.names, classes.templates, config.model, seed=config.seed)

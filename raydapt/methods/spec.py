@@ -1,0 +1,224 @@
+"""What a method tells about itself: one object per method, ``SPEC`` in its folder's ``spec.py``.
+
+Whoever carries out a run, writes a report or exports a model asks here and never for the method's name. All parts but
+`MethodSpec.build` have a default, so that a method says only what is special about it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raydapt.artefacts.features import FeatureTable
+from raydapt.artefacts.inputs import InputKind
+from raydapt.artefacts.spec import ArtefactSpec, PlanFacts
+from raydapt.artefacts.synthetic_images import SyntheticImages
+from raydapt.data.classes import ClassSpace
+from raydapt.data.decode import ImageSpec
+from raydapt.data.sources import Source
+from raydapt.errors import UserError
+from raydapt.methods.contract import Method, TrainingImages
+from raydapt.methods.deployed import deployed_clip
+from raydapt.methods.table import TABLE, setting_groups
+from raydapt.models.clip import Clip
+from raydapt.settings.config import Config
+from raydapt.settings.tree import as_tree
+from raydapt.store.artefact import Artefact
+from raydapt.store.run_record import Run
+
+PARADIGM_NAMES = {
+    "ul": "without any label",
+    "ssl": "with a few labels per class",
+    "trzsl": "with labels of seen classes",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildContext:
+    """What a method is built from, on the device of `clip`.
+
+    Attributes:
+        config: The settings, resolved.
+        clip: The frozen model.
+        classes: Names and templates; the first template is the zero-shot prompt.
+        images: What may be learned from; None for a method that is only to predict.
+        synthetic: Synthetic images for a method that is only to predict and looks at them.
+    """
+
+    config: Config
+    clip: Clip
+    classes: ClassSpace
+    images: TrainingImages | None = None
+    synthetic: SyntheticImages | None = None
+
+    def zero_shot_embeddings(self) -> Tensor:
+        """Class embeddings [C, D] of the plain prompt."""
+        return self.clip.class_embeddings(self.classes.names, self.classes.templates[:1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """A training that is over, for what a method has to tell of it. Labels are here to measure with, never to learn.
+
+    Attributes:
+        config: The settings, resolved.
+        classes: Names and templates.
+        source: The images.
+        record: The run's folder.
+        artefacts: What was made, by name.
+        stored_spec: How images are stored where the method reads or cuts them.
+        clip: The frozen model, on `device`.
+        method: With what it learned, in evaluation mode, on `device`.
+        state: The method's tensors at the end of training.
+        table: The features of all A images, without labels.
+        class_A: int64 true classes, -1 where unknown.
+        row_N: int64 rows of the training images.
+        row_T: int64 rows of the test images.
+        device: Of this process.
+    """
+
+    config: Config
+    classes: ClassSpace
+    source: Source
+    record: Run
+    artefacts: Mapping[str, Artefact]
+    stored_spec: ImageSpec
+    clip: Clip
+    method: Method
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+    table: FeatureTable
+    class_A: Tensor
+    row_N: Tensor
+    row_T: Tensor
+    device: torch.device
+
+
+class MethodSpec(ABC):
+    """One method, as the rest of the package sees it."""
+
+    name: str
+    """As in the setting ``method``; also the name of its folder and of its group of settings."""
+    fits_at_once: bool = False
+    """True where building it with images is all there is to learn: no rounds, no optimiser steps."""
+    deployed_words: str = "CLIP's image tower and class embeddings"
+    """What `deployable` gives, in words."""
+    paradigms: Sequence[str] = ("ul", "ssl", "trzsl")
+    """What it can learn with: no labels, a few, or those of seen classes."""
+
+    @property
+    def learns(self) -> bool:
+        """False for classifiers that are only made and asked."""
+        return TABLE[self.name].learns
+
+    @abstractmethod
+    def build(self, context: BuildContext) -> Method:
+        """The untrained method.
+
+        Raises:
+            UserError: When settings, model and class names do not fit each other.
+        """
+
+    def groups(self, config: Config) -> tuple[str, ...]:
+        """The groups of settings that are its own (see `raydapt.methods.table.setting_groups`)."""
+        return setting_groups(self.name, as_tree(config))
+
+    def resolve(self, config: Config, facts: PlanFacts) -> Config:
+        """The same settings without any ``auto`` of its own groups.
+
+        Raises:
+            UserError: For a user's mistake.
+        """
+        return config
+
+    def check_paradigm(self, config: Config) -> None:
+        """Refuses labels that the method could not use.
+
+        Raises:
+            UserError: For a paradigm that is not among its own.
+        """
+        if config.data.paradigm not in self.paradigms:
+            known = " or ".join(f"{name} ({PARADIGM_NAMES[name]})" for name in self.paradigms)
+            raise UserError(
+                f"Setting data.paradigm={config.data.paradigm!r} is nothing that {self.name} learns with: set it to "
+                f"{known}, or take another method."
+            )
+
+    def input_kind(self, config: Config) -> InputKind:
+        """What it takes for an image."""
+        return "features"
+
+    def stored_spec(self, config: Config, image_spec: ImageSpec) -> ImageSpec:
+        """How images are stored where it reads pixels or cuts crops."""
+        return image_spec
+
+    def artefacts(self, config: Config, facts: PlanFacts, *, to_learn: bool = True) -> list[ArtefactSpec]:
+        """What it reads beside the features and the pixels of the images.
+
+        Args:
+            config: Resolved.
+            facts: Of the run.
+            to_learn: False for what it needs only to predict.
+        """
+        return []
+
+    def inputs(self, config: Config, facts: PlanFacts) -> list[str]:
+        """Identities that its results depend on beside the features: weights of other models, captions, other runs."""
+        return []
+
+    def finished(self, config: Config) -> Config:
+        """The settings of a finished run without what nothing but its learning needed."""
+        return config
+
+    def teacher_runs(self, config: Config) -> Sequence[str]:
+        """Folders of finished runs whose answers it learns from."""
+        return ()
+
+    def matters(self, config: Config) -> dict[str, Any]:
+        """Its own settings that change a result, by group."""
+        tree = as_tree(config)
+        return {name: tree[name] for name in self.groups(config)}
+
+    def synthetic_images(self, config: Config) -> int:
+        """Synthetic images of each class that it learns from."""
+        return 0
+
+    def rounds(self, config: Config) -> int:
+        """Rounds of learning, at most."""
+        return 1 if self.learns else 0
+
+    def learned(self, config: Config) -> str:
+        """What is learned, in words that dry run, report and comparison share."""
+        return "nothing"
+
+    def prompt(self, config: Config) -> str | None:
+        """The kind of prompt that is learned (``text``, ``visual``, ``both``); None where none is."""
+        return None
+
+    def starts_from(self, config: Config) -> str:
+        """Which plain classifier it begins as, ``text`` or ``descriptions``: agreeing with it proves nothing."""
+        return "text"
+
+    def descriptions(self, config: Config) -> Mapping[str, Sequence[str]] | None:
+        """Descriptions of the classes among its settings."""
+        return None
+
+    def outcome(self, finished: FinishedRun) -> dict[str, Any]:
+        """Its own groups of metrics.json; may write tables of its own into the run folder."""
+        return {}
+
+    def deployable(self, method: Method, clip: Clip) -> nn.Module:
+        """The module from uint8 pixels to logits that answers as the method does.
+
+        Raises:
+            UserError: For a method that is more than an image encoder with class embeddings.
+        """
+        return deployed_clip(method, clip)
+
+    def deployed_px(self, config: Config, image_spec: ImageSpec) -> int:
+        """Side of the images that the deployed module takes."""
+        return image_spec.size_px

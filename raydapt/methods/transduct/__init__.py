@@ -1,0 +1,1 @@
+"""Transduction: a training-free fixed point on cached features that labels all unlabelled images together."""

@@ -1,0 +1,1 @@
+"""WCA: crops against descriptions, nothing is learned."""

@@ -1,0 +1,66 @@
+"""WCA: crops of an image against descriptions of a class, with the frozen model (Li et al., ICML 2024).
+
+Legend: B batch, C classes, K crops of an image, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from raydapt.artefacts.inputs import InputKind
+from raydapt.data.classes import ClassSpace
+from raydapt.methods.contract import Batch, Method, Stream
+from raydapt.methods.fair.method import texts_of
+from raydapt.methods.fair.rules import class_sums, crop_weights, description_weights
+from raydapt.methods.fair.settings import FairSettings
+from raydapt.models.clip import Clip, OnClip
+
+
+class Wca(Method):
+    """score(x, c) = sum_i sum_d rho_i v_cd (f_i . e_cd); nothing is learned.
+
+    rho weighs the crops by their similarity to the whole image, v the descriptions of a class by theirs to its prompt,
+    as the anchors' settings say. The description embeddings are not averaged to unit length, as WCA has it.
+
+    Args:
+        clip: The frozen model.
+        classes: Names and templates.
+        settings: Those of `Fair`: crops, how many count, descriptions and their weights.
+    """
+
+    text_CD: Tensor
+
+    def __init__(self, clip: Clip, classes: ClassSpace, *, settings: FairSettings) -> None:
+        super().__init__()
+        self.frozen = OnClip(clip)
+        self.settings = settings
+        self.input_kind: InputKind = "crops" if settings.crops else "features"
+        texts = texts_of(classes, settings)
+        class_M = torch.tensor([c for c, of_class in enumerate(texts) for _ in of_class], device=clip.device)
+        embedding_MD = clip.encode_text([text for of_class in texts for text in of_class])
+        prompt_CD = clip.class_embeddings(classes.names, classes.templates)
+        weight_M = description_weights(embedding_MD, class_M, prompt_CD if settings.anchor_mean == "weighted" else None)
+        text_CD = class_sums(weight_M[:, None] * embedding_MD, class_M, len(classes.names))
+        self.register_buffer("text_CD", text_CD, persistent=False)
+
+    def logits(self, image_B: Tensor) -> Tensor:
+        """Scores [B, C] of features of image and crops [B, 1 + K, D], or of features [B, D]."""
+        feature_BD = image_B
+        if image_B.dim() == 3:
+            whole_BD, crop_BKD = image_B[:, 0], image_B[:, 1 : 1 + self.settings.crops]
+            top_k, temperature = self.settings.top_k, self.settings.temperature
+            rho_BK = crop_weights(whole_BD, crop_BKD, top_k=top_k, temperature=temperature)
+            feature_BD = torch.einsum("bk,bkd->bd", rho_BK, crop_BKD)
+        with torch.autocast(feature_BD.device.type, enabled=False):
+            return self.frozen.clip.logit_scale * feature_BD.to(torch.float32) @ self.text_CD.T
+
+    def begin_round(self, round_: int, probability_UC: Callable[[], Tensor]) -> list[Stream]:
+        """There are no rounds."""
+        return []
+
+    def forward(self, batches: Mapping[str, Batch]) -> Tensor:
+        """A constant loss: there is nothing to learn."""
+        return self.text_CD.new_zeros(())

@@ -1,0 +1,1 @@
+"""The frozen CLIP with its first template."""

@@ -1,0 +1,144 @@
+"""What a finished training comes to: predictions, accuracies, pseudo-label quality, gallery. Labels are read here.
+
+Legend: N rows of the features artefact, T test images, U unlabelled, M selected or synthetic images, C classes,
+D width.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from torch import Tensor
+
+from raydapt.artefacts.features import FeatureTable
+from raydapt.data.classes import ClassSpace
+from raydapt.methods.contract import PseudoLabels
+from raydapt.methods.predictions import Predictions
+from raydapt.run.accuracy import Accuracies, evaluate, pseudo_label_accuracy
+from raydapt.settings.groups import TrainSettings
+from raydapt.train.checkpoint import TrainState
+
+
+def predictions_table(
+    table: FeatureTable,
+    labels: list[str | None],
+    classes: ClassSpace,
+    row_T: Tensor,
+    before: Predictions,
+    after: Predictions,
+) -> pa.Table:
+    """``predictions.parquet``: one row per test image, with the zero-shot answer beside the adapted one.
+
+    ``label`` is what the source says, ``class`` the name of the class that it means, null for neither.
+    """
+    rows = row_T.tolist()
+    name = np.asarray([*classes.names, None], dtype=object)  # index -1, unknown, is the None at the end
+    true_T = classes.indices_of([labels[r] for r in rows])
+    return pa.table(
+        {
+            "id": [table.id_N[r] for r in rows],
+            "path": [table.path_N[r] for r in rows],
+            "split": [table.split_N[r] for r in rows],
+            "label": pa.array([labels[r] for r in rows], pa.string()),
+            "class": pa.array(name[true_T].tolist(), pa.string()),
+            "zero_shot": name[before.class_T.numpy()].tolist(),
+            "zero_shot_confidence": before.confidence_T.numpy(),
+            "predicted": name[after.class_T.numpy()].tolist(),
+            "confidence": after.confidence_T.numpy(),
+        }
+    )
+
+
+def pseudo_labels_table(history: list[PseudoLabels], id_N: list[str], names: tuple[str, ...]) -> pa.Table:
+    """``pseudo_labels.parquet``: what each round gave to which image (ids of the training images in `id_N`)."""
+    columns: dict[str, list[Any]] = {"round": [], "id": [], "classes": [], "weights": []}
+    for round_, labels in enumerate(history, start=1):
+        for index, target_C in zip(labels.index_M.tolist(), labels.target_MC, strict=True):
+            chosen = target_C.nonzero().flatten()
+            columns["round"].append(round_)
+            columns["id"].append(id_N[index])
+            columns["classes"].append([names[c] for c in chosen.tolist()])
+            columns["weights"].append(target_C[chosen].tolist())
+    types = [pa.int32(), pa.string(), pa.list_(pa.string()), pa.list_(pa.float32())]
+    return pa.table({name: pa.array(c, t) for (name, c), t in zip(columns.items(), types, strict=True)})
+
+
+def round_metrics(history: list[PseudoLabels], class_N: Tensor, unlabelled_U: Tensor) -> list[dict[str, Any]]:
+    """Number and accuracy of the pseudo-labels of each round; accuracies are null without labels.
+
+    Where several judges gave them together, ``judges`` tells how many of all unlabelled images each has right.
+    """
+    rounds: list[dict[str, Any]] = []
+    known_U = class_N[unlabelled_U] >= 0
+    true_U = class_N[unlabelled_U][known_U]
+    for round_, labels in enumerate(history, start=1):
+        quality = pseudo_label_accuracy(labels.index_M, labels.target_MC, class_N)
+        rounds.append(
+            {
+                "round": round_,
+                "selected": quality.selected,
+                "accuracy": quality.top1,
+                "holds_truth": quality.holds_truth,
+                "waiting": labels.waiting,
+                "dropped": labels.dropped,
+            }
+        )
+        if labels.guesses:
+            right = {name: guess_U[known_U] == true_U for name, guess_U in labels.guesses.items()}
+            rounds[-1]["judges"] = {name: _share(right_U) for name, right_U in right.items()}
+    return rounds
+
+
+def add_scores(rounds: list[dict[str, Any]], lines: Sequence[Mapping[str, Any]]) -> None:
+    """Puts the last label-free scores that the log has of each round beside its pseudo-labels."""
+    found = {int(line["round"]): line["scores"] for line in lines if "scores" in line}
+    for entry in rounds:
+        entry["scores"] = found.get(entry["round"])
+
+
+def evaluation_metrics(
+    before: Accuracies, after: Accuracies, names: tuple[str, ...], *, images: int, transductive: bool
+) -> dict[str, Any]:
+    """The ``evaluation`` group of metrics.json: per class before and after, and the confusion matrix."""
+    per_class = []
+    if after.confusion_CC is not None:
+        counts_C = after.confusion_CC.sum(1).tolist()
+        for i, name in enumerate(names):
+            row = {"name": name, "images": counts_C[i]}
+            per_class.append(row | {"zero_shot": before.per_class[i], "adapted": after.per_class[i]})
+    return {
+        "images": images,
+        "labelled_images": after.images,
+        "transductive": transductive,
+        "confusion": None if after.confusion_CC is None else after.confusion_CC.tolist(),
+        "per_class": per_class,
+    }
+
+
+def compare_predictions(
+    before: Predictions,
+    after: Predictions,
+    class_T: Tensor,
+    n_classes: int,
+    seen: Sequence[int] | None,
+    unseen: Sequence[int] | None,
+) -> tuple[Accuracies, Accuracies]:
+    """Accuracies of the zero-shot and of the adapted answers over the same images."""
+    return (
+        evaluate(before.class_T, class_T, n_classes, seen, unseen),
+        evaluate(after.class_T, class_T, n_classes, seen, unseen),
+    )
+
+
+def train_metrics(state: TrainState, settings: TrainSettings) -> dict[str, Any]:
+    """The ``train`` group of metrics.json; ``capped`` tells that more images would not have meant more steps."""
+    rate = state.images / state.seconds if state.seconds else 0.0
+    capped = settings.max_steps_per_round is not None
+    measured = {"seconds": state.seconds, "images": state.images, "images_per_s": rate}
+    return measured | {"workers": settings.workers, "capped": capped}
+
+
+def _share(right_M: Tensor) -> float | None:
+    """Percent; None of nothing."""
+    return 100.0 * float(right_M.double().mean()) if len(right_M) else None

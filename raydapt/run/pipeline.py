@@ -1,0 +1,272 @@
+"""The story of a run, from images and class names to a report.
+
+    plan        source, classes, method: every setting decided, every artefact named
+      -> artefacts   features of the frozen CLIP, and what else the method reads (Ray Data; kept in the store)
+      -> label split which images carry labels (UL: none)
+      -> learn       rounds of pseudo-labels and optimiser steps (Ray Train, or this process)
+      -> evaluate    predictions, metrics, gallery
+      -> report      one page
+
+Each step leaves its result behind and is passed over when it is there: running the same command again resumes.
+"""
+
+import json
+import logging
+import time
+from typing import Any
+
+import torch
+import yaml
+
+from raydapt.artefacts.features import load_features, rows_of_splits
+from raydapt.artefacts.inputs import images_of
+from raydapt.cluster.joining import ensure_ray, require_shared
+from raydapt.data.splits import LabelSplit, divide
+from raydapt.errors import UserError
+from raydapt.methods.contract import Method
+from raydapt.methods.predictions import Predictions, predict_classes
+from raydapt.methods.spec import FinishedRun
+from raydapt.methods.table import spec_of
+from raydapt.models.clip import load_clip
+from raydapt.progress import TrainingProgress
+from raydapt.run import evaluation
+from raydapt.run.gallery import gallery_table
+from raydapt.run.known_labels import KnownLabels, notes_of, read_known_labels
+from raydapt.run.making import artefacts_of, make_artefacts, make_features
+from raydapt.run.plan import FEATURES, Plan, describe_plan, make_plan
+from raydapt.run.reporting import write_run_report
+from raydapt.run.tensorboard import write_events
+from raydapt.settings.config import Config
+from raydapt.settings.tree import as_tree
+from raydapt.store.artefact import Artefact, StageResult
+from raydapt.store.environment import environment
+from raydapt.store.run_record import Run
+from raydapt.train.checkpoint import TrainState
+from raydapt.train.job import CHECKPOINT, DIVISION, FileCheckpoints, TrainingJob, build_for_prediction, division_bytes
+from raydapt.train.ray_train import local_context, train_on_workers
+
+_LOG = logging.getLogger(__name__)
+
+
+def run(config: Config, *, overwrite: bool = False) -> Run:
+    """Runs one job and returns its folder; resumes whatever an earlier run of the same settings left.
+
+    Args:
+        config: The settings, `auto` or not.
+        overwrite: Learn and evaluate anew; artefacts in the store are reused all the same.
+
+    Raises:
+        UserError: For a mistake in the settings or the data.
+    """
+    plan = make_plan(config)
+    record = Run(config.runs, plan.run_name)
+    record.make()
+    with record.lock():
+        _claim(record, plan, overwrite=overwrite)
+        if record.exists("metrics.json"):
+            _LOG.info(f"{record.name} is finished already; --overwrite runs it again.")
+        else:
+            _run(record, plan)
+        if not record.exists("report.html"):
+            write_run_report(record.folder)
+    return record
+
+
+def describe(config: Config) -> str:
+    """The plan of a run in words: stages, inputs, what is already there. Computes nothing."""
+    return describe_plan(make_plan(config))
+
+
+def features(config: Config) -> str:
+    """Computes the features of the source (or finds them) and returns the artefact's folder."""
+    return make_features(make_plan(config)).artefact.folder.path
+
+
+def _run(record: Run, plan: Plan) -> None:
+    started = time.monotonic()
+    stages = make_artefacts(plan)
+    artefacts = artefacts_of(stages)
+    table = load_features(artefacts[FEATURES], plan.source)
+    row_N, row_T, transductive = rows_of_splits(plan.config.data, table)
+    split = split_labels(record, plan, artefacts[FEATURES], row_N)
+    job = TrainingJob(config=plan.config, classes=plan.classes, run=record, artefacts=artefacts)
+    state = _train(job)
+    known = read_known_labels(plan, artefacts[FEATURES])
+    finished = finished_run(job, plan, state, row_N=row_N, row_T=row_T, known=known)
+    metrics = _evaluate(job, finished, state, split, known, transductive=transductive)
+    metrics |= plan.spec.outcome(finished)
+    metrics["stages"] = {name: _stage_metrics(result) for name, result in stages.items()}
+    metrics["errors"] = dict(artefacts[FEATURES].manifest.errors)
+    metrics["seconds"] = time.monotonic() - started
+    record.write_json("metrics.json", metrics)
+
+
+def _claim(record: Run, plan: Plan, *, overwrite: bool) -> None:
+    """Takes the folder for these settings, or refuses one that holds another run."""
+    held = record.read_json("fingerprint.json")["fingerprint"] if record.exists("fingerprint.json") else None
+    if held not in (None, plan.fingerprint) and not overwrite:
+        raise UserError(
+            f"Run folder {record.path!r} holds a run with other settings: give another name=…, or pass --overwrite."
+        )
+    if overwrite:
+        for name in ("metrics.json", "report.html", CHECKPOINT, DIVISION):
+            record.remove(name)
+    record.write_text("config.yaml", yaml.safe_dump(as_tree(plan.config), sort_keys=False, allow_unicode=True))
+    record.write_json("fingerprint.json", {"fingerprint": plan.fingerprint})
+    record.write_json("environment.json", environment())
+
+
+def split_labels(record: Run, plan: Plan, features: Artefact, row_N: torch.Tensor) -> LabelSplit:
+    """Splits the training images; the labels of SSL and TRZSL are read here, those of UL are not."""
+    data, n_classes = plan.config.data, len(plan.classes.names)
+    class_N = None
+    if data.paradigm != "ul":
+        class_N = read_known_labels(plan, features).taught(row_N).numpy()
+    split = divide(
+        data.paradigm,
+        class_N,
+        n_classes,
+        shots=data.shots,
+        seed=plan.config.seed,
+        split_seed=data.split_seed,
+        seen_share=data.seen_share,
+        n_images=len(row_N),
+    )
+    record.write_bytes(DIVISION, division_bytes(row_N.numpy(), split, class_N))
+    return split
+
+
+def _train(job: TrainingJob) -> TrainState:
+    """Learns, on Ray Train workers or in this process, and leaves the final state in the run folder."""
+    settings, record, spec = job.config.train, job.run, spec_of(job.config.method)
+    if not spec.learns:
+        return TrainState(finished=True)
+    checkpoints = FileCheckpoints(record)
+    rounds = spec.rounds(job.config)
+    progress = TrainingProgress(rounds=rounds, epochs=settings.epochs, show=job.config.ray.progress)
+    if settings.workers == 0 or spec.fits_at_once:
+        state = job(local_context(settings), checkpoints, progress)
+    else:
+        ensure_ray(job.config.ray)
+        require_shared(job.config.store, setting="store")
+        require_shared(job.config.runs, setting="runs")
+        fingerprint = record.read_json("fingerprint.json")["fingerprint"]
+        storage = record.folder.child("ray_train")
+        state = train_on_workers(
+            job, settings, ray_settings=job.config.ray, storage=storage, name=fingerprint, log=progress
+        )
+        checkpoints.save_state(state)
+    progress.close()
+    record.write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in state.lines))
+    write_events(record, state.lines)
+    return state
+
+
+def finished_run(
+    job: TrainingJob,
+    plan: Plan,
+    state: TrainState,
+    *,
+    row_N: torch.Tensor,
+    row_T: torch.Tensor,
+    known: KnownLabels | None,
+) -> FinishedRun:
+    """The training that is over, with labels to measure it by; without them all images count as unlabelled."""
+    device = local_context(job.config.train).device
+    table = load_features(job.artefacts[FEATURES], plan.source)
+    return FinishedRun(
+        config=job.config,
+        classes=job.classes,
+        source=plan.source,
+        record=job.run,
+        artefacts=job.artefacts,
+        stored_spec=plan.stored_spec,
+        clip=load_clip(job.config.model.clip, device=str(device)),
+        method=final_method(job, state),
+        state=state.method,
+        table=table,
+        class_A=torch.full((len(table.id_N),), -1) if known is None else known.class_N,
+        row_N=row_N,
+        row_T=row_T,
+        device=device,
+    )
+
+
+def _evaluate(
+    job: TrainingJob,
+    finished: FinishedRun,
+    state: TrainState,
+    split: LabelSplit,
+    known: KnownLabels,
+    *,
+    transductive: bool,
+) -> dict[str, Any]:
+    """Predicts the test images and writes everything about the outcome but metrics.json, which it returns."""
+    config, names, record, table = finished.config, finished.classes.names, finished.record, finished.table
+    before, after = predict_tests(job, finished.method, finished)
+    seen, unseen = (split.seen or None), (split.unseen or None)
+    row_N, row_T = finished.row_N, finished.row_T
+    class_T, notes = known.measured(row_T)
+    class_N, _ = known.measured(row_N)
+    notes = [*notes_of(known.plan, table), *notes]
+    for note in notes:
+        _LOG.warning(note)
+    accuracies = evaluation.compare_predictions(before, after, class_T, len(names), seen, unseen)
+    predictions = evaluation.predictions_table(table, known.label_N, finished.classes, row_T, before, after)
+    record.write_table("predictions.parquet", predictions)
+    if state.history:
+        id_N = [table.id_N[row] for row in row_N.tolist()]
+        record.write_table("pseudo_labels.parquet", evaluation.pseudo_labels_table(state.history, id_N, names))
+    record.write_table("gallery.parquet", gallery_table(finished, predictions))
+    unlabelled_U = torch.from_numpy(split.unlabelled_U)
+    rounds = evaluation.round_metrics(state.history, class_N, unlabelled_U)
+    evaluation.add_scores(rounds, state.lines)
+    scorer, spec = job.scorer(finished.method, device=finished.device), spec_of(config.method)
+    return {
+        "name": record.name,
+        "method": config.method,
+        "prompt": spec.prompt(config),
+        "learned": spec.learned(config),
+        "paradigm": config.data.paradigm,
+        "dataset": config.data.source,
+        "classes": len(names),
+        "class_names": list(names),
+        "unseen_classes": [names[i] for i in split.unseen],
+        "seed": config.seed,
+        "notes": notes,
+        "labels": known.among(row_T).as_dict(),
+        "zero_shot": accuracies[0].as_dict(),
+        "adapted": accuracies[1].as_dict(),
+        "pseudo_labels": rounds[-1] if rounds else {"selected": 0, "accuracy": None},
+        "label_free_score": after.mutual_information,
+        "scores": None if scorer is None else scorer(finished.method),
+        "zero_shot_scores": None if scorer is None else scorer(job.zero_shot(finished.device)),
+        "rounds": rounds,
+        "evaluation": evaluation.evaluation_metrics(*accuracies, names, images=len(row_T), transductive=transductive),
+        "train": evaluation.train_metrics(state, config.train),
+    }
+
+
+def final_method(job: TrainingJob, state: TrainState) -> Method:
+    """The method with what it has learned, to predict with."""
+    method = build_for_prediction(job.config, job.classes, local_context(job.config.train).device, job.artefacts)
+    if state.method:
+        method.load_state_dict(state.method)
+    return method.eval()
+
+
+def predict_tests(job: TrainingJob, method: Method, finished: FinishedRun) -> tuple[Predictions, Predictions]:
+    """Zero-shot and adapted answers for the test images."""
+    device, batch_size = finished.device, job.config.train.predict_batch_size
+    table, row_T = finished.table, finished.row_T
+    zero_shot = job.zero_shot(device)
+    before = predict_classes(zero_shot, table.feature_ND, row_T, batch_size=batch_size, device=device)
+    if type(method) is type(zero_shot):
+        return before, before
+    images = images_of(method.input_kind, table, finished.artefacts)
+    return before, predict_classes(method, images, row_T, batch_size=batch_size, device=device)
+
+
+def _stage_metrics(result: StageResult) -> dict[str, Any]:
+    manifest = result.artefact.manifest
+    return {**manifest.stats, "bytes": sum(shard.bytes for shard in manifest.shards), "reused": result.reused}

@@ -1,0 +1,180 @@
+"""What a run will do, known before anything is computed: every `auto` resolved, every name and place checked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from raydapt.artefacts.features import features_recipe
+from raydapt.artefacts.pixels import KIND as PIXELS
+from raydapt.artefacts.pixels import pixels_recipe
+from raydapt.artefacts.spec import ArtefactSpec, PlanFacts
+from raydapt.artefacts.synthetic_images import HELD_OUT, HELD_OUT_FEATURES, HELD_OUT_PIXELS
+from raydapt.data.classes import resolve_classes
+from raydapt.data.labels import check_numbers
+from raydapt.data.sources import resolve_source
+from raydapt.methods.spec import MethodSpec
+from raydapt.methods.table import spec_of
+from raydapt.models.clip import load_clip
+from raydapt.run.teachers import TeacherRun, answers_spec, open_teacher
+from raydapt.settings.config import Config
+from raydapt.settings.tree import as_tree
+from raydapt.stages.place import StagePlace, is_there
+from raydapt.store.fingerprint import fingerprint
+from raydapt.store.run_record import Run, run_name
+
+FEATURES = "features"
+# Where a run happens and how often it saves: settings that change no result, and so no fingerprint.
+_RESOURCES = ("cpus_per_worker", "gpus_per_worker", "checkpoint_every_s", "max_failures", "predict_batch_size")
+_STAGE_RESOURCES = ("actors", "cpus_per_actor", "gpus_per_actor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(StagePlace):
+    """A run, decided."""
+
+    artefacts: tuple[ArtefactSpec, ...]
+    """All that is made to learn, in the order in which it is made."""
+    teachers: tuple[TeacherRun, ...]
+    """Finished runs whose answers are learned from."""
+    fingerprint: str
+    run_name: str
+
+    @property
+    def spec(self) -> MethodSpec:
+        """What the method tells about itself."""
+        return spec_of(self.config.method)
+
+
+def make_plan(config: Config) -> Plan:
+    """Resolves the settings against the source and the model.
+
+    Raises:
+        UserError: For a source, class list, model or threshold that cannot work.
+    """
+    spec = spec_of(config.method)
+    spec.check_paradigm(config)
+    source = resolve_source(config.data.source, rows_per_part=config.features.rows_per_part, limit=config.data.limit)
+    classes = resolve_classes(config.data, source)
+    check_numbers(classes, dict(source.label_counts or ()), setting=f"data.source={config.data.source!r}")
+    clip = load_clip(config.model.clip)
+    teachers = tuple(open_teacher(folder, classes) for folder in spec.teacher_runs(config))
+    facts = PlanFacts(
+        source=source,
+        classes=classes,
+        image_spec=clip.image_spec,
+        clip_identity=clip.identity,
+        features=features_recipe(source, clip.identity, clip.image_spec, config.data),
+        teachers=tuple(teacher.digest for teacher in teachers),
+    )
+    data = replace(config.data, class_names=list(classes.names), templates=list(classes.templates))
+    config = spec.resolve(replace(config, data=data), facts)
+    inputs = [facts.features.fingerprint, *spec.inputs(config, facts)]
+    inputs += [source.label_identity] if source.label_identity else []
+    digest = fingerprint("run", _what_matters(config, spec), inputs)
+    named = run_name(config.method, config.data.source, config.data.paradigm, config.seed, digest)
+    return Plan(
+        config=config,
+        facts=facts,
+        stored_spec=spec.stored_spec(config, clip.image_spec),
+        artefacts=artefacts_of_run(config, facts, teachers),
+        teachers=teachers,
+        fingerprint=digest,
+        run_name=named if config.name == "auto" else config.name,
+    )
+
+
+def artefacts_of_run(
+    config: Config, facts: PlanFacts, teachers: Sequence[TeacherRun] = (), *, to_learn: bool = True
+) -> tuple[ArtefactSpec, ...]:
+    """What a run needs, in the order in which it is made.
+
+    Args:
+        config: Resolved.
+        facts: Of the run.
+        teachers: Finished runs whose answers are learned from.
+        to_learn: False for what a method that has learned needs to predict.
+    """
+    spec = spec_of(config.method)
+    specs = [ArtefactSpec(name=FEATURES, kind=FEATURES, recipe=facts.features)]
+    pixels = spec.input_kind(config) == "pixels"
+    if pixels:
+        stored = spec.stored_spec(config, facts.image_spec)
+        recipe = pixels_recipe(facts.source, stored, config.data)
+        specs.append(ArtefactSpec(name=PIXELS, kind=PIXELS, recipe=recipe))
+    specs += [answers_spec(number, teacher, facts) for number, teacher in enumerate(teachers)] if to_learn else []
+    own = spec.artefacts(config, facts, to_learn=to_learn)
+    if to_learn and config.synthesis.held_out:  # before the method's own, which are the first of the same images
+        own = [*held_out_artefacts(config, facts, first=spec.synthetic_images(config), pixels=pixels), *own]
+    return tuple({artefact.name: artefact for artefact in (*specs, *own)}.values())
+
+
+def held_out_artefacts(config: Config, facts: PlanFacts, *, first: int, pixels: bool) -> list[ArtefactSpec]:
+    """The synthetic images that nothing learns from, with what the scores read of them.
+
+    They are the last of the images of each class: after those of the method, where it learns from some.
+
+    Args:
+        config: Resolved.
+        facts: Of the run.
+        first: Images of each class that are left to the method.
+        pixels: Whether the method reads pixels.
+    """
+    from raydapt.methods.air.specs import synthetic_specs  # diffusers takes seconds to import
+
+    names = (HELD_OUT, HELD_OUT_FEATURES, HELD_OUT_PIXELS)
+    return synthetic_specs(config, facts, samples=first + config.synthesis.held_out, names=names, pixels=pixels)
+
+
+def describe_plan(plan: Plan) -> str:
+    """The plan in words: inputs, stages, what is already there."""
+    config, source, spec = plan.config, plan.source, plan.spec
+    record = Run(config.runs, plan.run_name)
+    rows = "an unknown number of" if source.rows is None else f"{source.rows:,}"
+    names = ", ".join(plan.classes.names[:5]) + (", …" if len(plan.classes.names) > 5 else "")
+    where = f"{config.train.workers} Ray Train workers" if config.train.workers else "this process"
+    learned = f"{spec.learned(config)}, {config.train.epochs} epochs a round, in {where}" if spec.learns else "nothing"
+    learned = f"{spec.learned(config)}, at once" if spec.fits_at_once else learned
+    return "\n".join(
+        [
+            f"run       {record.path}{' (finished)' if record.exists('metrics.json') else ''}",
+            f"images    {source.uri} ({source.kind}, {rows} images, {len(source.parts)} parts)",
+            f"classes   {len(plan.classes.names)}: {names}",
+            f"prompt    {plan.classes.templates[0]!r} and {len(plan.classes.templates) - 1} more",
+            f"model     {config.model.clip} ({plan.image_spec.size_px} px)",
+            f"method    {config.method}, {config.data.paradigm}, seed {config.seed}",
+            *(f"stage     {_described(plan, artefact)}" for artefact in plan.artefacts),
+            f"train     {learned}",
+            "then      predictions.parquet, metrics.json, report.html",
+        ]
+    )
+
+
+def _described(plan: Plan, spec: ArtefactSpec) -> str:
+    """One artefact in words: its name, and how much of it is there."""
+    if spec.recipe is None:
+        return f"{spec.name}: {spec.kind} of {spec.of}, once it is there"
+    artefact = plan.store.artefact_of(spec.recipe)
+    if is_there(plan, spec):
+        rows = f" ({artefact.manifest.rows:,} rows)" if spec.parts is None else ""
+        return f"{spec.name} {artefact.fingerprint}: there{rows}"
+    wanted = set(spec.parts) if spec.parts is not None else {part.index for part in plan.source.parts}
+    there = len(artefact.committed_parts() & wanted)
+    state = f"{there:,} of {len(wanted):,} parts there" if there else "to be made"
+    return f"{spec.name} {artefact.fingerprint}: {state}"
+
+
+def _what_matters(config: Config, spec: MethodSpec) -> dict[str, Any]:
+    """The settings that change a result, for the run's fingerprint."""
+    tree = as_tree(config)
+    matters = {"method": config.method, "seed": config.seed, "data": tree["data"], "model": tree["model"]}
+    del matters["data"]["max_error_share"]
+    if matters["data"]["first_label"] in ("auto", 0):  # which mean the same, and what it was before it could be said
+        del matters["data"]["first_label"]
+    if spec.learns and not spec.fits_at_once:
+        matters["train"] = {key: value for key, value in tree["train"].items() if key not in _RESOURCES}
+    matters |= spec.matters(config)
+    if spec.synthetic_images(config) or config.synthesis.held_out:
+        left_out = _STAGE_RESOURCES if config.synthesis.held_out else (*_STAGE_RESOURCES, "held_out")
+        matters["lora"] = tree["lora"]
+        matters["synthesis"] = {key: value for key, value in tree["synthesis"].items() if key not in left_out}
+    return matters

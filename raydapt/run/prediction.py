@@ -1,0 +1,195 @@
+"""An adapted run on other images: predictions, and accuracies where there are labels."""
+
+import json
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from raydapt.artefacts.features import FeatureTable, load_features, require_readable_tests
+from raydapt.artefacts.inputs import images_of
+from raydapt.data.labels import LabelFindings
+from raydapt.errors import UserError
+from raydapt.methods.configuration import EverySetting, config_from_tree
+from raydapt.methods.predictions import Predictions, predict_classes
+from raydapt.methods.zero_shot.method import ZeroShot
+from raydapt.models.clip import load_clip
+from raydapt.run import evaluation
+from raydapt.run.finished import load_learned, open_run, split_folder
+from raydapt.run.known_labels import KnownLabels, notes_of, read_known_labels
+from raydapt.run.making import artefacts_of, make_artefacts
+from raydapt.run.plan import FEATURES, Plan, make_plan
+from raydapt.settings.config import Config
+from raydapt.settings.tree import apply_override, as_tree
+from raydapt.store.artefact import Artefact
+from raydapt.store.fingerprint import fingerprint
+from raydapt.store.run_record import Run, safe_name
+from raydapt.train.job import build_for_prediction
+from raydapt.train.ray_train import local_context
+
+_LOG = logging.getLogger(__name__)
+_CHANGEABLE = ("data.", "features.", "ray.", "store", "runs", "train.predict_batch_size")
+"""What a run that is applied to other images may be given."""
+
+
+def predict(run_folder: str, overrides: list[str], *, output: str | None = None) -> str:
+    """Predicts all images of a source with an adapted run.
+
+    Args:
+        run_folder: A finished run.
+        overrides: Settings on top of the run's, such as ``data.source=photos/``.
+        output: Folder to write to; by default ``predictions/<source>`` in the run folder.
+
+    Returns:
+        The path of ``predictions.parquet``: id, path, split, label, zero_shot, predicted, and their confidences.
+
+    Raises:
+        UserError: For a folder that is no run, or a source that cannot be read.
+    """
+    applied = _apply(run_folder, overrides, all_images=True)
+    return _write(applied, output)
+
+
+def predictions_of(run_folder: str, overrides: list[str]) -> pa.Table:
+    """The table that `predict` writes, and no file."""
+    return _table(_apply(run_folder, overrides, all_images=True))
+
+
+def evaluate_on(run_folder: str, overrides: list[str]) -> str:
+    """Measures as `measure` does, and returns the accuracies as JSON and where the predictions are."""
+    metrics, path = measure(run_folder, overrides)
+    return f"{json.dumps(metrics, indent=2)}\nPredictions: {path}"
+
+
+def measure(run_folder: str, overrides: list[str]) -> tuple[dict[str, Any], str]:
+    """Measures an adapted run on labelled images of its classes, by default the test images of its own set.
+
+    Returns:
+        The measured accuracies in percent; the same stands in ``metrics.json`` beside the predictions. And the path of
+        these.
+
+    Raises:
+        UserError: As `predict`, and when no image has a label that is one of the classes.
+    """
+    applied = _apply(run_folder, overrides, all_images=False)
+    found = applied.known.among(applied.row_T)
+    if found.unknown_images < found.labelled:
+        found.require_measurable(applied.plan.config.data.max_error_share)
+    notes = [*notes_of(applied.plan, applied.table), *([found.sentence] if found.sentence else [])]
+    class_T = applied.known.class_N[applied.row_T]
+    n_classes = len(applied.plan.classes.names)
+    before, after = evaluation.compare_predictions(applied.before, applied.after, class_T, n_classes, None, None)
+    if after.top1 is None:
+        raise UserError(
+            f"Setting data.source={applied.plan.config.data.source!r} has no image with a label among the classes of "
+            f"the run{_strangers(found)}: use 'raydapt predict', or give data.class_names."
+        )
+    for note in notes:
+        _LOG.warning(note)
+    path = _write(applied, None)
+    metrics = {
+        "run": applied.run.name,
+        "dataset": applied.plan.config.data.source,
+        "images": after.images,
+        "zero_shot": before.as_dict(),
+        "adapted": after.as_dict(),
+        "notes": notes,
+    }
+    applied.run.write_json(f"{_folder_name(applied.plan)}/metrics.json", metrics)
+    return metrics, path
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Applied:
+    """A run's answers for a source."""
+
+    run: Run
+    plan: Plan
+    table: FeatureTable
+    known: KnownLabels
+    row_T: torch.Tensor
+    before: Predictions
+    after: Predictions
+
+
+def _apply(run_folder: str, overrides: list[str], *, all_images: bool) -> _Applied:
+    run, config = open_run(run_folder)
+    wanted = _overridden(run, config, overrides)
+    plan = make_plan(wanted)
+    artefacts = artefacts_of(make_artefacts(plan, to_learn=False))
+    table, known = load_features(artefacts[FEATURES], plan.source), read_known_labels(plan, artefacts[FEATURES])
+    row_T = table.valid_N.nonzero().flatten()
+    if not all_images:
+        require_readable_tests(wanted.data, table)
+        tests = [i for i in row_T.tolist() if table.split_N[i] in (None, *wanted.data.test_splits)]
+        row_T = torch.tensor(tests, dtype=torch.int64) if tests else row_T
+    if not len(row_T):
+        raise UserError(f"Setting data.source={wanted.data.source!r} has no image that can be read: give another one.")
+    before, after = _answer(run, plan, artefacts, table, row_T)
+    return _Applied(run=run, plan=plan, table=table, known=known, row_T=row_T, before=before, after=after)
+
+
+def _overridden(run: Run, config: Config, overrides: list[str]) -> Config:
+    """The settings of a run applied to other images.
+
+    Raises:
+        UserError: For a setting that belongs to the run.
+    """
+    tree: dict[str, Any] = as_tree(config)
+    if any(item.startswith("data.source=") for item in overrides):
+        tree["data"]["limit"] = None  # it counted the run's own images
+    for item in overrides:
+        apply_override(tree, item, kind=EverySetting)
+        key = item.partition("=")[0]
+        if not key.startswith(_CHANGEABLE):
+            raise UserError(
+                f"Setting {key} belongs to the run {run.name}, which was learned with it: only data.*, features.*, "
+                "ray.*, store, runs and train.predict_batch_size can be changed here."
+            )
+    return config_from_tree(tree)
+
+
+def _answer(
+    run: Run, plan: Plan, artefacts: dict[str, Artefact], table: FeatureTable, row_T: torch.Tensor
+) -> tuple[Predictions, Predictions]:
+    """Zero-shot and adapted answers."""
+    config, device = plan.config, local_context(plan.config.train).device
+    batch_size, clip = config.train.predict_batch_size, load_clip(config.model.clip, device=str(device))
+    plain = ZeroShot(clip, clip.class_embeddings(plan.classes.names, plan.classes.templates[:1])).to(device)
+    before = predict_classes(plain, table.feature_ND, row_T, batch_size=batch_size, device=device)
+    method = load_learned(build_for_prediction(config, plan.classes, device, artefacts), run, config)
+    images = images_of(method.input_kind, table, artefacts)
+    return before, predict_classes(method, images, row_T, batch_size=batch_size, device=device)
+
+
+def run_of_job(config: Config) -> str:
+    """The folder that a run of these settings has."""
+    return f"{config.runs.rstrip('/')}/{Run(config.runs, make_plan(config).run_name).name}"
+
+
+def _table(applied: _Applied) -> pa.Table:
+    return evaluation.predictions_table(
+        applied.table, applied.known.label_N, applied.plan.classes, applied.row_T, applied.before, applied.after
+    )
+
+
+def _write(applied: _Applied, output: str | None) -> str:
+    table = _table(applied)
+    target = applied.run if output is None else Run(*split_folder(output))
+    name = "predictions.parquet" if output is not None else f"{_folder_name(applied.plan)}/predictions.parquet"
+    target.write_table(name, table)
+    return target.file(name)
+
+
+def _strangers(found: LabelFindings) -> str:
+    """The labels that are no class, for a sentence; empty without labels."""
+    return f" ({found.sentence.rstrip('.')})" if found.sentence else ""
+
+
+def _folder_name(plan: Plan) -> str:
+    """A folder of its own for every source and class list that a run is applied to."""
+    short = safe_name(plan.config.data.source.rstrip("/").rsplit("/", 1)[-1], limit=40)
+    inputs = [identity for identity in (plan.source.identity, plan.source.label_identity) if identity]
+    return f"predictions/{short}-{fingerprint('applied', as_tree(plan.config.data), inputs)[:8]}"

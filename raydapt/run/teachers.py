@@ -1,0 +1,70 @@
+"""Finished runs as teachers: their answers for the images of another run, as an artefact like any other.
+
+Co-Reg asks the frozen model under many wordings. A run that has adapted the model to the same images knows more than
+any wording, so the small students of `coreg` can start from its answers: adapt first, then make it small.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+from raydapt.artefacts.spec import ArtefactSpec, PlanFacts
+from raydapt.data.classes import ClassSpace
+from raydapt.errors import UserError
+from raydapt.run.finished import open_run
+from raydapt.settings.config import Config
+from raydapt.store.fingerprint import Recipe
+from raydapt.store.run_record import Run
+from raydapt.train.job import CHECKPOINT
+
+ANSWERS = "answers"
+"""The kind of artefact: class probabilities of every image, in the order of the features."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherRun:
+    """A finished run that teaches.
+
+    Attributes:
+        run: Its folder.
+        config: Its settings.
+        digest: Of what it has learned.
+    """
+
+    run: Run
+    config: Config
+    digest: str
+
+
+def open_teacher(folder: str, classes: ClassSpace) -> TeacherRun:
+    """A finished run of the same classes.
+
+    Raises:
+        UserError: For a folder that is no finished run, a run of other classes, or one that has seen labels.
+    """
+    run, config = open_run(folder)
+    if list(config.data.class_names) != list(classes.names):
+        raise UserError(
+            f"Setting coreg.voters: run {folder!r} tells {len(config.data.class_names)} classes apart that are not "
+            f"the {len(classes.names)} of this job: give a run of the same classes in the same order."
+        )
+    if config.data.paradigm != "ul":
+        raise UserError(
+            f"Setting coreg.voters: run {folder!r} was given labels (data.paradigm={config.data.paradigm}): only "
+            "runs without any can teach."
+        )
+    learned = run.read_bytes(CHECKPOINT) if run.exists(CHECKPOINT) else b""
+    digest = run.read_json("fingerprint.json")["fingerprint"] + hashlib.sha256(learned).hexdigest()[:16]
+    return TeacherRun(run=run, config=config, digest=digest)
+
+
+def answers_spec(number: int, teacher: TeacherRun, facts: PlanFacts) -> ArtefactSpec:
+    """A teacher's answers for the images of a run; nothing but other artefacts reads them."""
+    recipe = Recipe(
+        kind=ANSWERS,
+        settings={"class_names": list(facts.classes.names)},
+        inputs=(facts.features.fingerprint, teacher.digest),
+        weights=facts.clip_identity,
+    )
+    return ArtefactSpec(
+        name=f"{ANSWERS}_{number}", kind=ANSWERS, recipe=recipe, depends_on=("features",), step=True, job=teacher
+    )

@@ -1,0 +1,1 @@
+"""Settings: types, trees, shared groups and the whole configuration."""

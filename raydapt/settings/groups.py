@@ -1,0 +1,204 @@
+"""The groups of settings that methods, stages and verbs share: frozen dataclasses, a meaning below each field."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Gt, Le
+
+from raydapt.settings.types import STRICT, Auto, Count, NodeLabel, NonNegative, Positive, PositiveInt, Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """What the images are, and which of them a method may learn from."""
+
+    __pydantic_config__ = STRICT
+
+    source: str = "digits"
+    """Class folders, a flat folder, Parquet, WebDataset tars, ``hf://…``, ``s3://…``, or a named set."""
+    class_names: Auto | list[str] | str = "auto"
+    """A list, or the path of a text file (one name a line); ``auto``: from the named set or the folders."""
+    first_label: Auto | Count = "auto"
+    """Number of the first class where labels are numbers and names are given; ``auto``: 0, where a label 0 is there."""
+    templates: Auto | list[str] = "auto"
+    """Prompt wordings with one ``{}`` each; the first is the prompt, all of them are the ensemble."""
+    paradigm: Literal["ul", "ssl", "trzsl"] = "ul"
+    """Nothing labelled, a few labelled images per class, or the seen classes labelled."""
+    train_splits: list[str] = field(default_factory=lambda: ["train"])
+    """Splits that are adapted to."""
+    test_splits: list[str] = field(default_factory=lambda: ["test"])
+    """Splits that are evaluated on; where a source has none of them, the training images are."""
+    shots: PositiveInt = 2
+    """Labelled images per class in SSL."""
+    split_seed: Count = 500
+    """Seed of the seen/unseen division of the classes in TRZSL (the published ones are 500, 0 and 200)."""
+    seen_share: Annotated[float, Gt(0), Le(1)] = 0.62
+    """Share of the classes that is seen in TRZSL."""
+    limit: PositiveInt | None = None
+    """Use the first images of the source alone."""
+    max_error_share: Share = 0.01
+    """The stage fails when a larger share of its rows cannot be read."""
+    max_image_pixels: PositiveInt = 100_000_000
+    """Larger images are rows with an error; their header is read before they are decoded."""
+    max_image_bytes: PositiveInt = 64 * 1024 * 1024
+    """Larger files are rows with an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The CLIP model and what of it is learned."""
+
+    __pydantic_config__ = STRICT
+
+    clip: str = "mini"
+    """``mini``, a folder in open_clip's layout, ``hf-hub:…``, or ``ARCHITECTURE/PRETRAINED`` of open_clip."""
+    prompt: Literal["text", "visual", "both"] = "text"
+    """What is learned: vectors before the class name, tokens in the image tower, or both (through one transformer)."""
+    text_prompt_tokens: PositiveInt = 16
+    """Length of the text prompt; the class name and it must fit into the text tower."""
+    visual_prompt_tokens: PositiveInt = 16
+    """Length of the visual prompt, after CLS."""
+    classes_per_chunk: PositiveInt = 256
+    """Class texts encoded at a time; with more classes the backward pass recomputes chunk by chunk."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSettings:
+    """How a Ray Data stage is spread over the cluster. Nothing here changes a result."""
+
+    __pydantic_config__ = STRICT
+
+    actors: PositiveInt | Auto = "auto"
+    """Model actors; ``auto``: one per GPU, else one per two CPUs."""
+    batch_size: PositiveInt = 256
+    """Images that an encoder takes at a time."""
+    cpus_per_actor: NonNegative = 1.0
+    """Logical CPUs that each model actor reserves."""
+    gpus_per_actor: NonNegative | Auto = "auto"
+    """GPUs that each model actor reserves; ``auto``: one where there are some; 0.5 puts two on one."""
+    rows_per_part: PositiveInt = 512
+    """Rows that are read, committed and resumed together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """The training loop shared by every method."""
+
+    __pydantic_config__ = STRICT
+
+    workers: Count = 0
+    """Ray Train workers; 0 trains in this process."""
+    gpus_per_worker: NonNegative | Auto = "auto"
+    """GPUs that each worker reserves; ``auto``: one where there are some."""
+    cpus_per_worker: Positive = 1.0
+    """Logical CPUs that each worker reserves."""
+    epochs: PositiveInt = 50
+    """Epochs of each round."""
+    batch_size: PositiveInt = 64
+    """Images per optimiser step over all workers."""
+    max_steps_per_round: PositiveInt | None = None
+    """Ends a round early; the learning-rate schedule then spans these steps."""
+    optimizer: Literal["sgd", "adamw", "adamw_clip"] = "sgd"
+    """``adamw_clip``: with the betas 0.9 and 0.98 and the 1e-6 of CLIP's training, and no decay of vectors."""
+    learning_rate: Positive = 0.02
+    """The highest one, reached after the warm-up; a cosine then lowers it step by step."""
+    momentum: Share = 0.9
+    """Of SGD; AdamW keeps its own betas."""
+    weight_decay: NonNegative = 0.05
+    """Of the optimiser."""
+    warmup_epochs: NonNegative = 2.0
+    """Epochs of each round in which the learning rate rises from 0."""
+    final_rate_share: Share = 0.0
+    """What the cosine leaves of the learning rate at the end."""
+    clip_grad_norm: NonNegative = 0.8
+    """0 turns clipping off."""
+    gradient_accumulation: PositiveInt = 1
+    """Parts that a worker's share of a batch is cut into."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """``auto``: bf16 on devices that have it natively, fp32 elsewhere."""
+    checkpoint_every_s: NonNegative = 30.0
+    """Least time between two checkpoints; 0 writes one after every epoch."""
+    max_failures: Count = 3
+    """Times that lost workers are replaced."""
+    predict_batch_size: PositiveInt = 1024
+    """Images at a time where nothing is learned; changes no result."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthesisSettings:
+    """Synthetic images: which pipeline makes how many of each class, and how (AiR; every default a reconstruction)."""
+
+    __pydantic_config__ = STRICT
+
+    pipeline: str = "mini"
+    """``mini``, a folder in diffusers' Stable Diffusion layout, or a name of the model hub."""
+    lora: str | None = None
+    """Folder of LoRA weights to be used as they are; None: the settings of ``lora`` decide."""
+    samples_per_class: PositiveInt = 100
+    """M. More of them later are added to those that are there."""
+    held_out: Count = 0
+    """Further images of each class that nothing learns from: the label-free scores of any method go by them."""
+    template: Auto | str = "auto"
+    """Prompt with one ``{}``; ``auto``: the first of the data's templates."""
+    negative_prompt: str = ""
+    """What images are to be unlike; empty: nothing."""
+    scheduler: Literal["pipeline", "ddim", "dpm++", "euler", "lcm"] = "dpm++"
+    """The sampler: the one that the pipeline comes with, or another; ``lcm`` suits pipelines distilled to few steps."""
+    steps: PositiveInt = 20
+    """Denoising steps of an image."""
+    guidance: NonNegative = 7.5
+    """Scale of classifier-free guidance; up to 1 there is none."""
+    size_px: PositiveInt | Auto = "auto"
+    """Side of the images; ``auto``: the pipeline's own."""
+    seed: Count = 0
+    """Of the images; the run's own seed does not change them."""
+    batch_size: PositiveInt = 20
+    """Images of one class that are made at once, committed and resumed together."""
+    actors: PositiveInt | Auto = "auto"
+    """Actors that hold the pipeline; ``auto``: one per GPU, else one per two CPUs."""
+    cpus_per_actor: NonNegative = 1.0
+    """Logical CPUs that each of them reserves."""
+    gpus_per_actor: NonNegative | Auto = "auto"
+    """GPUs that each of them reserves; ``auto``: one where there are some."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """Low-rank adaptation of the pipeline to the target images (AiR; every default a reconstruction)."""
+
+    __pydantic_config__ = STRICT
+
+    enabled: bool = True
+    """Off: the pipeline makes images as it is."""
+    rank: PositiveInt = 4
+    """Of the low-rank matrices."""
+    text_encoder: bool = False
+    """Adapt the text encoder's attention as well as the UNet's."""
+    images_per_class: PositiveInt = 16
+    """The most confident pseudo-labelled images of each class are learned from."""
+    learning_rate: Positive = 1e-4
+    """Of AdamW."""
+    steps: PositiveInt = 1000
+    """Optimiser steps."""
+    batch_size: PositiveInt = 16
+    """Images per step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaySettings:
+    """The Ray cluster that a run uses."""
+
+    __pydantic_config__ = STRICT
+
+    address: str = "auto"
+    """``local`` starts a cluster here, ``auto`` does so unless RAY_ADDRESS names one, else an address to join."""
+    cpus: PositiveInt | Auto = "auto"
+    """Logical CPUs of a local cluster; ``auto``: at least 4."""
+    progress: bool | Auto = "auto"
+    """Rewrite a line of progress in place; ``auto``: on a terminal outside CI; off: write none."""
+    decode_nodes: NodeLabel | None = None
+    """Label, such as ``raydapt=cpu``, of the nodes that read and decode; none: any node."""
+    model_nodes: NodeLabel | None = None
+    """Label, such as ``raydapt=gpu``, of the nodes that hold models and train; none: any node."""
+    wait_for_nodes_s: NonNegative = 900.0
+    """How long to wait for nodes that a cluster lacks and may start; 0 says at once what is missing."""

@@ -1,0 +1,1 @@
+"""Where runs and artefacts live: folders, the artefact store, fingerprints."""

@@ -1,1 +1,0 @@
-"""The embedded miniature models and the jobs that train them."""

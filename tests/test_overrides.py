@@ -1,0 +1,46 @@
+from typing import Any
+
+import pytest
+
+from raydapt.errors import UserError
+from raydapt.methods.configuration import load_config
+from raydapt.settings.config import Config
+from raydapt.settings.tree import apply_override
+
+TEXTS = ["/photos/set #2", "set # 2", "#1", "a: b", "2024", "1e3", "no", "null ", "2024-01-01", "0x10", "yes"]
+TEXTS += ["{a,b}.tar", "{0..9}", "x-{00..09}.tar", "[set] 1", "[set]", "*.tar", "&x", "!y", "@z", "- a", "? b", "| c"]
+TEXTS += ["%d", "date=2024/", "best run (1)", "a, b", "~/x", "it's", 'a "b"', "'a' b", "'a' #b", "été", ".", "a\\b"]
+TEXTS += ["> x", "`x`"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_is_taken_as_it_stands(text: str) -> None:
+    assert load_config(None, [f"data.source={text}"]).data.source == text.strip()
+    assert load_config(None, [f"name={text}"]).name == text.strip()
+
+
+@pytest.mark.parametrize(("text", "value"), [("'set #2'", "set #2"), ('"2024"', "2024"), ("''", ""), ("", "")])
+def test_quotes_are_those_of_yaml(text: str, value: str) -> None:
+    assert load_config(None, [f"data.source={text}"]).data.source == value
+
+
+def test_lists_of_texts_are_texts() -> None:
+    given = load_config(None, ["data.class_names=[yes, no, 1, 'C #', null]"]).data.class_names
+    assert given == ["yes", "no", "1", "C #", "null"]
+    assert load_config(None, ["data.class_names=names #1.txt"]).data.class_names == "names #1.txt"
+
+
+def test_numbers_and_nothing_are_what_they_were() -> None:
+    config = load_config(None, ["train.epochs=5", "train.learning_rate=1e-3", "data.limit=null", "ray.progress=false"])
+    assert (config.train.epochs, config.train.learning_rate, config.data.limit) == (5, 0.001, None)
+    assert config.ray.progress is False
+    with pytest.raises(UserError, match=r"train\.epochs"):
+        load_config(None, ["train.epochs=five"])
+
+
+def test_a_tree_of_no_known_kind() -> None:
+    tree: dict[str, Any] = {}
+    for item in ("a.b=[1, x]", "c=x #1", "d=3", "e={f: 1}", "g=true"):
+        apply_override(tree, item)
+    assert tree == {"a": {"b": [1, "x"]}, "c": "x #1", "d": 3, "e": {"f": 1}, "g": True}
+    assert Config().name == "auto"
