@@ -86,12 +86,15 @@ def tune_report(sweep_folders: tuple[str, ...]) -> None:
 @cli.command()
 @_CONFIG
 @_OVERRIDES
-def features(config: str | None, overrides: tuple[str, ...]) -> None:
+@click.option("--output", help="Folder for features.parquet and classes.parquet, which another machine can adapt to.")
+@click.option("--half", is_flag=True, help="Write float16, which takes half the space.")
+def features(config: str | None, overrides: tuple[str, ...], output: str | None, half: bool) -> None:
     """Computes the CLIP features of an image set and prints where they are."""
     settings = _load(config, overrides)
     from raydapt.run import pipeline
 
-    click.echo(pipeline.features(settings))
+    for place in pipeline.features(settings, output=output, precision="float16" if half else "float32"):
+        click.echo(place)
 
 
 @cli.command()

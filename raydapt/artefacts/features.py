@@ -44,7 +44,12 @@ class FeatureTable:
 
 
 def features_recipe(source: Source, clip_identity: str, image_spec: ImageSpec, data: DataSettings) -> Recipe:
-    """What the features depend on; the source's identity holds the images and the way they are cut into parts."""
+    """What the features depend on; the source's identity holds the images and the way they are cut into parts.
+
+    A source of features depends on nothing else: no model has a part in them.
+    """
+    if source.width:
+        return Recipe(kind=KIND, settings={"given": True, "width": source.width}, inputs=(source.identity,))
     settings = image_settings(image_spec, data)
     return Recipe(kind=KIND, settings=settings, inputs=(source.identity,), weights=clip_identity)
 

@@ -45,6 +45,7 @@ class PlanFacts:
         clip_identity: Of its weights.
         features: The recipe of the images' features.
         teachers: Digests of the finished runs that the settings name, in their order.
+        text_tower: False where class embeddings stand for the whole model.
     """
 
     source: Source
@@ -53,3 +54,4 @@ class PlanFacts:
     clip_identity: str
     features: Recipe
     teachers: tuple[str, ...] = ()
+    text_tower: bool = True

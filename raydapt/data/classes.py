@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raydapt.data import webdataset
+from raydapt.data.class_features import ClassFeatures, read_class_features
 from raydapt.data.named_sets import NamedSet, default_templates, named_set, set_of_names
 from raydapt.data.sources import Source, read_label_names
 from raydapt.data.spelling import loose, normal, position, prompt_name, same_name
@@ -99,13 +100,15 @@ def resolve_classes(data: DataSettings, source: Source) -> ClassSpace:
     """Finds the class names and templates of a run and checks them.
 
     Names come from `data.class_names` (a list, a text file with one name a line, or the name of a named set), else from
-    the named set, else from the labels of the source. Templates come from `data.templates`, else from the named set.
+    the class embeddings, the named set, or the labels of the source. Templates come from `data.templates`, else from
+    the class embeddings or the named set.
 
     Raises:
         UserError: For no names, a single class, the same name twice, an empty or overlong name, or a template without
             exactly one ``{}``.
     """
     known = named_set(data.source)
+    features = _given_features(data)
     if isinstance(data.class_names, str) and data.class_names != "auto" and named_set(data.class_names):
         known = named_set(data.class_names)
         names, labels = _names_of_set(known)
@@ -114,6 +117,8 @@ def resolve_classes(data: DataSettings, source: Source) -> ClassSpace:
         names = labels = tuple(normal(str(name)) for name in given)
         if listed := set_of_names(names, first=known):  # as the settings of a run of that set have them
             labels = listed.labels
+    elif features is not None:
+        names = labels = features.names
     elif known:
         names, labels = _names_of_set(known)
     else:
@@ -122,15 +127,25 @@ def resolve_classes(data: DataSettings, source: Source) -> ClassSpace:
         if source.kind == "tar" and (beside := webdataset.listed_names(source)) and _are_places(labels, len(beside)):
             names = labels = tuple(normal(name) for name in beside)
     _check_names(names, data, source)
-    if data.templates == "auto":
+    if features is not None:
+        templates = features.templates if data.templates == "auto" else tuple(data.templates)
+        features.embeddings(names, templates)  # which refuses what the file does not have
+    elif data.templates == "auto":
         templates = known.templates if known else default_templates()
     else:
         templates = tuple(data.templates)
-    check_templates(templates)
+    if features is None:
+        check_templates(templates)
     meant = set_of_names(names, first=known) or known
     aliases = _aliases(meant, names) if meant else ()
     first = None if data.first_label == "auto" else data.first_label
     return ClassSpace(names=names, labels=labels, templates=templates, aliases=aliases, first_label=first)
+
+
+def _given_features(data: DataSettings) -> ClassFeatures | None:
+    if data.class_features is None:
+        return None
+    return read_class_features(data.class_features, data.class_names if isinstance(data.class_names, list) else None)
 
 
 def fill_template(template: str, name: str) -> str:

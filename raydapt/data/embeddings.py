@@ -110,6 +110,7 @@ def plan(found: Listing, *, rows_per_part: int, limit: int | None) -> Source:
         has_labels=any("label" in file.known for _, file in seen),
         splits=tuple(sorted(split for split in splits if split is not None)),
         width=parts[0].width,
+        notes=("The source holds features in place of images, so there are no pictures to show.",),
     )
 
 

@@ -122,6 +122,10 @@ def read_parts(parts: Sequence[Part], data: DataSettings) -> Iterator[tuple[Part
         cannot be read is a row with an error, never an exception.
     """
     for group in group_parts(parts):
+        if group[0].kind == embeddings.KIND:
+            raise UserError(
+                f"{group[0].uris[0]!r} holds features, and this looks at images: give these as data.source."
+            )
         if group[0].kind in ("parquet", "arrow"):
             yield from tables.read(group, data.max_image_bytes)
             continue

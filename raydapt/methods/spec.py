@@ -152,6 +152,15 @@ class MethodSpec(ABC):
         """What it takes for an image."""
         return "features"
 
+    def unfit_for_features(self, config: Config, *, text_tower: bool) -> str | None:
+        """Why it cannot learn where there are features and no images, in a sentence with the way out; None if it can.
+
+        Args:
+            config: Resolved.
+            text_tower: False where class embeddings stand for the whole model.
+        """
+        return None
+
     def stored_spec(self, config: Config, image_spec: ImageSpec) -> ImageSpec:
         """How images are stored where it reads pixels or cuts crops."""
         return image_spec

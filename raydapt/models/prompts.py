@@ -155,14 +155,14 @@ class PromptedClip(OnClip):
     ) -> None:
         super().__init__(clip)
         kind = settings.prompt
-        self.uses_pixels = kind != "text"
+        self.uses_pixels = kind in ("visual", "both")
         self.text: TextPrompt | None = None
         self.visual: VisualPrompt | None = None
         self.joint: JointPrompt | None = None
         if kind != "visual":
             n_tokens, size = settings.text_prompt_tokens, settings.classes_per_chunk
             self.text = TextPrompt(clip, class_names, n_tokens=n_tokens, classes_per_chunk=size, seed=seed)
-        if kind != "text":
+        if self.uses_pixels:
             self.visual = VisualPrompt(clip, n_tokens=settings.visual_prompt_tokens, seed=seed)
         if kind == "both":
             self.joint = JointPrompt(clip.text_tower.width, vision_width(clip.model.visual), seed=seed).to(clip.device)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raydapt.models.clip import Clip, OnClip
+from raydapt.models.prompts import PromptedClip
 
 PUBLISHED_SCALE = 0.5
 """alpha of the paper for all of its sets but Flowers102, which has 1 (section 4.1)."""
@@ -57,7 +58,9 @@ class ResidualPrompt(OnClip):
     """
 
     uses_pixels = False
-    text = visual = joint = None
+    text: None = None
+    visual: None = None
+    joint: None = None
 
     def __init__(self, clip: Clip, class_CD: Tensor, *, scale: float = PUBLISHED_SCALE) -> None:
         super().__init__(clip)
@@ -82,3 +85,7 @@ class ResidualPrompt(OnClip):
         """L2-normalised class embeddings [C, D] as they are learned now."""
         class_CD: Tensor = self.residual()
         return class_CD
+
+
+Prompted = PromptedClip | ResidualPrompt
+"""What methods learn in rounds: a prompt, or the class embeddings themselves."""

@@ -28,10 +28,9 @@ class TunedNorms(OnClip):
 
     def __init__(self, clip: Clip, *, learn: bool) -> None:
         super().__init__(clip)
-        visual: nn.Module = clip.model.visual
         norms = {
             f"{place}.{name}": parameter
-            for place, module in visual.named_modules()
+            for place, module in (clip.model.visual.named_modules() if learn else ())
             if isinstance(module, nn.LayerNorm)
             for name, parameter in module.named_parameters(recurse=False)
         }
@@ -40,7 +39,7 @@ class TunedNorms(OnClip):
                 f"Setting fair.layer_norms=true, but the image tower of model.clip={clip.name!r} has no LayerNorm: "
                 "set it to false to learn the anchors alone, or choose a vision transformer."
             )
-        self._places = tuple(norms) if learn else ()
+        self._places = tuple(norms)
         self.norms = nn.ParameterList([nn.Parameter(norms[place].detach().clone()) for place in self._places])
 
     def encode(self, view_B3SS: Tensor) -> Tensor:

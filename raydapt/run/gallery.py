@@ -11,6 +11,8 @@ _SCHEMA = pa.schema([("id", pa.string()), ("image", pa.binary()), ("kind", pa.st
 
 def gallery_table(finished: FinishedRun, predictions: pa.Table) -> pa.Table:
     """``gallery.parquet``: thumbnails of the most confident and of the most changed predictions."""
+    if finished.source.width:  # there are no images, and a note says so
+        return pa.table({name: [] for name in _SCHEMA.names}, schema=_SCHEMA)
     kind_of, table = choose_gallery(predictions), finished.table
     position_of = {table.id_N[i]: i for i in finished.row_T.tolist() if table.id_N[i] in kind_of}
     ids = list(position_of)

@@ -27,7 +27,7 @@ from raydapt.methods.contract import Method
 from raydapt.methods.predictions import Predictions, predict_classes
 from raydapt.methods.spec import FinishedRun
 from raydapt.methods.table import spec_of
-from raydapt.models.clip import load_clip
+from raydapt.models.frozen import load_frozen
 from raydapt.progress import TrainingProgress
 from raydapt.run import evaluation
 from raydapt.run.gallery import gallery_table
@@ -38,6 +38,7 @@ from raydapt.run.reporting import write_run_report
 from raydapt.run.tensorboard import write_events
 from raydapt.settings.config import Config
 from raydapt.settings.tree import as_tree
+from raydapt.stages.feature_files import Precision, write_features
 from raydapt.store.artefact import Artefact, StageResult
 from raydapt.store.environment import environment
 from raydapt.store.run_record import Run
@@ -77,9 +78,27 @@ def describe(config: Config) -> str:
     return describe_plan(make_plan(config))
 
 
-def features(config: Config) -> str:
-    """Computes the features of the source (or finds them) and returns the artefact's folder."""
-    return make_features(make_plan(config)).artefact.folder.path
+def features(config: Config, *, output: str | None = None, precision: Precision = "float32") -> list[str]:
+    """Computes the features of the source, or finds them.
+
+    Args:
+        config: The settings.
+        output: Folder to write features and class embeddings to, as ``data.source`` and ``data.class_features`` take
+            them; None: they stay in the store.
+        precision: Of the written vectors.
+
+    Returns:
+        The artefact's folder, or both files.
+
+    Raises:
+        UserError: For a mistake in the settings or the data, or a folder that cannot be written.
+    """
+    plan = make_plan(config)
+    artefact = make_features(plan).artefact
+    if output is None:
+        return [artefact.folder.path]
+    clip = load_frozen(plan.config.data, plan.config.model)
+    return list(write_features(artefact, plan.classes, clip, output, precision=precision))
 
 
 def _run(record: Run, plan: Plan) -> None:
@@ -181,7 +200,7 @@ def finished_run(
         record=job.run,
         artefacts=job.artefacts,
         stored_spec=plan.stored_spec,
-        clip=load_clip(job.config.model.clip, device=str(device)),
+        clip=load_frozen(job.config.data, job.config.model, device=str(device)),
         method=final_method(job, state),
         state=state.method,
         table=table,

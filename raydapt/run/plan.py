@@ -14,7 +14,9 @@ from raydapt.data.labels import check_numbers
 from raydapt.data.sources import resolve_source
 from raydapt.methods.spec import MethodSpec
 from raydapt.methods.table import spec_of
-from raydapt.models.clip import load_clip
+from raydapt.methods.without_images import NO_IMAGES, check_method_of, check_source_of, decide_prompt
+from raydapt.models.frozen import load_frozen
+from raydapt.models.residual_prompt import PUBLISHED_SCALE
 from raydapt.run.teachers import TeacherRun, answers_spec, open_teacher
 from raydapt.settings.config import Config
 from raydapt.settings.tree import as_tree
@@ -51,31 +53,37 @@ def make_plan(config: Config) -> Plan:
     Raises:
         UserError: For a source, class list, model or threshold that cannot work.
     """
-    spec = spec_of(config.method)
+    config, spec = decide_prompt(config), spec_of(config.method)
     spec.check_paradigm(config)
     source = resolve_source(config.data.source, rows_per_part=config.features.rows_per_part, limit=config.data.limit)
     classes = resolve_classes(config.data, source)
     check_numbers(classes, dict(source.label_counts or ()), setting=f"data.source={config.data.source!r}")
-    clip = load_clip(config.model.clip)
+    clip = load_frozen(config.data, config.model)
+    check_source_of(config, source, clip)
     teachers = tuple(open_teacher(folder, classes) for folder in spec.teacher_runs(config))
+    image_spec = clip.image_spec or NO_IMAGES
     facts = PlanFacts(
         source=source,
         classes=classes,
-        image_spec=clip.image_spec,
+        image_spec=image_spec,
         clip_identity=clip.identity,
-        features=features_recipe(source, clip.identity, clip.image_spec, config.data),
+        features=features_recipe(source, clip.identity, image_spec, config.data),
         teachers=tuple(teacher.digest for teacher in teachers),
+        text_tower=config.data.class_features is None,
     )
     data = replace(config.data, class_names=list(classes.names), templates=list(classes.templates))
     config = spec.resolve(replace(config, data=data), facts)
-    inputs = [facts.features.fingerprint, *spec.inputs(config, facts)]
+    if source.width:
+        check_method_of(config, spec, text_tower=facts.text_tower)
+    # Given features know nothing of the model, so its identity stands beside theirs.
+    inputs = [facts.features.fingerprint, *([clip.identity] if source.width else []), *spec.inputs(config, facts)]
     inputs += [source.label_identity] if source.label_identity else []
     digest = fingerprint("run", _what_matters(config, spec), inputs)
     named = run_name(config.method, config.data.source, config.data.paradigm, config.seed, digest)
     return Plan(
         config=config,
         facts=facts,
-        stored_spec=spec.stored_spec(config, clip.image_spec),
+        stored_spec=spec.stored_spec(config, image_spec),
         artefacts=artefacts_of_run(config, facts, teachers),
         teachers=teachers,
         fingerprint=digest,
@@ -140,13 +148,20 @@ def describe_plan(plan: Plan) -> str:
             f"images    {source.uri} ({source.kind}, {rows} images, {len(source.parts)} parts)",
             f"classes   {len(plan.classes.names)}: {names}",
             f"prompt    {plan.classes.templates[0]!r} and {len(plan.classes.templates) - 1} more",
-            f"model     {config.model.clip} ({plan.image_spec.size_px} px)",
+            f"model     {_model(plan)}",
             f"method    {config.method}, {config.data.paradigm}, seed {config.seed}",
             *(f"stage     {_described(plan, artefact)}" for artefact in plan.artefacts),
             f"train     {learned}",
             "then      predictions.parquet, metrics.json, report.html",
         ]
     )
+
+
+def _model(plan: Plan) -> str:
+    data = plan.config.data
+    if data.class_features is not None:
+        return f"none, class embeddings of {data.class_features}"
+    return f"{plan.config.model.clip} ({plan.image_spec.size_px} px)"
 
 
 def _described(plan: Plan, spec: ArtefactSpec) -> str:
@@ -170,6 +185,7 @@ def _what_matters(config: Config, spec: MethodSpec) -> dict[str, Any]:
     del matters["data"]["max_error_share"]
     if matters["data"]["first_label"] in ("auto", 0):  # which mean the same, and what it was before it could be said
         del matters["data"]["first_label"]
+    _leave_out_defaults(matters["data"], matters["model"])
     if spec.learns and not spec.fits_at_once:
         matters["train"] = {key: value for key, value in tree["train"].items() if key not in _RESOURCES}
     matters |= spec.matters(config)
@@ -178,3 +194,14 @@ def _what_matters(config: Config, spec: MethodSpec) -> dict[str, Any]:
         matters["lora"] = tree["lora"]
         matters["synthesis"] = {key: value for key, value in tree["synthesis"].items() if key not in left_out}
     return matters
+
+
+def _leave_out_defaults(data: dict[str, Any], model: dict[str, Any]) -> None:
+    """Settings that a run does not go by, so that it keeps the name that it had before they could be said."""
+    given = data.pop("class_features") is not None  # what matters of the file is its content, an input of the run
+    if given:
+        del model["clip"]
+    else:
+        del model["logit_scale"]
+    if model["residual_scale"] == PUBLISHED_SCALE:
+        del model["residual_scale"]

@@ -15,7 +15,7 @@ from raydapt.errors import UserError
 from raydapt.methods.configuration import EverySetting, config_from_tree
 from raydapt.methods.predictions import Predictions, predict_classes
 from raydapt.methods.zero_shot.method import ZeroShot
-from raydapt.models.clip import load_clip
+from raydapt.models.frozen import load_frozen
 from raydapt.run import evaluation
 from raydapt.run.finished import load_learned, open_run, split_folder
 from raydapt.run.known_labels import KnownLabels, notes_of, read_known_labels
@@ -156,7 +156,7 @@ def _answer(
 ) -> tuple[Predictions, Predictions]:
     """Zero-shot and adapted answers."""
     config, device = plan.config, local_context(plan.config.train).device
-    batch_size, clip = config.train.predict_batch_size, load_clip(config.model.clip, device=str(device))
+    batch_size, clip = config.train.predict_batch_size, load_frozen(config.data, config.model, device=str(device))
     plain = ZeroShot(clip, clip.class_embeddings(plan.classes.names, plan.classes.templates[:1])).to(device)
     before = predict_classes(plain, table.feature_ND, row_T, batch_size=batch_size, device=device)
     method = load_learned(build_for_prediction(config, plan.classes, device, artefacts), run, config)

@@ -15,7 +15,11 @@ class DataSettings:
     __pydantic_config__ = STRICT
 
     source: str = "digits"
-    """Class folders, a flat folder, Parquet, WebDataset tars, ``hf://…``, ``s3://…``, or a named set."""
+    """Class folders, a flat folder, Parquet, WebDataset tars, ``hf://…``, ``s3://…``, or a named set; or features:
+    Parquet with a column ``feature``, clip-retrieval's folder, ``.npy``, ``.npz``."""
+    class_features: str | None = None
+    """Of features whose model is not there: Parquet with ``name``, ``feature`` and perhaps ``template``, or ``.npz``,
+    ``.npy``; they then stand for ``model.clip``."""
     class_names: Auto | list[str] | str = "auto"
     """A list, or the path of a text file (one name a line); ``auto``: from the named set or the folders."""
     first_label: Auto | Count = "auto"
@@ -52,8 +56,13 @@ class ModelSettings:
 
     clip: str = "mini"
     """``mini``, a folder in open_clip's layout, ``hf-hub:…``, or ``ARCHITECTURE/PRETRAINED`` of open_clip."""
-    prompt: Literal["text", "visual", "both"] = "text"
-    """What is learned: vectors before the class name, tokens in the image tower, or both (through one transformer)."""
+    prompt: Auto | Literal["text", "visual", "both", "residual"] = "auto"
+    """What is learned: vectors before the class name, tokens in the image tower, both (through one transformer), or the
+    class embeddings themselves (task residuals); ``auto``: text, with ``data.class_features`` residual."""
+    residual_scale: Positive = 0.5
+    """alpha of the task residuals; published: 0.5, on Flowers102 1."""
+    logit_scale: Positive = 100.0
+    """Factor from cosine to logit with ``data.class_features``; a model has its own, CLIP's is 100."""
     text_prompt_tokens: PositiveInt = 16
     """Length of the text prompt; the class name and it must fit into the text tower."""
     visual_prompt_tokens: PositiveInt = 16

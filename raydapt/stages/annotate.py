@@ -15,7 +15,8 @@ from raydapt.artefacts.partial_labels import PartialLabels
 from raydapt.artefacts.spec import ArtefactSpec
 from raydapt.methods.coreg.partial_labels import annotate, annotate_votes
 from raydapt.methods.coreg.settings import CoregSettings
-from raydapt.models.clip import Clip, load_clip
+from raydapt.models.clip import Clip
+from raydapt.models.frozen import load_frozen
 from raydapt.stages.place import StagePlace
 from raydapt.store.artefact import Artefact, StageResult, Store
 from raydapt.store.environment import versions
@@ -40,7 +41,7 @@ def make_partial_labels(place: StagePlace, spec: ArtefactSpec, made: Mapping[str
     def annotator() -> Annotator:
         if answers:
             return answer_annotator(answers, settings)
-        return template_annotator(load_clip(place.config.model.clip), names, settings)
+        return template_annotator(load_frozen(place.config.data, place.config.model), names, settings)
 
     return partial_labels_stage(made["features"].artefact, spec.recipe, annotator, store=place.store)
 

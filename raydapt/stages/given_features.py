@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
-from raydapt.artefacts.features import KIND
 from raydapt.data.embeddings import read
 from raydapt.data.sources import Source
 from raydapt.settings.groups import DataSettings, RaySettings
@@ -17,16 +16,14 @@ from raydapt.store.artefact import StageResult, Store
 from raydapt.store.fingerprint import Recipe
 
 
-def given_features_recipe(source: Source) -> Recipe:
-    """What they depend on: the source alone. Class embeddings and models play no part."""
-    return Recipe(kind=KIND, settings={"given": True, "width": source.width}, inputs=(source.identity,))
-
-
-def given_features_stage(source: Source, *, data: DataSettings, ray_settings: RaySettings, store: Store) -> StageResult:
+def given_features_stage(
+    source: Source, recipe: Recipe, *, data: DataSettings, ray_settings: RaySettings, store: Store
+) -> StageResult:
     """Takes the features of a source into the store, or finds them there; memory does not grow with the source.
 
     Args:
         source: Features, resolved with ``features.rows_per_part`` and ``data.limit``.
+        recipe: See `raydapt.artefacts.features.features_recipe`.
         data: The largest share of rows whose vector cannot be used.
         ray_settings: Whether to show progress; no cluster is started.
         store: Where artefacts live.
@@ -40,7 +37,7 @@ def given_features_stage(source: Source, *, data: DataSettings, ray_settings: Ra
         return ((part.index, table) for part, table in read([part_of[index] for index in pending])), 0
 
     stage = Stage(
-        recipe=given_features_recipe(source),
+        recipe=recipe,
         parts=list(part_of),
         dataset_of=tables_of,
         rows=source.rows,

@@ -10,6 +10,7 @@ from raydapt.stages.annotate import make_partial_labels
 from raydapt.stages.captioning import make_captions
 from raydapt.stages.crops import crops_stage
 from raydapt.stages.features import features_stage
+from raydapt.stages.given_features import given_features_stage
 from raydapt.stages.pixels import pixels_stage
 from raydapt.stages.place import StagePlace
 from raydapt.stages.synthetic import make_lora, make_synthetic
@@ -22,10 +23,14 @@ Maker = Callable[[StagePlace, ArtefactSpec, Made], StageResult]
 
 
 def make_features(place: StagePlace, spec: ArtefactSpec, made: Made) -> StageResult:
-    """The features of the run's images, or of synthetic ones."""
-    config = place.config
+    """The features of the run's images, encoded or as they were given, or of synthetic ones."""
+    config, source = place.config, _source(place, spec, made)
+    if source.width:
+        return given_features_stage(
+            source, place.features, data=config.data, ray_settings=config.ray, store=place.store
+        )
     return features_stage(
-        _source(place, spec, made),
+        source,
         clip_name=config.model.clip,
         clip_identity=place.facts.clip_identity,
         image_spec=place.image_spec,

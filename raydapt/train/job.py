@@ -21,7 +21,7 @@ from raydapt.methods.contract import Method, TrainingImages
 from raydapt.methods.spec import BuildContext
 from raydapt.methods.table import spec_of
 from raydapt.methods.zero_shot.method import ZeroShot
-from raydapt.models.clip import load_clip
+from raydapt.models.frozen import load_frozen
 from raydapt.settings.config import Config
 from raydapt.store.artefact import Artefact
 from raydapt.store.run_record import Run
@@ -103,7 +103,7 @@ class TrainingJob:
 
     def build(self, device: torch.device) -> tuple[Method, TrainingImages]:
         """The untrained method on a device, and the images it may see."""
-        clip = load_clip(self.config.model.clip, device=str(device))
+        clip = load_frozen(self.config.data, self.config.model, device=str(device))
         images = self.images()
         context = BuildContext(config=self.config, clip=clip, classes=self.classes, images=images)
         return spec_of(self.config.method).build(context).to(device), images
@@ -113,7 +113,7 @@ class TrainingJob:
     ) -> LabelFreeScorer | None:
         """What gives a method its label-free scores; None where there are too few images."""
         images = images or self.images()
-        clip = load_clip(self.config.model.clip, device=str(device or "cpu"))
+        clip = load_frozen(self.config.data, self.config.model, device=str(device or "cpu"))
         held_out, count = None, self.config.synthesis.held_out
         if count:
             first = (
@@ -131,7 +131,7 @@ class TrainingJob:
 
     def zero_shot(self, device: torch.device) -> Method:
         """The frozen model with the first template, which every method is compared with."""
-        clip = load_clip(self.config.model.clip, device=str(device))
+        clip = load_frozen(self.config.data, self.config.model, device=str(device))
         return ZeroShot(clip, clip.class_embeddings(self.classes.names, self.classes.templates[:1])).to(device)
 
     def images(self) -> TrainingImages:
@@ -183,7 +183,10 @@ def build_for_prediction(
         device: Where to put it.
         artefacts: For a method that looks at synthetic images when it predicts.
     """
-    clip, synthetic = load_clip(config.model.clip, device=str(device)), synthetic_of(config, classes, artefacts or {})
+    clip, synthetic = (
+        load_frozen(config.data, config.model, device=str(device)),
+        synthetic_of(config, classes, artefacts or {}),
+    )
     context = BuildContext(config=config, clip=clip, classes=classes, synthetic=synthetic)
     return spec_of(config.method).build(context).to(device)
 

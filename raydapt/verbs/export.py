@@ -40,6 +40,11 @@ def export(run_folder: str, output: str) -> str:
         UserError: For a folder that is no run, a method that cannot be exported, or missing packages.
     """
     run, config = open_run(run_folder)
+    if config.data.class_features is not None:
+        raise UserError(
+            f"Run {run_folder!r} was learned on features without their model, so there is no image tower to export: "
+            "run it with model.clip=… in place of data.class_features."
+        )
     metrics = run.read_json("metrics.json")
     clip, spec = load_clip(config.model.clip), spec_of(config.method)
     method = load_learned(spec.build(BuildContext(config=config, clip=clip, classes=_classes(config))), run, config)

@@ -20,7 +20,7 @@ from raydapt.methods.air.rules import centred, class_weights, fuse, matching_sca
 from raydapt.methods.air.settings import AirSettings
 from raydapt.methods.contract import Batch, Stream, TrainingImages, one_hot
 from raydapt.methods.prompting.pseudo_labels import Probabilities
-from raydapt.models.prompts import PromptedClip
+from raydapt.models.residual_prompt import Prompted
 
 SYNTHETIC = "synthetic"
 TEXT, IMAGES, BOTH = "text", "images", "both"
@@ -67,7 +67,7 @@ class AirPart(nn.Module):
         return self.settings.fusion_weight > 0
 
     def judge(
-        self, round_: int, text_UK: Probabilities, images: TrainingImages, encoder: PromptedClip | None
+        self, round_: int, text_UK: Probabilities, images: TrainingImages, encoder: Prompted | None
     ) -> tuple[Probabilities, dict[str, Tensor]]:
         """The fused pseudo-label probabilities p* [U, K], and which class each judge would choose.
 
@@ -93,7 +93,7 @@ class AirPart(nn.Module):
         judges = {TEXT: text_UK, IMAGES: image_UK, BOTH: both_UK}
         return both_UK, {name: candidates_K[torch.from_numpy(p.argmax(axis=1))] for name, p in judges.items()}
 
-    def weights(self, encoder: PromptedClip | None, candidates_K: Tensor) -> Tensor:
+    def weights(self, encoder: Prompted | None, candidates_K: Tensor) -> Tensor:
         """The auxiliary classifier [K, D] of some classes, on the CPU."""
         synthetic = self._synthetic
         index_M = self.kept_M[torch.isin(synthetic.class_M[self.kept_M], candidates_K)]
@@ -127,7 +127,7 @@ class AirPart(nn.Module):
         """Beta times L_s, the cross-entropy of the synthetic images."""
         return self.settings.synthetic_weight * F.cross_entropy(logits_BC, batch.target_BC)
 
-    def fused_logits(self, prompted: PromptedClip, image_B: Tensor, logits_BC: Tensor) -> Tensor:
+    def fused_logits(self, prompted: Prompted, image_B: Tensor, logits_BC: Tensor) -> Tensor:
         """log(p + lambda p^) over all classes, whose softmax is p*: fusion at test time.
 
         The mean of the real images is that of the training images at the beginning of the last round.
@@ -142,7 +142,7 @@ class AirPart(nn.Module):
 
 
 @torch.no_grad()
-def encode(encoder: PromptedClip, pixels_of: Callable[[Tensor], Tensor], index_M: Tensor) -> Tensor:
+def encode(encoder: Prompted, pixels_of: Callable[[Tensor], Tensor], index_M: Tensor) -> Tensor:
     """Features [M, D] on the CPU of the images that `pixels_of` gives for int64 indices."""
     was_training = encoder.training
     encoder.eval()

@@ -48,6 +48,18 @@ class AirSpec(MethodSpec):
         """As the base."""
         return self.base(config).input_kind(config)
 
+    def unfit_for_features(self, config: Config, *, text_tower: bool) -> str | None:
+        """As the base; synthetic images need the image tower, and a LoRA real ones."""
+        air, lora = config.of(AirSettings), config.lora.enabled and config.synthesis.lora is None
+        if has_a_part(air) and not text_tower:
+            return (
+                "Settings air.fusion_weight and air.synthetic_weight need a model that encodes synthetic images: set "
+                "both to 0, or name the model that made the features in model.clip and leave data.class_features out."
+            )
+        if has_a_part(air) and lora:
+            return "Setting lora.enabled=true learns from images: set it to false, or give synthesis.lora."
+        return self.base(config).unfit_for_features(config, text_tower=text_tower)
+
     def artefacts(self, config: Config, facts: PlanFacts, *, to_learn: bool = True) -> list[ArtefactSpec]:
         """Synthetic images with what the image stages make of them; to predict only where they judge there too."""
         air = config.of(AirSettings)

@@ -69,6 +69,10 @@ class CoregSpec(MethodSpec):
         """Students see pixels."""
         return "pixels"
 
+    def unfit_for_features(self, config: Config, *, text_tower: bool) -> str | None:
+        """Its students are networks that look at pixels."""
+        return "Setting method=coreg trains students that look at images: take another method, such as cpl or fair."
+
     def stored_spec(self, config: Config, image_spec: ImageSpec) -> ImageSpec:
         """As ``coreg.image_size_px`` says."""
         return replace(image_spec, size_px=config.of(CoregSettings).image_size_px)

@@ -22,7 +22,7 @@ from raydapt.methods.prompting.pseudo_labels import (
     cpl_targets,
     growing_count,
 )
-from raydapt.models.prompts import PromptedClip
+from raydapt.models.residual_prompt import Prompted
 
 PSEUDO, LABELLED = "pseudo", "labelled"
 _LABELLED_BATCH = (8, 256)
@@ -38,7 +38,7 @@ class Cpl(PromptMethod):
 
     def __init__(
         self,
-        prompted: PromptedClip,
+        prompted: Prompted,
         zero_shot_CD: Tensor,
         images: TrainingImages | None,
         *,

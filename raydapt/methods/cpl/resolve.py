@@ -13,7 +13,7 @@ def resolve_cpl(config: Config, n_classes: int) -> CplSettings:
 
     In TRZSL beta = 1 - m / C over the C unseen classes, in the form of the authors' newer guidance.
     """
-    cpl, modality = config.of(CplSettings), "text" if config.model.prompt == "text" else "visual"
+    cpl, modality = config.of(CplSettings), "visual" if config.model.prompt in ("visual", "both") else "text"
     known = named_set(config.data.source)
     thresholds = (known.thresholds.get(modality) if known else None) or default_thresholds(n_classes)
     alpha = thresholds.alpha if cpl.alpha == "auto" else cpl.alpha

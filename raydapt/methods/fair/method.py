@@ -21,6 +21,7 @@ from raydapt.methods.fair.rules import class_sums, composite, description_weight
 from raydapt.methods.fair.settings import FairSettings
 from raydapt.methods.workers import gather_rows, gather_rows_with_gradients
 from raydapt.models.clip import Clip
+from raydapt.models.given_embeddings import GivenEmbeddings
 from raydapt.models.tuned_norms import TunedNorms
 from raydapt.models.views import crop_view, square_boxes, strong_view, whole_view
 
@@ -44,9 +45,7 @@ class Anchors(nn.Module):
     def __init__(self, clip: Clip, classes: ClassSpace, settings: FairSettings) -> None:
         super().__init__()
         self.n_classes, self.per_class = len(classes.names), settings.anchors_per == "class"
-        texts = texts_of(classes, settings)
-        class_M = torch.tensor([c for c, of_class in enumerate(texts) for _ in of_class], device=clip.device)
-        embedding_MD = clip.encode_text([text for of_class in texts for text in of_class])
+        embedding_MD, class_M = described(clip, classes, settings)
         prompt_CD = clip.class_embeddings(classes.names, classes.templates)
         weighted = settings.anchor_mean == "weighted"
         weight_M = description_weights(embedding_MD, class_M, prompt_CD if weighted else None)
@@ -89,7 +88,7 @@ class Fair(Method):
         super().__init__()
         self.settings, self.batch_size = settings, batch_size
         self.input_kind = input_kind_of(settings)
-        self.tower = TunedNorms(clip, learn=settings.layer_norms)
+        self.tower = TunedNorms(clip, learn=settings.learns_norms)
         self.anchors = Anchors(clip, classes, settings)
         self.rounds = int(any(parameter.requires_grad for parameter in self.parameters()))
         self.scale = clip.logit_scale if settings.logit_scale == "model" else settings.logit_scale
@@ -146,7 +145,7 @@ class Fair(Method):
 
     def logits(self, image_B: Tensor) -> Tensor:
         """Scores [B, C] of the whole image, or with `score_at_test` of the same crops of every image."""
-        if self.settings.score_at_test and self.settings.crops:
+        if self.settings.score_at_test and self.settings.n_crops:
             feature_BD = self._composite(*self._whole_and_crops(image_B, None))
         else:
             feature_BD = self._whole(image_B)
@@ -165,14 +164,14 @@ class Fair(Method):
         settings, n_images = self.settings, len(image_B)
         whole_BD = self._whole(image_B)
         if self.input_kind == "crops":
-            return whole_BD, image_B[:, 1 : 1 + settings.crops]
-        if not settings.crops:
+            return whole_BD, image_B[:, 1 : 1 + settings.n_crops]
+        if not settings.n_crops:
             return whole_BD, whole_BD[:, None][:, :0]
         generator = torch.Generator().manual_seed(_TEST_SEED if crop_seed is None else crop_seed)
         sides = (settings.crop_least_side, settings.crop_most_side)
-        box_BK4 = square_boxes(1 if crop_seed is None else n_images, settings.crops, sides, generator)
+        box_BK4 = square_boxes(1 if crop_seed is None else n_images, settings.n_crops, sides, generator)
         view = crop_view(image_B, box_BK4.expand(n_images, -1, -1), self.tower.clip.image_spec.size_px)
-        return whole_BD, self.tower.encode(view).view(n_images, settings.crops, -1)
+        return whole_BD, self.tower.encode(view).view(n_images, settings.n_crops, -1)
 
     def _composite(self, whole_BD: Tensor, crop_BKD: Tensor) -> Tensor:
         settings = self.settings
@@ -182,7 +181,7 @@ class Fair(Method):
         """Features [B, D] to learn from: of a strong view, or where the tower stays as it is, of what is cached."""
         settings = self.settings
         if self.input_kind == "crops" and settings.cached_view == "crop":
-            place_B = torch.randint(1, 1 + settings.crops, (len(image_B),))
+            place_B = torch.randint(1, 1 + settings.n_crops, (len(image_B),))
             return image_B[torch.arange(len(image_B)), place_B.to(image_B.device)]
         if self.input_kind == "crops" and settings.cached_view == "composite":
             return self._composite(*self._whole_and_crops(image_B, None))
@@ -197,9 +196,21 @@ class Fair(Method):
 
 def input_kind_of(settings: FairSettings) -> InputKind:
     """Pixels where the tower is learned; else what the frozen tower makes of images and crops, once."""
-    if settings.layer_norms:
+    if settings.learns_norms:
         return "pixels"
-    return "crops" if settings.crops else "features"
+    return "crops" if settings.n_crops else "features"
+
+
+def described(clip: Clip, classes: ClassSpace, settings: FairSettings) -> tuple[Tensor, Tensor]:
+    """Embeddings [M, D] of what describes the classes, and the class of each, int64 [M].
+
+    Where class embeddings stand for the model, these are all that the file has of a class.
+    """
+    if isinstance(clip, GivenEmbeddings):
+        return clip.class_rows(classes.names)
+    texts = texts_of(classes, settings)
+    class_M = torch.tensor([c for c, of_class in enumerate(texts) for _ in of_class], device=clip.device)
+    return clip.encode_text([text for of_class in texts for text in of_class]), class_M
 
 
 def texts_of(classes: ClassSpace, settings: FairSettings) -> list[Sequence[str]]:

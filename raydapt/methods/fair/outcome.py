@@ -86,7 +86,7 @@ def _examples(finished: FinishedRun, method: Fair, row_M: Tensor) -> pa.Table:
         [("id", pa.string()), ("path", pa.string()), ("image", pa.binary()), ("predicted", pa.string()),
          ("weights", pa.list_(pa.float32()))]
     )  # fmt: skip
-    if not settings.crops:
+    if not settings.n_crops:
         return pa.table(columns, schema=schema)
     shown = row_M[:_EXAMPLES].tolist()
     ids = [table.id_N[row] for row in shown]

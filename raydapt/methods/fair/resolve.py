@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from raydapt.artefacts.crops import CropSpec
+from raydapt.artefacts.spec import PlanFacts
 from raydapt.data.classes import ClassSpace
-from raydapt.data.decode import ImageSpec
 from raydapt.data.descriptions import check_descriptions, packaged_descriptions, read_descriptions
 from raydapt.data.named_sets import named_set
 from raydapt.errors import UserError
@@ -15,16 +15,19 @@ from raydapt.settings.groups import DataSettings
 _TIMES_LARGER = 2
 
 
-def resolve_fair(config: Config, classes: ClassSpace, image_spec: ImageSpec) -> FairSettings:
+def resolve_fair(config: Config, facts: PlanFacts) -> FairSettings:
     """The settings without `auto`, with the descriptions themselves instead of their file.
 
     Raises:
         UserError: For sizes that contradict each other, or descriptions that do not fit the classes.
     """
-    fair = config.of(FairSettings)
-    if fair.crops and fair.top_k != "all" and fair.top_k > fair.crops:
+    classes, image_spec = facts.classes, facts.image_spec
+    fair = config.of(FairSettings).decided(has_images=not facts.source.width)
+    if not facts.text_tower and fair.descriptions == "auto":
+        fair = replace(fair, anchor_text="names")
+    if fair.n_crops and fair.top_k != "all" and fair.top_k > fair.n_crops:
         raise UserError(
-            f"Setting fair.top_k={fair.top_k} is more than fair.crops={fair.crops}: lower it, or take more crops."
+            f"Setting fair.top_k={fair.top_k} is more than fair.crops={fair.n_crops}: lower it, or take more crops."
         )
     if fair.crop_least_side > fair.crop_most_side:
         raise UserError(
@@ -63,4 +66,4 @@ def descriptions_of(fair: FairSettings, data: DataSettings, classes: ClassSpace)
 
 def crop_spec(settings: FairSettings) -> CropSpec:
     """The crops that the settings ask for."""
-    return CropSpec(crops=settings.crops, least_side=settings.crop_least_side, most_side=settings.crop_most_side)
+    return CropSpec(crops=settings.n_crops, least_side=settings.crop_least_side, most_side=settings.crop_most_side)

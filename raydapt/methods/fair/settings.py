@@ -1,11 +1,13 @@
 """The settings of FAIR."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from annotated_types import Gt, Le
 
 from raydapt.settings.types import STRICT, Auto, Count, NonNegative, Positive, PositiveInt
+
+_CROPS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,17 +19,19 @@ class FairSettings:
     descriptions: dict[str, list[str]] | Auto | str = "auto"
     """Class to sentences, or a YAML or JSON file of that; ``auto``: those that come with the named set."""
     anchor_text: Literal["descriptions", "names"] = "descriptions"
-    """What anchors start from; ``names``: the class names in all templates."""
+    """What anchors start from; ``names``: the class names in all templates, also taken where ``data.class_features``
+    stands for the model."""
     anchor_mean: Literal["plain", "weighted"] = "plain"
     """How descriptions are averaged; ``weighted``: by their cosine with the class's prompt ensemble."""
     anchors_per: Literal["class", "description"] = "class"
     """One anchor for a class, or one for each of its descriptions."""
     learn_anchors: bool = True
     """Learn the anchors; off: they stay where they started."""
-    layer_norms: bool = True
-    """Learn the LayerNorms of the image tower; without, images and crops are encoded once and kept."""
-    crops: Count = 8
-    """N squares per image that pseudo-labels come from; 0 is plain self-training."""
+    layer_norms: bool | Auto = "auto"
+    """Learn the LayerNorms of the image tower; without, images and crops are encoded once and kept. ``auto``: yes, but
+    for a source of features."""
+    crops: Count | Auto = "auto"
+    """N squares per image that pseudo-labels come from; 0 is plain self-training. ``auto``: 8, of features 0."""
     top_k: PositiveInt | Literal["all"] = "all"
     """Crops that count, those most like the whole image; ``all`` as in WCA."""
     temperature: Positive = 1.0
@@ -57,3 +61,19 @@ class FairSettings:
     strong view, or the image."""
     score_at_test: bool = False
     """Predict by the crops' score as well; one view is the default."""
+
+    def decided(self, *, has_images: bool = True) -> "FairSettings":
+        """The same without ``auto`` in what is learned and looked at."""
+        learns_norms = has_images if self.layer_norms == "auto" else self.layer_norms
+        crops = (_CROPS if has_images else 0) if self.crops == "auto" else self.crops
+        return replace(self, layer_norms=learns_norms, crops=crops)
+
+    @property
+    def n_crops(self) -> int:
+        """Crops of an image."""
+        return _CROPS if self.crops == "auto" else self.crops
+
+    @property
+    def learns_norms(self) -> bool:
+        """Whether the image tower changes."""
+        return self.layer_norms is not False

@@ -22,7 +22,21 @@ class CropSpecs(MethodSpec):
 
     def resolve(self, config: Config, facts: PlanFacts) -> Config:
         """Descriptions read and checked, sizes decided."""
-        return config.with_own(resolve_fair(config, facts.classes, facts.image_spec))
+        return config.with_own(resolve_fair(config, facts))
+
+    def unfit_for_features(self, config: Config, *, text_tower: bool) -> str | None:
+        """LayerNorms and crops need images, descriptions a text tower."""
+        fair = config.of(FairSettings)
+        if self.input_kind(config) == "pixels":
+            return "Setting fair.layer_norms=true changes the image tower: set it to false or auto."
+        if fair.n_crops:
+            return f"Setting fair.crops={fair.n_crops} cuts images: set it to 0 or auto."
+        if not text_tower and fair.anchor_text == "descriptions":
+            return (
+                "Setting fair.descriptions needs a text tower: put the embeddings of the descriptions into "
+                "data.class_features as rows of their class, or name the model in model.clip."
+            )
+        return None
 
     def stored_spec(self, config: Config, image_spec: ImageSpec) -> ImageSpec:
         """As ``fair.image_px`` says."""
@@ -67,7 +81,7 @@ class FairSpec(CropSpecs):
     def learned(self, config: Config) -> str:
         """Anchors, LayerNorms, or both."""
         fair = config.of(FairSettings)
-        parts = ["class anchors"] * fair.learn_anchors + ["LayerNorms of the image tower"] * fair.layer_norms
+        parts = ["class anchors"] * fair.learn_anchors + ["LayerNorms of the image tower"] * fair.learns_norms
         return " and ".join(parts) or "nothing"
 
     def outcome(self, finished: FinishedRun) -> dict[str, Any]:

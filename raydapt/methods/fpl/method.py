@@ -12,7 +12,7 @@ from raydapt.methods.contract import PseudoLabels, TrainingImages
 from raydapt.methods.prompting.hard_labels import HardLabelMethod
 from raydapt.methods.prompting.method import hard_targets
 from raydapt.methods.prompting.pseudo_labels import Probabilities, top_k_per_class
-from raydapt.models.prompts import PromptedClip
+from raydapt.models.residual_prompt import Prompted
 
 
 class Fpl(HardLabelMethod):
@@ -25,7 +25,7 @@ class Fpl(HardLabelMethod):
 
     def __init__(
         self,
-        prompted: PromptedClip,
+        prompted: Prompted,
         zero_shot_CD: Tensor,
         images: TrainingImages | None,
         *,

@@ -13,7 +13,7 @@ from raydapt.methods.grip.settings import GripSettings
 from raydapt.methods.prompting.hard_labels import HardLabelMethod
 from raydapt.methods.prompting.method import hard_targets
 from raydapt.methods.prompting.pseudo_labels import Probabilities, growing_count, leader_board, published_leader_board
-from raydapt.models.prompts import PromptedClip
+from raydapt.models.residual_prompt import Prompted
 
 
 class Grip(HardLabelMethod):
@@ -26,7 +26,7 @@ class Grip(HardLabelMethod):
 
     def __init__(
         self,
-        prompted: PromptedClip,
+        prompted: Prompted,
         zero_shot_CD: Tensor,
         images: TrainingImages | None,
         *,

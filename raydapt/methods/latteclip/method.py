@@ -34,6 +34,7 @@ from raydapt.methods.latteclip.settings import LatteclipSettings
 from raydapt.methods.workers import gather_rows_with_gradients, sum_over_workers
 from raydapt.models.clip import Clip
 from raydapt.models.prompts import TextPrompt, VisualPrompt
+from raydapt.models.residual_prompt import ClassResidual
 from raydapt.models.tuned_clip import TunedClip
 from raydapt.models.views import light_view
 from raydapt.settings.groups import ModelSettings
@@ -45,8 +46,8 @@ _TEXTS_PER_CHUNK = 256
 
 
 def input_kind_of(settings: LatteclipSettings) -> InputKind:
-    """A text prompt learns from cached features; all else changes what the image tower makes of pixels."""
-    return "features" if settings.tune == "text_prompt" else "pixels"
+    """A text prompt and a residual learn from cached features; all else changes what becomes of pixels."""
+    return "features" if settings.tune in ("text_prompt", "residual") else "pixels"
 
 
 class LatteClip(Method):
@@ -103,11 +104,14 @@ class LatteClip(Method):
         """What is learned: weights of a model of its own, or a prompt of the frozen one."""
         settings, self._frozen = self.settings, (clip,)
         self.towers: TunedClip | None = None
-        self.text_prompt: TextPrompt | None = None
+        self.text_prompt: TextPrompt | ClassResidual | None = None
         self.visual_prompt: VisualPrompt | None = None
         if settings.tune == "text_prompt":
             n_tokens, size = model.text_prompt_tokens, model.classes_per_chunk
             self.text_prompt = TextPrompt(clip, classes.names, n_tokens=n_tokens, classes_per_chunk=size, seed=seed)
+        elif settings.tune == "residual":
+            start_CD = clip.class_embeddings(classes.names, classes.templates[:1])
+            self.text_prompt = ClassResidual(clip, start_CD, scale=model.residual_scale)
         elif settings.tune == "visual_prompt":
             self.visual_prompt = VisualPrompt(clip, n_tokens=model.visual_prompt_tokens, seed=seed)
         else:
@@ -121,7 +125,8 @@ class LatteClip(Method):
         image = (images.image_captions if settings.use_image_caption else None) or _NO_CAPTIONS
         group = (images.group_captions if settings.use_batch_caption else None) or _NO_CAPTIONS
         texts = [fill_template(classes.templates[0], name) for name in classes.names]
-        self._token_TL = clip.text_tower.tokenize([*texts, *image.texts, *group.texts]).to(torch.int32)
+        texts = [*([] if self.settings.tune == "residual" else texts), *image.texts, *group.texts]
+        self._token_TL = clip.text_tower.tokenize(texts).to(torch.int32) if texts else torch.empty(0, 0)
         self._image_text_N = _moved_text(image, n_classes, len(images.feature_ND))
         group_text_N = _moved_text(group, n_classes + len(image.texts), len(images.feature_ND))
         self._group = GroupDraw(group_text_N, self._zero_shot_N, n_classes)
@@ -159,7 +164,13 @@ class LatteClip(Method):
         if self.towers is not None and self.towers.text_learned:
             return
         with torch.no_grad():
-            chunks = [self._encode_tokens(token_TL) for token_TL in torch.split(self._token_TL, _TEXTS_PER_CHUNK)]
+            # A residual stands in the place of the class texts, which then need no text tower.
+            chunks = [self.start_CD] if self.settings.tune == "residual" else []
+            chunks += [
+                self._encode_tokens(token_TL)
+                for token_TL in torch.split(self._token_TL, _TEXTS_PER_CHUNK)
+                if len(token_TL)
+            ]
         self._cached_TD = torch.cat(chunks)
 
     def begin_epoch(self, round_: int, epoch: int, over_images: OverImages) -> None:

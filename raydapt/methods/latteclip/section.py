@@ -13,6 +13,7 @@ _LEARNED = {
     "lora": "adapters in both towers",
     "text_prompt": "text prompt",
     "visual_prompt": "visual prompt",
+    "residual": "residual of the class embeddings",
 }
 
 

@@ -12,8 +12,9 @@ class LatteclipSettings:
 
     __pydantic_config__ = STRICT
 
-    tune: Literal["full", "ln", "lora", "text_prompt", "visual_prompt"] = "full"
-    """What is learned: everything and the logit scale (the paper), LayerNorms, LoRA on attention, or a prompt."""
+    tune: Literal["full", "ln", "lora", "text_prompt", "visual_prompt", "residual"] = "full"
+    """What is learned: everything and the logit scale (the paper), LayerNorms, LoRA on attention, a prompt, or a
+    residual of the class embeddings (as with ``model.prompt: residual``; ours)."""
     towers: Literal["both", "image"] = "both"
     """Where ``full``, ``ln`` and ``lora`` learn; with ``image`` every text is encoded once (ours)."""
     lora_rank: PositiveInt = 4

@@ -48,6 +48,23 @@ class LatteclipSpec(MethodSpec):
         """Features for a text prompt, pixels for all else."""
         return input_kind_of(config.of(LatteclipSettings))
 
+    def unfit_for_features(self, config: Config, *, text_tower: bool) -> str | None:
+        """Towers and visual prompts need images, and so do captions; a text prompt needs the text tower."""
+        settings, kinds = config.of(LatteclipSettings), caption_kinds(config)
+        if kinds:
+            return (
+                "Settings latteclip.use_image_caption and use_batch_caption describe images: set both to false, which "
+                "leaves the class prompts."
+            )
+        if self.input_kind(config) == "pixels":
+            return f"Setting latteclip.tune={settings.tune} changes the image tower: set latteclip.tune=residual."
+        if settings.tune == "text_prompt" and not text_tower:
+            return (
+                "Setting latteclip.tune=text_prompt needs a text tower: set latteclip.tune=residual, or name the model "
+                "that made the features in model.clip and leave data.class_features out."
+            )
+        return None
+
     def artefacts(self, config: Config, facts: PlanFacts, *, to_learn: bool = True) -> list[ArtefactSpec]:
         """Captions of images and of groups, as far as they are used; nothing but learning needs them."""
         kinds = caption_kinds(config) if to_learn else ()
@@ -67,7 +84,7 @@ class LatteclipSpec(MethodSpec):
     def prompt(self, config: Config) -> str | None:
         """The kind of prompt, where one is learned."""
         tune = config.of(LatteclipSettings).tune
-        return tune.removesuffix("_prompt") if tune.endswith("_prompt") else None
+        return tune.removesuffix("_prompt") if tune.endswith("_prompt") or tune == "residual" else None
 
     def outcome(self, finished: FinishedRun) -> dict[str, Any]:
         """What texts and prototypes did, with some captions to look at."""

@@ -15,7 +15,7 @@ from raydapt.methods.air.part import AirPart
 from raydapt.methods.contract import Batch, PseudoLabels, Stream, TrainingImages, one_hot
 from raydapt.methods.prompting.losses import two_group_cross_entropy
 from raydapt.methods.prompting.method import PromptMethod
-from raydapt.models.prompts import PromptedClip
+from raydapt.models.residual_prompt import Prompted
 
 TRAIN = "train"
 
@@ -35,7 +35,7 @@ class HardLabelMethod(PromptMethod):
 
     def __init__(
         self,
-        prompted: PromptedClip,
+        prompted: Prompted,
         zero_shot_CD: Tensor,
         images: TrainingImages | None,
         *,

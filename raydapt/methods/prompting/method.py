@@ -17,7 +17,7 @@ from raydapt.errors import UserError
 from raydapt.methods.air.part import SYNTHETIC, AirPart
 from raydapt.methods.contract import Batch, Method, PseudoLabels, Stream, TrainingImages
 from raydapt.methods.prompting.pseudo_labels import Probabilities, Selection, restrict_probability
-from raydapt.models.prompts import PromptedClip
+from raydapt.models.residual_prompt import Prompted
 
 _ROWS_PER_CHUNK = 8192
 
@@ -37,7 +37,7 @@ class PromptMethod(Method):
 
     def __init__(
         self,
-        prompted: PromptedClip,
+        prompted: Prompted,
         zero_shot_CD: Tensor,
         images: TrainingImages | None,
         *,

@@ -14,7 +14,16 @@ from raydapt.methods.spec import BuildContext, MethodSpec
 from raydapt.models.clip import Clip
 from raydapt.models.deployed import DeployedClip
 from raydapt.models.prompts import PromptedClip
+from raydapt.models.residual_prompt import Prompted, ResidualPrompt
 from raydapt.settings.config import Config
+
+_LEARNED = {
+    "auto": "text prompt",
+    "text": "text prompt",
+    "visual": "visual prompt",
+    "both": "text and visual prompt",
+    "residual": "residual of the class embeddings",
+}
 
 
 class PromptSpec(MethodSpec):
@@ -29,12 +38,23 @@ class PromptSpec(MethodSpec):
         return self.build_over(context, None)
 
     def input_kind(self, config: Config) -> InputKind:
-        """A text prompt learns from cached features, a visual one from pixels."""
-        return "features" if config.model.prompt == "text" else "pixels"
+        """A text prompt and a residual learn from cached features, a visual prompt from pixels."""
+        return "pixels" if config.model.prompt in ("visual", "both") else "features"
+
+    def unfit_for_features(self, config: Config, *, text_tower: bool) -> str | None:
+        """Visual prompts look at pixels, text prompts go through the text tower."""
+        if self.input_kind(config) == "pixels":
+            return f"Setting model.prompt={config.model.prompt} learns from images: set model.prompt=residual or text."
+        if config.model.prompt != "residual" and not text_tower:
+            return (
+                f"Setting model.prompt={config.model.prompt} needs a text tower: set model.prompt=residual, or name "
+                "the model that made the features in model.clip and leave data.class_features out."
+            )
+        return None
 
     def learned(self, config: Config) -> str:
         """The kind of prompt."""
-        return {"text": "text prompt", "visual": "visual prompt", "both": "text and visual prompt"}[config.model.prompt]
+        return _LEARNED[config.model.prompt]
 
     def prompt(self, config: Config) -> str | None:
         """As in the settings."""
@@ -58,7 +78,9 @@ def deployed_prompt(method: Method, clip: Clip) -> nn.Module:
     return DeployedClip(clip, prompted.class_embeddings(), prompt_LD).eval()
 
 
-def prompted_clip(context: BuildContext) -> PromptedClip:
+def prompted_clip(context: BuildContext) -> Prompted:
     """The model that is learned."""
     config, classes = context.config, context.classes
+    if config.model.prompt == "residual":
+        return ResidualPrompt(context.clip, context.zero_shot_embeddings(), scale=config.model.residual_scale)
     return PromptedClip(context.clip, classes.names, classes.templates, config.model, seed=config.seed)

@@ -13,7 +13,7 @@ from torch import Tensor
 from raydapt.artefacts.inputs import InputKind
 from raydapt.data.classes import ClassSpace
 from raydapt.methods.contract import Batch, Method, Stream
-from raydapt.methods.fair.method import texts_of
+from raydapt.methods.fair.method import described
 from raydapt.methods.fair.rules import class_sums, crop_weights, description_weights
 from raydapt.methods.fair.settings import FairSettings
 from raydapt.models.clip import Clip, OnClip
@@ -37,10 +37,8 @@ class Wca(Method):
         super().__init__()
         self.frozen = OnClip(clip)
         self.settings = settings
-        self.input_kind: InputKind = "crops" if settings.crops else "features"
-        texts = texts_of(classes, settings)
-        class_M = torch.tensor([c for c, of_class in enumerate(texts) for _ in of_class], device=clip.device)
-        embedding_MD = clip.encode_text([text for of_class in texts for text in of_class])
+        self.input_kind: InputKind = "crops" if settings.n_crops else "features"
+        embedding_MD, class_M = described(clip, classes, settings)
         prompt_CD = clip.class_embeddings(classes.names, classes.templates)
         weight_M = description_weights(embedding_MD, class_M, prompt_CD if settings.anchor_mean == "weighted" else None)
         text_CD = class_sums(weight_M[:, None] * embedding_MD, class_M, len(classes.names))
@@ -50,7 +48,7 @@ class Wca(Method):
         """Scores [B, C] of features of image and crops [B, 1 + K, D], or of features [B, D]."""
         feature_BD = image_B
         if image_B.dim() == 3:
-            whole_BD, crop_BKD = image_B[:, 0], image_B[:, 1 : 1 + self.settings.crops]
+            whole_BD, crop_BKD = image_B[:, 0], image_B[:, 1 : 1 + self.settings.n_crops]
             top_k, temperature = self.settings.top_k, self.settings.temperature
             rho_BK = crop_weights(whole_BD, crop_BKD, top_k=top_k, temperature=temperature)
             feature_BD = torch.einsum("bk,bkd->bd", rho_BK, crop_BKD)
