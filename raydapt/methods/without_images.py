@@ -60,7 +60,7 @@ def check_method_of(config: Config, spec: MethodSpec, *, text_tower: bool) -> No
         UserError: With the setting and the way out.
     """
     if sentence := spec.unfit_for_features(config, text_tower=text_tower):
-        raise UserError(f"data.source={config.data.source!r} holds features and no images. {sentence}")
+        raise UserError(f"{sentence.rstrip('.')} (data.source={config.data.source!r} holds features and no images).")
     if config.synthesis.held_out and not text_tower:
         raise UserError(
             f"Setting synthesis.held_out={config.synthesis.held_out} makes images, which data.class_features cannot "

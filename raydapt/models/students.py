@@ -15,8 +15,10 @@ from torch.nn import functional as F
 from raydapt.errors import UserError
 
 PROJECTION_WIDTH = 128
+FEATURE_STUDENTS = ("linear", "mlp")
+"""Students that take the features of a frozen image tower in place of images."""
 _WIDE_RESNET = re.compile(r"wide_resnet(\d+)_(\d+)")
-_NAMES = "mini, preact_resnet18, wide_resnetDEPTH_WIDTH (such as wide_resnet28_2) or timm/NAME"
+_NAMES = "mini, preact_resnet18, wide_resnetDEPTH_WIDTH (such as wide_resnet28_2), timm/NAME, linear or mlp"
 
 
 class PreActBlock(nn.Module):
@@ -67,17 +69,21 @@ class Student(nn.Module):
     """A classifier with a second head into the space of the contrast: linear, ReLU, linear to 128, unit length.
 
     Args:
-        name: `mini`, `preact_resnet18`, `wide_resnetDEPTH_WIDTH`, or `timm/NAME`.
+        name: `mini`, `preact_resnet18`, `wide_resnetDEPTH_WIDTH`, `timm/NAME`; or of features `linear` or `mlp`.
         n_classes: C.
         pretrained: Start a timm model from its published weights.
+        width: Of the features that `linear` and `mlp` take.
 
     Raises:
         UserError: For a name that is no student, or weights that cannot be fetched.
     """
 
-    def __init__(self, name: str, n_classes: int, *, pretrained: bool = False) -> None:
+    def __init__(self, name: str, n_classes: int, *, pretrained: bool = False, width: int = 0) -> None:
         super().__init__()
-        self.backbone, width = _backbone(name, pretrained=pretrained)
+        if name in FEATURE_STUDENTS:
+            self.backbone: nn.Module = _of_features(name, width)
+        else:
+            self.backbone, width = _backbone(name, pretrained=pretrained)
         self.head = nn.Linear(width, n_classes)
         self.projector = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, PROJECTION_WIDTH))
 
@@ -96,6 +102,13 @@ class Student(nn.Module):
     def device(self) -> torch.device:
         """Its own, which need not be that of the images."""
         return self.head.weight.device
+
+
+def _of_features(name: str, width: int) -> nn.Module:
+    """What precedes the classifier: the features with each value standardised, or one hidden layer of their width."""
+    if name == "linear":
+        return nn.BatchNorm1d(width)
+    return nn.Sequential(nn.BatchNorm1d(width), nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU())
 
 
 def n_deployed_parameters(student: Student) -> int:

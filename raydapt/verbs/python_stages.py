@@ -130,4 +130,4 @@ def features(
     config = config_of(settings, source, {"model.clip": clip, "data.class_names": class_names, "store": store})
     from raydapt.run import pipeline
 
-    return pipeline.features(config)
+    return pipeline.features(config)[0]

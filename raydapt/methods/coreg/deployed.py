@@ -7,7 +7,20 @@ import torch
 from torch import Tensor, nn
 
 from raydapt.methods.coreg.method import CoReg
+from raydapt.models.clip import Clip
 from raydapt.models.students import Student
+
+
+class DeployedFeatureStudents(nn.Module):
+    """Both students behind the image tower whose features they take: uint8 pixels [B, 3, S, S] to logits [B, C]."""
+
+    def __init__(self, method: CoReg, clip: Clip) -> None:
+        super().__init__()
+        self.tower, self.method = clip, method
+
+    def forward(self, pixel_B3SS: Tensor) -> Tensor:
+        """The sum of both logits."""
+        return self.method.logits(self.tower.encode_image(pixel_B3SS))
 
 
 class DeployedStudents(nn.Module):

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raydapt.artefacts.inputs import InputKind
 from raydapt.data.augment import Augmentation
 from raydapt.methods.contract import Batch, Method, OverImages, PseudoLabels, Stream, TrainingImages, one_hot
 from raydapt.methods.coreg.clean_noisy import align, clean_probability, division_loss
@@ -37,7 +38,8 @@ from raydapt.methods.coreg.memory import CoMemory
 from raydapt.methods.coreg.partial_labels import restrict_classes
 from raydapt.methods.coreg.settings import CoregSettings
 from raydapt.methods.workers import gather_rows, n_workers, share_running_statistics
-from raydapt.models.students import Student, update_ema
+from raydapt.models.feature_views import FeatureViews
+from raydapt.models.students import FEATURE_STUDENTS, Student, update_ema
 
 IMAGES = "images"
 
@@ -61,25 +63,28 @@ class CoReg(Method):
         epochs: Of the whole run.
         batch_size: Images per optimiser step over all workers.
         seed: Of the students' initial weights and of the mixture.
+        width: Of the features, for students that take these.
     """
 
     rounds = 1
-    input_kind = "pixels"
 
     def __init__(
         self,
         settings: CoregSettings,
-        augmentation: Augmentation,
+        augmentation: Augmentation | FeatureViews,
         images: TrainingImages | None,
         *,
         n_classes: int,
         epochs: int,
         batch_size: int,
         seed: int,
+        width: int = 0,
     ) -> None:
         super().__init__()
         self.settings, self.augmentation, self.batch_size, self.seed = settings, augmentation, batch_size, seed
-        self.students = nn.ModuleList([_student(settings, n_classes, seed=seed, number=i) for i in (1, 2)])
+        self.input_kind = input_kind_of(settings)
+        students = [_student(settings, n_classes, width, seed=seed, number=i) for i in (1, 2)]
+        self.students = nn.ModuleList(students)
         self.step_outputs: list[dict[str, Tensor]] = []
         if images is None:
             self.register_load_state_dict_pre_hook(_forget_training)  # type: ignore[no-untyped-call]
@@ -221,7 +226,9 @@ class CoReg(Method):
     ) -> tuple[Tensor, Tensor]:
         """Phase B, 4: L_cr + lambda_1 L_prot, on mixed images where MixUp is on; and the projections [V B, D]."""
         settings, weight = self.settings, self._unlabelled_weight
-        image = torch.cat(views).contiguous(memory_format=torch.channels_last)
+        image = torch.cat(views)
+        if image.dim() == 4:
+            image = image.contiguous(memory_format=torch.channels_last)
         target_VC, partial_V = taught.target_BC.repeat(len(views), 1), taught.partial_B.repeat(len(views))
         if settings.mixup:
             other_V = torch.randperm(len(image), device=image.device)
@@ -306,18 +313,23 @@ class CoReg(Method):
         self.step_outputs = []
 
 
-def _student(settings: CoregSettings, n_classes: int, *, seed: int, number: int) -> Student:
+def input_kind_of(settings: CoregSettings) -> InputKind:
+    """Pixels, but for students that take features."""
+    return "features" if settings.student in FEATURE_STUDENTS else "pixels"
+
+
+def _student(settings: CoregSettings, n_classes: int, width: int, *, seed: int, number: int) -> Student:
     """One of the two students, with weights of its own."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed * 2 + number)
-        student = Student(settings.student, n_classes, pretrained=settings.pretrained)
+        student = Student(settings.student, n_classes, pretrained=settings.pretrained, width=width)
     moved: Student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return moved
 
 
-def _views(make: Callable[[Tensor], Tensor], pixel_B3SS: Tensor, number: int) -> tuple[Tensor, ...]:
+def _views(make: Callable[[Tensor], Tensor], image_B: Tensor, number: int) -> tuple[Tensor, ...]:
     """Several views of a batch, made in one go: an operation costs much the same for few images and for many."""
-    return make(pixel_B3SS.repeat(number, 1, 1, 1)).chunk(number)
+    return make(image_B.repeat(number, *[1] * (image_B.dim() - 1))).chunk(number)
 
 
 def _candidates(images: TrainingImages) -> Tensor:

@@ -33,6 +33,8 @@ def coreg_outcome(finished: FinishedRun) -> dict[str, Any]:
         finished.state, partial, zero_shot.class_T, finished.class_A, row_N=finished.row_N, row_T=finished.row_T
     )
     assert isinstance(finished.method, CoReg)
+    if finished.method.input_kind == "features":  # a matrix beside an image tower: nothing to weigh against it
+        return metrics
     side_px = finished.config.of(CoregSettings).image_size_px
     metrics["deployment"] = {
         "student": size_and_speed(DeployedStudents(finished.method).eval(), side_px, device),

@@ -1,7 +1,9 @@
 """The settings of Co-Reg, resolved: the wordings that vote, and lengths that fit each other."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+from raydapt.data.class_features import MEAN
 from raydapt.data.classes import check_templates
 from raydapt.data.named_sets import annotation_templates, named_set
 from raydapt.errors import UserError
@@ -10,8 +12,8 @@ from raydapt.models.clip import imagenet_templates
 from raydapt.settings.config import Config
 
 
-def resolve_coreg(config: Config) -> CoregSettings:
-    """Templates as a list.
+def resolve_coreg(config: Config, *, text_tower: bool = True) -> CoregSettings:
+    """Templates as a list; where class embeddings stand for the model, these are all that the file has.
 
     Raises:
         UserError: For a wording without a place for the class name, or a warm-up that is the whole training.
@@ -22,6 +24,8 @@ def resolve_coreg(config: Config) -> CoregSettings:
             f"Setting coreg.warmup_epochs={coreg.warmup_epochs} leaves nothing of train.epochs={train.epochs} to "
             "co-training: lower the one or raise the other."
         )
+    if not text_tower:
+        return replace(coreg, templates=_given_templates(coreg, config.data.templates))
     if coreg.templates == "imagenet":
         templates = imagenet_templates()
     elif coreg.templates == "set":
@@ -33,3 +37,16 @@ def resolve_coreg(config: Config) -> CoregSettings:
         templates = tuple(coreg.templates)
     check_templates(templates, setting="coreg.templates")
     return replace(coreg, templates=list(templates))
+
+
+def _given_templates(coreg: CoregSettings, known: Sequence[str]) -> list[str]:
+    """The wordings that vote among class embeddings."""
+    templates = [template for template in known if template != MEAN] or [MEAN]
+    if not isinstance(coreg.templates, str):
+        templates = list(coreg.templates)
+    if len(templates) < 2 and coreg.annotation == "prompts" and not coreg.voters:
+        raise UserError(
+            "Setting coreg.annotation=prompts lets wordings vote, and data.class_features has a single one for all "
+            "classes: set coreg.annotation=topk, or give embeddings of more wordings."
+        )
+    return templates

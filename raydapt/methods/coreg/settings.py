@@ -25,7 +25,8 @@ class CoregSettings:
     prob_ratio: Share = 0.5
     """Share of the best probability that makes a candidate with ``annotation: prob_ratio``."""
     student: str = "preact_resnet18"
-    """``mini``, ``preact_resnet18``, ``wide_resnetDEPTH_WIDTH`` (such as wide_resnet28_2) or ``timm/NAME``."""
+    """``mini``, ``preact_resnet18``, ``wide_resnetDEPTH_WIDTH`` (such as wide_resnet28_2) or ``timm/NAME``; or
+    ``linear`` or ``mlp``, which take CLIP's features in place of images (ours)."""
     pretrained: bool = False
     """Start a timm student from its published weights."""
     gpu_per_student: bool = False
@@ -47,7 +48,7 @@ class CoregSettings:
     quarter_turns: bool = False
     """Also turn images by 90 degrees: for aerial views and others without an upright (ours)."""
     magnitude: Annotated[float, Ge(0), Le(10)] = 5.0
-    """Of the one random operation of a strong view; 0 turns it off."""
+    """Of the one random operation of a strong view; 0 turns it off. Of features, a twentieth of it is missing."""
     cutout_px: Count = 16
     """Side of the square that is cut out of strong views; 0 leaves it out."""
     clean_threshold: Share = 0.5

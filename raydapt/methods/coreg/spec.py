@@ -14,17 +14,22 @@ from raydapt.data.augment import Augmentation
 from raydapt.data.decode import ImageSpec
 from raydapt.errors import UserError
 from raydapt.methods.contract import Method
-from raydapt.methods.coreg.deployed import DeployedStudents
-from raydapt.methods.coreg.method import CoReg
+from raydapt.methods.coreg.deployed import DeployedFeatureStudents, DeployedStudents
+from raydapt.methods.coreg.method import CoReg, input_kind_of
 from raydapt.methods.coreg.outcome import coreg_outcome
 from raydapt.methods.coreg.resolve import resolve_coreg
 from raydapt.methods.coreg.settings import CoregSettings
 from raydapt.methods.spec import BuildContext, FinishedRun, MethodSpec
 from raydapt.models.clip import Clip
+from raydapt.models.feature_views import FeatureViews
 from raydapt.settings.config import Config
 
 _NO_RESULT = ("voters", "gpu_per_student")
 """Not where teachers lie matters, but what they know, which is among the inputs."""
+
+
+_MAGNITUDES = 20
+"""A strong view of features is without ``coreg.magnitude`` / 20 of its values; the default, 5, is a quarter."""
 
 
 class CoregSpec(MethodSpec):
@@ -35,43 +40,38 @@ class CoregSpec(MethodSpec):
 
     def build(self, context: BuildContext) -> Method:
         """Both students with their memory."""
-        config, spec = context.config, context.clip.image_spec
+        config = context.config
         settings = config.of(CoregSettings)
         if settings.gpu_per_student and context.images is not None and torch.cuda.device_count() < 2:
             raise UserError(
                 f"Setting coreg.gpu_per_student=true: a worker sees {torch.cuda.device_count()} GPUs and needs two: "
                 "set train.gpus_per_worker=2 where nodes have them, or coreg.gpu_per_student=false."
             )
-        augmentation = Augmentation(
-            mean=spec.mean,
-            std=spec.std,
-            padding_px=settings.crop_padding_px,
-            mirror=settings.mirror,
-            quarter_turns=settings.quarter_turns,
-            magnitude=settings.magnitude,
-            cutout_px=settings.cutout_px,
-        )
         return CoReg(
             settings,
-            augmentation,
+            _views_of(settings, context.clip),
             context.images,
             n_classes=len(context.classes.names),
             epochs=config.train.epochs,
             batch_size=config.train.batch_size,
             seed=config.seed,
+            width=context.clip.embed_dim,
         )
 
     def resolve(self, config: Config, facts: PlanFacts) -> Config:
         """Templates as a list, lengths that fit each other."""
-        return config.with_own(resolve_coreg(config))
+        return config.with_own(resolve_coreg(config, text_tower=facts.text_tower))
 
     def input_kind(self, config: Config) -> InputKind:
-        """Students see pixels."""
-        return "pixels"
+        """Pixels, but for students that take features."""
+        return input_kind_of(config.of(CoregSettings))
 
     def unfit_for_features(self, config: Config, *, text_tower: bool) -> str | None:
-        """Its students are networks that look at pixels."""
-        return "Setting method=coreg trains students that look at images: take another method, such as cpl or fair."
+        """Students that look at pixels cannot."""
+        settings = config.of(CoregSettings)
+        if self.input_kind(config) == "features":
+            return None
+        return f"Setting coreg.student={settings.student} looks at images: set coreg.student=linear or mlp."
 
     def stored_spec(self, config: Config, image_spec: ImageSpec) -> ImageSpec:
         """As ``coreg.image_size_px`` says."""
@@ -83,7 +83,7 @@ class CoregSpec(MethodSpec):
             return []
         settings = config.of(CoregSettings)
         recipe = partial_labels_recipe(
-            facts.features,
+            replace(facts.features, weights=facts.clip_identity),  # given features say nothing of what annotates them
             facts.classes.names,
             annotation=settings.annotation,
             topk=settings.topk,
@@ -120,13 +120,31 @@ class CoregSpec(MethodSpec):
         return {"coreg": coreg_outcome(finished)}
 
     def deployable(self, method: Method, clip: Clip) -> nn.Module:
-        """Both students, summed."""
+        """Both students, summed; behind CLIP's image tower where they take features."""
         assert isinstance(method, CoReg)
+        if method.input_kind == "features":
+            return DeployedFeatureStudents(method, clip).eval()
         return DeployedStudents(method).eval()
 
     def deployed_px(self, config: Config, image_spec: ImageSpec) -> int:
-        """As ``coreg.image_size_px`` says."""
-        return config.of(CoregSettings).image_size_px
+        """As ``coreg.image_size_px`` says, or as the image tower whose features are taken."""
+        settings = config.of(CoregSettings)
+        return image_spec.size_px if input_kind_of(settings) == "features" else settings.image_size_px
+
+
+def _views_of(settings: CoregSettings, clip: Clip) -> Augmentation | FeatureViews:
+    """How views are made of images, or of features."""
+    if input_kind_of(settings) == "features":
+        return FeatureViews(missing_share=settings.magnitude / _MAGNITUDES)
+    return Augmentation(
+        mean=clip.image_spec.mean,
+        std=clip.image_spec.std,
+        padding_px=settings.crop_padding_px,
+        mirror=settings.mirror,
+        quarter_turns=settings.quarter_turns,
+        magnitude=settings.magnitude,
+        cutout_px=settings.cutout_px,
+    )
 
 
 SPEC = CoregSpec()
