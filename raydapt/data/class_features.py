@@ -26,6 +26,8 @@ from raydapt.errors import UserError
 
 MEAN = "mean of templates"
 """The wording of a row that is the mean over all wordings; also what a row without a wording stands for."""
+SCALE_KEY = b"raydapt.logit_scale"
+"""What the schema of a Parquet file calls the model's factor from cosine to logit."""
 _NAMES = ("name", "names", "class", "class_name", "label")
 _TEMPLATES = ("template", "templates", "prompt", "wording")
 _FEATURES = ("feature", "features", "embedding", "embeddings")
@@ -42,6 +44,7 @@ class ClassFeatures:
         class_M: int64 index into `names` of each row.
         template_M: The wording of each row; `MEAN` where it is the mean, or the only one.
         feature_MD: Unit vectors.
+        logit_scale: Factor from cosine to logit of the model, where the file tells it.
     """
 
     uri: str
@@ -49,6 +52,7 @@ class ClassFeatures:
     class_M: npt.NDArray[np.int64]
     template_M: tuple[str, ...]
     feature_MD: npt.NDArray[np.float32]
+    logit_scale: float | None = None
 
     @property
     def width(self) -> int:
@@ -58,7 +62,7 @@ class ClassFeatures:
     @cached_property
     def identity(self) -> str:
         """A digest of names, wordings and vectors, wherever the file lies."""
-        digest = hashlib.sha256(repr((self.names, self.class_M.tolist(), self.template_M)).encode())
+        digest = hashlib.sha256(repr((self.names, self.class_M.tolist(), self.template_M, self.logit_scale)).encode())
         digest.update(np.ascontiguousarray(self.feature_MD).tobytes())
         return digest.hexdigest()
 
@@ -149,6 +153,7 @@ class _Raw(NamedTuple):
     templates: list[str | None]
     value: Any
     """A column of lists, or an array."""
+    logit_scale: float | None = None
 
 
 def read_class_features(address: str, class_names: Sequence[str] | None = None) -> ClassFeatures:
@@ -210,6 +215,7 @@ def _checked(address: str, raw: _Raw) -> ClassFeatures:
         class_M=class_M,
         template_M=templates,
         feature_MD=found.vector_ND,
+        logit_scale=raw.logit_scale,
     )
 
 
@@ -236,7 +242,20 @@ def _read_table(handle: IO[bytes], path: str) -> _Raw:
     template = next((known for known in _TEMPLATES if known in table.column_names), None)
     nothing: list[str | None] = [None] * table.num_rows
     templates = nothing if template is None else _texts(table[template])
-    return _Raw(_texts(table[name]), templates, table[feature].combine_chunks())
+    return _Raw(_texts(table[name]), templates, table[feature].combine_chunks(), _noted_scale(table.schema, path))
+
+
+def _noted_scale(schema: pa.Schema, path: str) -> float | None:
+    noted = (schema.metadata or {}).get(SCALE_KEY)
+    if noted is None:
+        return None
+    try:
+        scale = float(noted)
+    except ValueError:
+        scale = 0.0
+    if not (scale > 0 and np.isfinite(scale)):
+        raise UserError(f"data.class_features={path!r} notes the logit scale {noted!r}, which is none: write it anew.")
+    return scale
 
 
 def _read_archive(handle: IO[bytes], path: str) -> _Raw:

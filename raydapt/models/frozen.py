@@ -7,6 +7,9 @@ from raydapt.models.clip import Clip, load_clip
 from raydapt.models.given_embeddings import GivenEmbeddings
 from raydapt.settings.groups import DataSettings, ModelSettings
 
+_CLIP_SCALE = 100.0
+"""Of OpenAI's CLIP and most that were trained as it was."""
+
 
 def load_frozen(data: DataSettings, model: ModelSettings, *, device: str | torch.device = "cpu") -> Clip:
     """Loads what a run compares its images with.
@@ -23,5 +26,6 @@ def load_frozen(data: DataSettings, model: ModelSettings, *, device: str | torch
         return load_clip(model.clip, device=device)
     names = data.class_names if isinstance(data.class_names, list) else None
     features = read_class_features(data.class_features, names)
-    given: Clip = GivenEmbeddings(features, logit_scale=model.logit_scale).to(device)
+    scale = (features.logit_scale or _CLIP_SCALE) if model.logit_scale == "auto" else model.logit_scale
+    given: Clip = GivenEmbeddings(features, logit_scale=scale).to(device)
     return given

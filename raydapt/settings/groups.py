@@ -61,8 +61,9 @@ class ModelSettings:
     class embeddings themselves (task residuals); ``auto``: text, with ``data.class_features`` residual."""
     residual_scale: Positive = 0.5
     """alpha of the task residuals; published: 0.5, on Flowers102 1."""
-    logit_scale: Positive = 100.0
-    """Factor from cosine to logit with ``data.class_features``; a model has its own, CLIP's is 100."""
+    logit_scale: Positive | Auto = "auto"
+    """Factor from cosine to logit with ``data.class_features``; ``auto``: as ``raydapt features --output`` noted it in
+    the file, else CLIP's, 100. A model that is loaded has its own."""
     text_prompt_tokens: PositiveInt = 16
     """Length of the text prompt; the class name and it must fit into the text tower."""
     visual_prompt_tokens: PositiveInt = 16

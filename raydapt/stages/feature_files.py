@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raydapt.data.class_features import MEAN
+from raydapt.data.class_features import MEAN, SCALE_KEY
 from raydapt.data.classes import ClassSpace
 from raydapt.data.embeddings import CLASSES_FILE
 from raydapt.data.files import first_line, open_filesystem
@@ -32,7 +32,8 @@ def write_features(
     """Writes ``features.parquet`` and ``classes.parquet``, which ``data.source`` and ``data.class_features`` take.
 
     The class embeddings are of every template, in their order, so that the first stays the prompt; behind them, their
-    mean. Images in error stay as rows without a feature. Memory does not grow with the images.
+    mean; the file notes the model's logit scale. Images in error stay as rows without a feature. Memory does not grow
+    with the images.
 
     Args:
         artefact: Finished features.
@@ -91,7 +92,8 @@ def _class_table(
 ) -> pa.Table:
     class_CD = clip.class_embeddings(names, templates).cpu().numpy().astype(np.float32)
     column = pa.FixedSizeListArray.from_arrays(pa.array(class_CD.reshape(-1)), class_CD.shape[1])
-    return _at(pa.table({"name": list(names), "template": [wording] * len(names), "feature": column}), precision)
+    table = _at(pa.table({"name": list(names), "template": [wording] * len(names), "feature": column}), precision)
+    return table.replace_schema_metadata({SCALE_KEY: repr(float(clip.logit_scale)).encode()})
 
 
 def _at(table: pa.Table, precision: Precision) -> pa.Table:

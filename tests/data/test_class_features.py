@@ -137,3 +137,18 @@ def test_what_does_not_fit_the_run_is_one_sentence(tmp_path: Path) -> None:
                      template=["x", "y"])  # fmt: skip
     with pytest.raises(UserError, match="cancel out"):
         read_class_features(str(opposite)).embeddings(["a"], [MEAN])
+
+
+def test_the_logit_scale_is_as_the_file_notes_it(tmp_path: Path) -> None:
+    table = pa.table({"name": ["a", "b"], "feature": fixed(vectors(2))})
+    identities = set()
+    for noted, expected in ((b"27.5", 27.5), (None, None)):
+        metadata = {} if noted is None else {"raydapt.logit_scale": noted}
+        pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "c.parquet")
+        features = read_class_features(str(tmp_path / "c.parquet"))
+        assert features.logit_scale == expected
+        identities.add(features.identity)
+    assert len(identities) == 2
+    pq.write_table(table.replace_schema_metadata({"raydapt.logit_scale": "much"}), tmp_path / "c.parquet")
+    with pytest.raises(UserError, match="logit scale"):
+        read_class_features(str(tmp_path / "c.parquet"))

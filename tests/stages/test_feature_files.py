@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from raydapt.artefacts.features import load_features, load_labels
+from raydapt.artefacts.features import features_recipe, load_features, load_labels
 from raydapt.data.class_features import MEAN, read_class_features
 from raydapt.data.classes import ClassSpace
 from raydapt.data.sources import resolve_source
@@ -66,7 +66,9 @@ def test_written_features_give_the_same_predictions(tmp_path: Path, clip, output
         features, classes = write_features(before, CLASSES, clip, address)
         source = resolve_source(features, rows_per_part=16)
         data = DataSettings(max_error_share=0.1)
-        after = given_features_stage(source, data=data, ray_settings=RaySettings(progress=False), store=store).artefact
+        recipe = features_recipe(source, clip.identity, clip.image_spec, data)
+        quiet = RaySettings(progress=False)
+        after = given_features_stage(source, recipe, data=data, ray_settings=quiet, store=store).artefact
         given = read_class_features(classes)
         one, two = load_features(before), load_features(after)
         assert torch.equal(one.feature_ND, two.feature_ND)
@@ -74,7 +76,8 @@ def test_written_features_give_the_same_predictions(tmp_path: Path, clip, output
         assert (one.id_N, one.split_N, one.path_N) == (two.id_N, two.split_N, two.path_N)
         assert load_labels(before) == load_labels(after)
         assert given.templates == (*TEMPLATES, MEAN)
-        other = GivenEmbeddings(given, logit_scale=clip.logit_scale)
+        assert given.logit_scale == clip.logit_scale
+        other = GivenEmbeddings(given, logit_scale=given.logit_scale)
         for make in (lambda c, templates: ZeroShot(c, c.class_embeddings(NAMES, templates[:1])),
                      lambda c, templates: Ensemble(c, NAMES, templates)):  # fmt: skip
             logits = [make(clip, TEMPLATES).logits(one.feature_ND), make(other, given.templates).logits(two.feature_ND)]

@@ -5,20 +5,27 @@ import pytest
 import ray
 import torch
 
-from raydapt.artefacts.features import load_features, load_labels
-from raydapt.data.sources import resolve_source
+from raydapt.artefacts.features import features_recipe, load_features, load_labels
+from raydapt.data.decode import ImageSpec
+from raydapt.data.sources import Source, resolve_source
 from raydapt.errors import UserError
 from raydapt.settings.groups import DataSettings, RaySettings
-from raydapt.stages.given_features import given_features_recipe, given_features_stage
+from raydapt.stages.given_features import given_features_stage
 from raydapt.store.artefact import Store
+from raydapt.store.fingerprint import Recipe
 from tests.data.features import unit, vectors, write
 
 QUIET = RaySettings(progress=False)
 
 
+def recipe_of(source: Source) -> Recipe:
+    return features_recipe(source, "any model", ImageSpec(size_px=8), DataSettings())
+
+
 def stage(path: Path, store: Store, **data: object):
     source = resolve_source(str(path), rows_per_part=4)
-    return given_features_stage(source, data=DataSettings(**data), ray_settings=QUIET, store=store)
+    recipe = recipe_of(source)
+    return given_features_stage(source, recipe, data=DataSettings(**data), ray_settings=QUIET, store=store)
 
 
 def test_the_artefact_reads_as_encoded_images_do(tmp_path: Path) -> None:
@@ -63,5 +70,5 @@ def test_the_recipe_is_of_the_source(tmp_path: Path) -> None:
     recipes = set()
     for width in (3, 4):
         path = write(tmp_path / f"{width}.parquet", vectors(5, width))
-        recipes |= {given_features_recipe(resolve_source(str(path), rows_per_part=k)).fingerprint for k in (2, 3)}
+        recipes |= {recipe_of(resolve_source(str(path), rows_per_part=k)).fingerprint for k in (2, 3)}
     assert len(recipes) == 4
