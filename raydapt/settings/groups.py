@@ -62,7 +62,7 @@ class ModelSettings:
     residual_scale: Positive = 0.5
     """alpha of the task residuals; published: 0.5, on Flowers102 1."""
     logit_scale: Positive | Auto = "auto"
-    """Factor from cosine to logit with ``data.class_features``; ``auto``: as ``raydapt features --output`` noted it in
+    """Factor from cosine to logit with ``data.class_features``; ``auto``: as ``raydapt features`` noted it in
     the file, else CLIP's, 100. A model that is loaded has its own."""
     text_prompt_tokens: PositiveInt = 16
     """Length of the text prompt; the class name and it must fit into the text tower."""
