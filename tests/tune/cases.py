@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from raydapt.artefacts.features import features_recipe
 from raydapt.data.sources import read_part, resolve_source
 from raydapt.methods.configuration import config_from_tree
+from raydapt.methods.table import GROUPS, setting_groups
 from raydapt.run.plan import make_plan
 from raydapt.settings.config import Config
 from raydapt.settings.groups import DataSettings
@@ -45,7 +46,9 @@ def job(folder: Path, source: str, **settings: Any) -> Config:
     """A job over the digits, its features made."""
     places = {"runs": str(folder / "runs"), "store": str(folder / "store"), "ray": {"address": "local", "cpus": 2}}
     data = {"source": source, "class_names": "digits"}
-    config = config_from_tree(merge_trees(QUICK, {**places, "data": data, **settings}))
+    used = setting_groups(str(settings.get("method", "cpl")), settings)
+    quick = {name: value for name, value in QUICK.items() if name not in GROUPS or name in used}
+    config = config_from_tree(merge_trees(quick, {**places, "data": data, **settings}))
     plan = make_plan(config)
     recipe = features_recipe(plan.source, plan.clip_identity, plan.image_spec, plan.config.data)
     artefact = plan.store.artefact_of(recipe)
