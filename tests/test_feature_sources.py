@@ -10,6 +10,7 @@ import ray
 
 from raydapt.errors import UserError
 from raydapt.methods.configuration import load_config
+from raydapt.models.clip import load_clip
 from raydapt.run import pipeline
 from raydapt.run.plan import make_plan
 from raydapt.run.prediction import predict
@@ -89,6 +90,22 @@ def test_every_method_learns_from_features_alone(folder: Path, method: str) -> N
 def test_labels_help_as_with_images(folder: Path, method: str, paradigm: str) -> None:
     record = pipeline.run(job(folder, method, *JOBS[method], f"data.paradigm={paradigm}"))
     assert json.loads(record.read_bytes("metrics.json"))["adapted"]["top1"] > 60
+
+
+def test_the_named_model_words_the_classes_and_text_prompts_are_learned(folder: Path) -> None:
+    clip = load_clip("mini")
+    class_CD = clip.class_embeddings(NAMES, ["a photo of a {}."]).numpy()
+    noise_ND = np.random.default_rng(3).standard_normal((90, clip.embed_dim))
+    feature_ND = unit(class_CD[np.arange(90) % 3] + 0.05 * noise_ND).astype(np.float32)
+    write(folder / "mini.parquet", feature_ND, label=[NAMES[i % 3] for i in range(90)])
+    own = [f"data.source={folder}/mini.parquet", "data.class_features=null", "model.clip=mini", *QUICK]
+    names = [f"data.class_names={json.dumps(NAMES)}", "data.templates=['a photo of a {}.']"]
+    metrics = json.loads(pipeline.run(job(folder, "fpl", *own, *names)).read_bytes("metrics.json"))
+    assert metrics["prompt"] == "text"
+    right = (feature_ND @ class_CD.T).argmax(1) == np.arange(90) % 3
+    assert metrics["zero_shot"]["top1"] == pytest.approx(100 * right.mean())
+    with pytest.raises(UserError, match=r"holds features of width 16, and model.clip='mini' makes"):
+        make_plan(job(folder, "fpl", "data.class_features=null", *names))
 
 
 REFUSED = [

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import yaml
 
-from raydapt.artefacts.features import load_features, rows_of_splits
+from raydapt.artefacts.features import FeatureTable, load_features, rows_of_splits
 from raydapt.artefacts.inputs import images_of
 from raydapt.cluster.joining import ensure_ray, require_shared
 from raydapt.data.splits import LabelSplit, divide
@@ -111,7 +111,7 @@ def _run(record: Run, plan: Plan) -> None:
     job = TrainingJob(config=plan.config, classes=plan.classes, run=record, artefacts=artefacts)
     state = _train(job)
     known = read_known_labels(plan, artefacts[FEATURES])
-    finished = finished_run(job, plan, state, row_N=row_N, row_T=row_T, known=known)
+    finished = finished_run(job, plan, state, table=table, row_N=row_N, row_T=row_T, known=known)
     metrics = _evaluate(job, finished, state, split, known, transductive=transductive)
     metrics |= plan.spec.outcome(finished)
     metrics["stages"] = {name: _stage_metrics(result) for name, result in stages.items()}
@@ -186,13 +186,15 @@ def finished_run(
     plan: Plan,
     state: TrainState,
     *,
+    table: FeatureTable | None = None,
     row_N: torch.Tensor,
     row_T: torch.Tensor,
     known: KnownLabels | None,
 ) -> FinishedRun:
     """The training that is over, with labels to measure it by; without them all images count as unlabelled."""
     device = local_context(job.config.train).device
-    table = load_features(job.artefacts[FEATURES], plan.source)
+    if table is None:  # gigabytes, where there are millions of images: never held twice
+        table = load_features(job.artefacts[FEATURES], plan.source)
     return FinishedRun(
         config=job.config,
         classes=job.classes,

@@ -142,7 +142,7 @@ class TrainingJob:
         pixels, crops = self.artefacts.get("pixels"), self.artefacts.get("crops")
         partial = self.artefacts.get("partial_labels")
         return TrainingImages(
-            feature_ND=table.feature_ND[row_N],
+            feature_ND=table.feature_ND if len(row_N) == len(table.feature_ND) else table.feature_ND[row_N],
             n_classes=len(self.classes.names),
             labelled_L=torch.from_numpy(tensors["labelled"]),
             label_L=torch.from_numpy(tensors["label"]),
