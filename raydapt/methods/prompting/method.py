@@ -146,8 +146,10 @@ class PromptMethod(Method):
                 "raise cpl.alpha or give more images."
             )
         candidates_K, row_M = self.images.candidate_classes.cpu(), torch.from_numpy(selection.row_M)
-        target_MC = torch.zeros(len(row_M), self.images.n_classes)
-        target_MC[:, candidates_K] = torch.from_numpy(target_MK)
+        target_MC = torch.from_numpy(target_MK)
+        if len(candidates_K) < self.images.n_classes:
+            target_MC = torch.zeros(len(row_M), self.images.n_classes)
+            target_MC[:, candidates_K] = torch.from_numpy(target_MK)
         return PseudoLabels(
             index_M=self.images.unlabelled_U.cpu()[row_M],
             target_MC=target_MC,

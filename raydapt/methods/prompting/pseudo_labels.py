@@ -39,10 +39,10 @@ def restrict_probability(probability_UC: Probabilities, candidate_classes: Indic
     """The columns of the candidate classes, renormalised; the softmax over these classes alone."""
     kept_UC = probability_UC[:, candidate_classes]
     sum_U1 = kept_UC.sum(axis=1, keepdims=True)
+    np.divide(kept_UC, sum_U1, out=kept_UC, where=sum_U1 > 0)  # in place: there may be gigabytes of it
     # An image so certainly of another class that all candidates underflow to 0 says nothing about them.
-    restricted_UC = np.full_like(kept_UC, 1 / len(candidate_classes))
-    np.divide(kept_UC, sum_U1, out=restricted_UC, where=sum_U1 > 0)
-    return restricted_UC
+    kept_UC[sum_U1[:, 0] <= 0] = 1 / len(candidate_classes)
+    return kept_UC
 
 
 def growing_count(round_: int, n_rounds: int, n_unlabelled: int, n_classes: int) -> int:
