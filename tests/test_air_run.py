@@ -51,7 +51,7 @@ def test_one_command_makes_everything_and_shows_it(job: Config, finished: Run) -
     assert metrics["rounds"][0]["judges"]["text"] > 70  # zero-shot
     report = Path(finished.file("report.html")).read_text()
     assert '<section id="synthetic">' in report
-    assert report.count("synthetic image of") == 40
+    assert report.count('alt="synthetic image of') == 40
     plan = pipeline.describe(job)
     assert "to be made" not in plan
     assert re.search(r"synthetic [0-9a-f]{16}: there", plan)

@@ -201,7 +201,8 @@ def test_a_label_that_no_node_has_is_one_sentence(nodes: Nodes, tmp_path: Path, 
 
 def test_synthesis_survives_the_loss_of_a_node(nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = job_of(save_tiny_pipeline(tmp_path / "tiny"))
-    expected = made_without_ray(job, Store(str(tmp_path / "other")), 16)
+    expected = made_without_ray(job, Store(str(tmp_path / "other")), 16, cpus=2)  # as many as each actor has
+    torch.set_num_threads(1)
     monkeypatch.setattr(synthesis, "Synthesizer", SlowSynthesizer)
     done = after_commits(monkeypatch, 2, lambda: nodes.lose_one(what="SlowSynthesizer"))
     result = synthesis.synthesize_stage(

@@ -167,7 +167,8 @@ class SynthesisSettings:
     actors: PositiveInt | Auto = "auto"
     """Actors that hold the pipeline; ``auto``: one per GPU, else one per two CPUs."""
     cpus_per_actor: NonNegative = 1.0
-    """Logical CPUs that each of them reserves."""
+    """Logical CPUs that each of them reserves, and its threads on a CPU. On some processors another number of threads
+    gives other bytes for some images; it is not part of the fingerprint."""
     gpus_per_actor: NonNegative | Auto = "auto"
     """GPUs that each of them reserves; ``auto``: one where there are some."""
 

@@ -5,7 +5,6 @@ import importlib
 import importlib.util
 import io
 import os
-import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -146,16 +145,17 @@ def _text_of(answer: Any) -> str:
         said = getattr(answer, "error", None) or answer
         raise TypeError(f"no answer but {' '.join(str(said).split())[:200]!r}")
     text = without_thoughts(choices[0].message.content or "")
-    if not text:
+    if not text.strip():
         used_up = getattr(choices[0], "finish_reason", None) == "length"
         raise NoAnswer("no_text_within_max_tokens" if used_up else "empty_answer")
     return text
 
 
 def without_thoughts(text: str) -> str:
-    """What a reasoning model says after its thoughts; empty if it never came to it."""
-    after = text.rpartition("</think>")[2]
-    return re.sub(r"^\s*<think>.*", "", after, flags=re.DOTALL).strip()
+    """What a reasoning model says after its thoughts, empty if it never came to it; any other text as it stands."""
+    if "</think>" in text:
+        return text.rpartition("</think>")[2].strip()
+    return "" if text.lstrip().startswith("<think>") else text
 
 
 def data_url(image: Image.Image) -> str:

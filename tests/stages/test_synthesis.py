@@ -52,8 +52,9 @@ def part_of(actor: Synthesizer, part: int) -> pa.Table:
     return actor({PART: torch.tensor([part]).numpy()}).drop_columns([PART, PART_ROWS, MODEL_S])
 
 
-def made_without_ray(job: SynthesisJob, store: Store, samples: int) -> Artefact:
-    actor = Synthesizer(job, ActorPlan(actors=1, cpus=1, gpus=0))
+def made_without_ray(job: SynthesisJob, store: Store, samples: int, *, cpus: float = 1) -> Artefact:
+    """What one actor makes in this process; its CPUs are its threads, which some processors' images depend on."""
+    actor = Synthesizer(job, ActorPlan(actors=1, cpus=cpus, gpus=0))
     artefact = store.artefact_of(job.recipe)
     for part in job.parts(samples):
         artefact.commit_part(part, part_of(actor, part))
