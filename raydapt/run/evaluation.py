@@ -67,7 +67,7 @@ def pseudo_labels_table(history: list[PseudoLabels], id_N: list[str], names: tup
 def round_metrics(history: list[PseudoLabels], class_N: Tensor, unlabelled_U: Tensor) -> list[dict[str, Any]]:
     """Number and accuracy of the pseudo-labels of each round; accuracies are null without labels.
 
-    Where several judges gave them together, ``judges`` tells how many of all unlabelled images each has right.
+    Where several classifiers gave them together, ``classifiers`` tells how many of all unlabelled images each has right.
     """
     rounds: list[dict[str, Any]] = []
     known_U = class_N[unlabelled_U] >= 0
@@ -80,13 +80,13 @@ def round_metrics(history: list[PseudoLabels], class_N: Tensor, unlabelled_U: Te
                 "selected": quality.selected,
                 "accuracy": quality.top1,
                 "holds_truth": quality.holds_truth,
-                "waiting": labels.waiting,
-                "dropped": labels.dropped,
+                "unplaced": labels.waiting,
+                "without_candidates": labels.dropped,
             }
         )
         if labels.guesses:
             right = {name: guess_U[known_U] == true_U for name, guess_U in labels.guesses.items()}
-            rounds[-1]["judges"] = {name: _share(right_U) for name, right_U in right.items()}
+            rounds[-1]["classifiers"] = {name: _share(right_U) for name, right_U in right.items()}
     return rounds
 
 
