@@ -6,10 +6,13 @@ import torch
 from torch import nn
 
 from raydapt.artefacts.inputs import InputKind
+from raydapt.artefacts.spec import PlanFacts
+from raydapt.errors import UserError
 from raydapt.methods.air.part import AirPart
 from raydapt.methods.contract import Method
 from raydapt.methods.deployed import deployed_clip
 from raydapt.methods.prompting.method import PromptMethod
+from raydapt.methods.rates import PROMPT_STEP, Rate, adamw_rate, sgd_rate, steps_of_round
 from raydapt.methods.spec import BuildContext, MethodSpec
 from raydapt.models.clip import Clip
 from raydapt.models.deployed import DeployedClip
@@ -17,6 +20,7 @@ from raydapt.models.prompts import PromptedClip
 from raydapt.models.residual_prompt import Prompted, ResidualPrompt
 from raydapt.settings.config import Config
 
+RESIDUAL_WAY = 1.0
 _LEARNED = {
     "auto": "text prompt",
     "text": "text prompt",
@@ -28,6 +32,9 @@ _LEARNED = {
 
 class PromptSpec(MethodSpec):
     """A method over a prompted CLIP; AiR is built over any of them."""
+
+    residual_way: float = RESIDUAL_WAY
+    """How far a round may move a class embedding where these are learned, in radians."""
 
     @abstractmethod
     def build_over(self, context: BuildContext, air: AirPart | None) -> PromptMethod:
@@ -51,6 +58,26 @@ class PromptSpec(MethodSpec):
                 "the model that made the features in model.clip and leave data.class_features out."
             )
         return None
+
+    def auto_rate(self, config: Config, facts: PlanFacts) -> Rate:
+        """A step of fixed length: of a prompt as published, of a residual by how far class embeddings may move."""
+        train, model = config.train, config.model
+        if model.prompt != "residual":
+            if train.optimizer != "sgd":
+                raise UserError(
+                    f"Setting train.learning_rate=auto knows steps of SGD for prompts, and train.optimizer="
+                    f"{train.optimizer!r}: set train.optimizer=sgd, or give the rate as a number."
+                )
+            return Rate(PROMPT_STEP, unit_gradient=True)
+        steps = steps_of_round(train, self.images_of_round(config, facts))
+        way, scale = self.residual_way, model.residual_scale
+        if train.optimizer == "sgd":
+            return sgd_rate(way, train, steps=steps, n_classes=len(facts.classes.names), scale=scale)
+        return adamw_rate(way, train, steps=steps, width=facts.width, scale=scale)
+
+    def images_of_round(self, config: Config, facts: PlanFacts) -> int | None:
+        """Images that the longest round learns from; None where the source does not tell."""
+        return facts.source.rows
 
     def learned(self, config: Config) -> str:
         """The kind of prompt."""
