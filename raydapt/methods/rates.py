@@ -17,6 +17,8 @@ from raydapt.settings.groups import TrainSettings
 
 PROMPT_STEP = 0.016
 """Length of a step for prompts: the published rate 0.02 times the length 0.8 that gradients are cut to (CPL's code)."""
+WAY = 0.3
+"""How far a class embedding can travel in a round, in radians: 17 degrees."""
 UNKNOWN_IMAGES = 10_000
 """Taken where a source does not tell how many images it has before it is read."""
 

@@ -1,7 +1,8 @@
 """Encoders worth taking, by machine and by what is seen: their published zero-shot figures.
 
-The figures are those of open_clip's own table, ``docs/openclip_results.csv`` (github.com/mlfoundations/open_clip, commit
-f862f86), in percent. The choice of an encoder is worth more than that of a method, so `raydapt doctor` shows them.
+The figures are those of open_clip's own table, ``docs/openclip_results.csv`` (github.com/mlfoundations/open_clip,
+commit f862f86), in percent. Since the choice of an encoder is worth more than that of a method, `raydapt doctor` shows
+them.
 """
 
 from dataclasses import dataclass

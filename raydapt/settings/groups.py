@@ -114,8 +114,8 @@ class TrainSettings:
     """The highest one, reached after the warm-up; a cosine then lowers it step by step. ``auto``: from the logit scale,
     the width and the number of steps; ``published``: as the method's authors have it."""
     unit_gradient: bool | Auto = "auto"
-    """Scale the gradient to length 1 in every step, so that a step of SGD is as long as the learning rate says; ``auto``:
-    with ``learning_rate: auto``, for what SGD learns."""
+    """Scale the gradient to length 1 in every step, so that SGD's step is as long as the learning rate says; ``auto``:
+    where ``learning_rate: auto`` counts on it."""
     momentum: Share = 0.9
     """Of SGD; AdamW keeps its own betas."""
     weight_decay: NonNegative = 0.05

@@ -364,9 +364,7 @@ def _optimizer(method: Method, settings: TrainSettings) -> torch.optim.Optimizer
         return torch.optim.AdamW(groups, lr=settings.rate, betas=(0.9, 0.98), eps=1e-6)
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=settings.rate, weight_decay=settings.weight_decay)
-    return torch.optim.SGD(
-        parameters, lr=settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay
-    )
+    return torch.optim.SGD(parameters, lr=settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay)
 
 
 def _autocast(settings: TrainSettings, device: torch.device) -> Callable[[], contextlib.AbstractContextManager[None]]:

@@ -22,7 +22,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from raydapt.data.class_features import MEAN
 from raydapt.data.shifts import shifted
 from raydapt.methods.configuration import load_config
 from raydapt.run import pipeline
@@ -114,7 +113,12 @@ def cells(work: Path, methods: Sequence[str], variants: Sequence[str], *, only_t
             if only_there:
                 continue
             features, classes = write_variant(encoder, variant, draw, folder)
-            given = [f"data.source={features}", f"data.class_features={classes}", f"name={method}", "ray.progress=false"]
+            given = [
+                f"data.source={features}",
+                f"data.class_features={classes}",
+                f"name={method}",
+                "ray.progress=false",
+            ]
             places = [f"runs={folder}/runs", f"store={folder}/store"]
             started = time.monotonic()
             pipeline.run(load_config(None, [f"method={method}", *given, *places, *METHODS[method]]))

@@ -1,4 +1,4 @@
-"""The rates that ``auto`` stands for: ways that are really gone, names that are resolved, labels that are not needed."""
+"""The rates that ``auto`` stands for: ways that are really gone, names that are resolved, no label needed."""
 
 from pathlib import Path
 

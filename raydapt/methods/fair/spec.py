@@ -13,12 +13,9 @@ from raydapt.methods.fair.method import Fair, input_kind_of
 from raydapt.methods.fair.outcome import alignment_outcome
 from raydapt.methods.fair.resolve import crop_spec, resolve_fair
 from raydapt.methods.fair.settings import FairSettings
-from raydapt.methods.rates import Rate, adamw_rate, sgd_rate, steps_of_round
+from raydapt.methods.rates import WAY, Rate, adamw_rate, sgd_rate, steps_of_round
 from raydapt.methods.spec import BuildContext, FinishedRun, MethodSpec
 from raydapt.settings.config import Config
-
-ANCHOR_WAY = 0.3
-"""How far an anchor can move while it learns, in radians."""
 
 
 class CropSpecs(MethodSpec):
@@ -81,11 +78,11 @@ class FairSpec(CropSpecs):
 
     def auto_rate(self, config: Config, facts: PlanFacts) -> Rate:
         """By how far an anchor may move; LayerNorms go with the same rate."""
-        train, way = config.train, ANCHOR_WAY
+        train = config.train
         steps = steps_of_round(train, facts.source.rows)
         if train.optimizer == "sgd":
-            return sgd_rate(way, train, steps=steps, n_classes=len(facts.classes.names))
-        return adamw_rate(way, train, steps=steps, width=facts.width)
+            return sgd_rate(WAY, train, steps=steps, n_classes=len(facts.classes.names))
+        return adamw_rate(WAY, train, steps=steps, width=facts.width)
 
     def input_kind(self, config: Config) -> InputKind:
         """Pixels where LayerNorms are learned, else cached features with those of crops."""

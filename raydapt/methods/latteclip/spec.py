@@ -13,14 +13,11 @@ from raydapt.methods.latteclip.method import LatteClip, input_kind_of
 from raydapt.methods.latteclip.outcome import latteclip_outcome
 from raydapt.methods.latteclip.resolve import caption_kinds, check_latteclip, latteclip_learns
 from raydapt.methods.latteclip.settings import LatteclipSettings
-from raydapt.methods.rates import Rate, adamw_rate, steps_of_round
+from raydapt.methods.rates import WAY, Rate, adamw_rate, steps_of_round
 from raydapt.methods.spec import BuildContext, FinishedRun, MethodSpec
 from raydapt.models.clip import Clip
 from raydapt.models.deployed import DeployedClip
 from raydapt.settings.config import Config
-
-RESIDUAL_WAY = 1.0
-"""How far a class embedding can move while it learns, in radians."""
 
 
 class LatteclipSpec(MethodSpec):
@@ -55,7 +52,7 @@ class LatteclipSpec(MethodSpec):
         if config.of(LatteclipSettings).tune != "residual" or train.optimizer == "sgd":
             return super().auto_rate(config, facts)
         steps, scale = steps_of_round(train, facts.source.rows), config.model.residual_scale
-        return adamw_rate(RESIDUAL_WAY, train, steps=steps, width=facts.width, scale=scale)
+        return adamw_rate(WAY, train, steps=steps, width=facts.width, scale=scale)
 
     def input_kind(self, config: Config) -> InputKind:
         """Features for a text prompt, pixels for all else."""

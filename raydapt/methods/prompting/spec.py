@@ -12,7 +12,7 @@ from raydapt.methods.air.part import AirPart
 from raydapt.methods.contract import Method
 from raydapt.methods.deployed import deployed_clip
 from raydapt.methods.prompting.method import PromptMethod
-from raydapt.methods.rates import PROMPT_STEP, Rate, adamw_rate, sgd_rate, steps_of_round
+from raydapt.methods.rates import PROMPT_STEP, WAY, Rate, adamw_rate, sgd_rate, steps_of_round
 from raydapt.methods.spec import BuildContext, MethodSpec
 from raydapt.models.clip import Clip
 from raydapt.models.deployed import DeployedClip
@@ -20,7 +20,6 @@ from raydapt.models.prompts import PromptedClip
 from raydapt.models.residual_prompt import Prompted, ResidualPrompt
 from raydapt.settings.config import Config
 
-RESIDUAL_WAY = 1.0
 _LEARNED = {
     "auto": "text prompt",
     "text": "text prompt",
@@ -32,9 +31,6 @@ _LEARNED = {
 
 class PromptSpec(MethodSpec):
     """A method over a prompted CLIP; AiR is built over any of them."""
-
-    residual_way: float = RESIDUAL_WAY
-    """How far a round may move a class embedding where these are learned, in radians."""
 
     @abstractmethod
     def build_over(self, context: BuildContext, air: AirPart | None) -> PromptMethod:
@@ -70,10 +66,10 @@ class PromptSpec(MethodSpec):
                 )
             return Rate(PROMPT_STEP, unit_gradient=True)
         steps = steps_of_round(train, self.images_of_round(config, facts))
-        way, scale = self.residual_way, model.residual_scale
+        scale = model.residual_scale
         if train.optimizer == "sgd":
-            return sgd_rate(way, train, steps=steps, n_classes=len(facts.classes.names), scale=scale)
-        return adamw_rate(way, train, steps=steps, width=facts.width, scale=scale)
+            return sgd_rate(WAY, train, steps=steps, n_classes=len(facts.classes.names), scale=scale)
+        return adamw_rate(WAY, train, steps=steps, width=facts.width, scale=scale)
 
     def images_of_round(self, config: Config, facts: PlanFacts) -> int | None:
         """Images that the longest round learns from; None where the source does not tell."""
