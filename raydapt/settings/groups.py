@@ -110,7 +110,7 @@ class TrainSettings:
     """Ends a round early; the learning-rate schedule then spans these steps."""
     optimizer: Literal["sgd", "adamw", "adamw_clip"] = "sgd"
     """``adamw_clip``: with the betas 0.9 and 0.98 and the 1e-6 of CLIP's training, and no decay of vectors."""
-    learning_rate: Positive | Literal["auto", "published"] = 0.02
+    learning_rate: Positive | Literal["auto", "published"] = "auto"
     """The highest one, reached after the warm-up; a cosine then lowers it step by step. ``auto``: from the logit scale,
     the width and the number of steps; ``published``: as the method's authors have it."""
     unit_gradient: bool | Auto = "auto"
