@@ -35,6 +35,7 @@ from raydapt.run.known_labels import KnownLabels, notes_of, read_known_labels
 from raydapt.run.making import artefacts_of, make_artefacts, make_features
 from raydapt.run.plan import FEATURES, Plan, describe_plan, make_plan
 from raydapt.run.reporting import write_run_report
+from raydapt.run.stated_prior import prior_note
 from raydapt.run.tensorboard import write_events
 from raydapt.settings.config import Config
 from raydapt.settings.tree import as_tree
@@ -229,7 +230,8 @@ def _evaluate(
     row_N, row_T = finished.row_N, finished.row_T
     class_T, notes = known.measured(row_T)
     class_N, _ = known.measured(row_N)
-    notes = [*notes_of(known.plan, table), *notes]
+    contradiction = prior_note(finished)
+    notes = [*notes_of(known.plan, table), *notes, *([contradiction] if contradiction else [])]
     for note in notes:
         _LOG.warning(note)
     accuracies = evaluation.compare_predictions(before, after, class_T, len(names), seen, unseen)

@@ -1,9 +1,9 @@
 """What each method and the guard do on shifted variants of feature sets, on the unlabelled set itself.
 
 ``python -m tests.bench.bench_guard --sets clip-like --output cases.jsonl`` learns on the generated development sets,
-``--sets FOLDER`` on every ``NAME.pt`` of a folder (a dictionary: feature, label, text, scale), ``--sets whurs19`` on the
-four feature sets of ``RAYDAPT_DATA``. One line per case: accuracies of zero-shot, of the adapted classifier, of the mean
-of both and of what the guard keeps, and the evidence. ``--table cases.jsonl`` prints the Markdown table of such a file.
+``--sets FOLDER`` on every ``NAME.pt`` of a folder (see `feature_sets`), ``--sets whurs19`` on the four feature sets of
+``RAYDAPT_DATA``. One line per case: accuracies of zero-shot, of the adapted classifier, of the mean of both and of what
+the guard keeps, and the evidence. ``--table cases.jsonl`` prints the Markdown table of such a file.
 """
 
 import argparse
@@ -37,9 +37,13 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "grip": ("train.max_steps_per_round=50", "model.prompt=residual"),
     "cpl": ("train.max_steps_per_round=50", "model.prompt=residual", "cpl.alpha=0.75", "cpl.beta=0.95"),
     "fair": ("fair.crops=0", "fair.layer_norms=false", "fair.anchor_text=names", "train.max_steps_per_round=200"),
-    "latteclip": ("latteclip.tune=residual", "train.max_steps_per_round=200", "train.learning_rate=0.001",
-                  "train.batch_size=128"),
-}  # fmt: skip
+    "latteclip": (
+        "latteclip.tune=residual",
+        "train.max_steps_per_round=200",
+        "train.learning_rate=0.001",
+        "train.batch_size=128",
+    ),
+}
 """Recipes of the methods, cut to a length that many cases allow."""
 
 
@@ -61,9 +65,12 @@ def adapted(method: str, feature_MD: Tensor, text_KD: Tensor, scale: float, *, p
     config = load_config(None, [f"method={method}", "train.precision=fp32", *SETTINGS[method]])
     clip = GivenEmbeddings(
         ClassFeatures(
-            uri="bench", names=tuple(names), class_M=np.arange(len(names)), template_M=(MEAN,) * len(names),
+            uri="bench",
+            names=tuple(names),
+            class_M=np.arange(len(names)),
+            template_M=(MEAN,) * len(names),
             feature_MD=text_KD.numpy(),
-        ),  # fmt: skip
+        ),
         logit_scale=scale,
     )
     images = TrainingImages(
@@ -78,9 +85,14 @@ def adapted(method: str, feature_MD: Tensor, text_KD: Tensor, scale: float, *, p
     context = BuildContext(config=config, clip=clip, classes=classes, images=images)
     learned: Method = spec_of(method).build(context)
     fit(
-        learned, images, config.train, seed=0, place=WorkerContext(device=CPU), checkpoints=_Forgetful(),
+        learned,
+        images,
+        config.train,
+        seed=0,
+        place=WorkerContext(device=CPU),
+        checkpoints=_Forgetful(),
         log=lambda line: None,
-    )  # fmt: skip
+    )
     with torch.no_grad():
         return learned.eval().logits(feature_MD).float().softmax(dim=1)
 

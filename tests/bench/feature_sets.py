@@ -1,7 +1,7 @@
 """Features of labelled image sets by the miniature CLIP, as `bench_guard` takes them.
 
-``python -m tests.bench.feature_sets OUT eurosat pacs_cartoon digits FOLDER/rsscn7.parquet`` writes ``OUT/NAME.pt`` of every
-set: up to ``--most`` images, the class embeddings of its first template, and the model's logit scale.
+``python -m tests.bench.feature_sets OUT eurosat pacs_cartoon digits FOLDER/rsscn7.parquet`` writes ``OUT/NAME.pt`` of
+every set: up to ``--most`` images, the class embeddings of its first template, and the model's logit scale.
 """
 
 import argparse

@@ -72,7 +72,9 @@ class FairSpec(CropSpecs):
         """The method."""
         config = context.config
         settings, batch_size = config.of(FairSettings), config.train.batch_size
-        return Fair(context.clip, context.classes, context.images, settings=settings, batch_size=batch_size)
+        method = Fair(context.clip, context.classes, context.images, settings=settings, batch_size=batch_size)
+        method.target_C = context.prior.score_reference()
+        return method
 
     def input_kind(self, config: Config) -> InputKind:
         """Pixels where LayerNorms are learned, else cached features with those of crops."""
