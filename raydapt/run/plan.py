@@ -191,6 +191,10 @@ def _what_matters(config: Config, spec: MethodSpec) -> dict[str, Any]:
     if spec.learns and not spec.fits_at_once:
         matters["train"] = {key: value for key, value in tree["train"].items() if key not in _RESOURCES}
     matters |= spec.matters(config)
+    if not config.guard:
+        matters["guard"] = False
+    if config.predict.with_frozen:
+        matters["predict"] = tree["predict"]
     if spec.synthetic_images(config) or config.synthesis.held_out:
         left_out = _STAGE_RESOURCES if config.synthesis.held_out else (*_STAGE_RESOURCES, "held_out")
         matters["lora"] = tree["lora"]
