@@ -14,12 +14,12 @@ _MOST_IMAGES = 4096
 """Unlabelled images that are looked at, evenly spread: enough for shares to a percent."""
 
 
-def prior_note(finished: FinishedRun) -> str | None:
-    """A sentence where the adapted answers for the training images contradict a stated prior; None where not."""
+def prior_notes(finished: FinishedRun) -> list[str]:
+    """A sentence where the adapted answers for the training images contradict a stated prior; none where not."""
     names, row_N = finished.classes.names, finished.row_N
     prior = class_prior(finished.config.data.class_prior, names)
     if not prior.known or not len(row_N):
-        return None
+        return []
     row_S = row_N[torch.linspace(0, len(row_N) - 1, min(len(row_N), _MOST_IMAGES)).long()]
     found = predict_classes(
         finished.method,
@@ -28,4 +28,5 @@ def prior_note(finished: FinishedRun) -> str | None:
         batch_size=finished.config.train.predict_batch_size,
         device=finished.device,
     )
-    return prior.contradiction(torch.bincount(found.class_T, minlength=len(names)), names)
+    said = prior.contradiction(torch.bincount(found.class_T, minlength=len(names)), names)
+    return [said] if said else []
