@@ -199,3 +199,30 @@ def test_images_and_their_exported_features_get_the_same_answers(tmp_path: Path)
 def _answers(record: Run) -> dict[str, str]:
     table = pq.read_table(Path(record.path) / "predictions.parquet").to_pydict()
     return dict(zip(table["id"], table["predicted"], strict=True))
+
+
+PRIOR = "data.class_prior={cat: common, dog: rare}"
+
+
+def test_an_unknown_class_prior_leaves_a_run_its_name_and_a_stated_one_does_not(folder: Path) -> None:
+    unknown, before = (make_plan(job(folder, "cpl", *given)) for given in (["data.class_prior=unknown"], []))
+    assert unknown.fingerprint == before.fingerprint
+    assert make_plan(job(folder, "cpl", "data.class_prior=uniform")).fingerprint != before.fingerprint
+    with pytest.raises(UserError, match="did you mean 'cat'"):
+        make_plan(job(folder, "cpl", "data.class_prior={cats: common}"))
+
+
+@pytest.mark.parametrize("method", ["grip", "coreg", "transduct"])
+def test_a_stated_class_prior_moves_the_answers_and_a_contradiction_is_said(folder: Path, method: str) -> None:
+    settings = [setting for setting in JOBS[method] if not setting.startswith("train.epochs") or method == "coreg"]
+    runs = [
+        pipeline.run(job(folder, method, *settings, "train.max_steps_per_round=5", *given))
+        for given in ([], ["data.class_prior={cat: 90, dog: 1, sea lake: 9}"])
+    ]
+    shares = [pq.read_table(run.file("predictions.parquet"))["predicted"].to_pylist().count("cat") for run in runs]
+    assert shares[1] >= shares[0]
+    metrics = json.loads(runs[1].read_bytes("metrics.json"))
+    assert metrics["scores"]["prior_match"] is not None
+    if shares[1] < 30:  # of 60: far from the 90 % that were stated
+        assert any("contradict data.class_prior" in note for note in metrics["notes"])
+    assert not any("class_prior" in note for note in json.loads(runs[0].read_bytes("metrics.json"))["notes"])

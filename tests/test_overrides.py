@@ -44,3 +44,10 @@ def test_a_tree_of_no_known_kind() -> None:
         apply_override(tree, item)
     assert tree == {"a": {"b": [1, "x"]}, "c": "x #1", "d": 3, "e": {"f": 1}, "g": True}
     assert Config().name == "auto"
+
+
+def test_a_class_prior_may_name_classes_that_yaml_takes_for_something_else() -> None:
+    given = load_config(None, ["data.class_prior={no: rare, 7: common, oak: 0.5}"]).data.class_prior
+    assert given == {"no": "rare", "7": "common", "oak": 0.5}
+    assert load_config(None, ["data.class_prior=uniform"]).data.class_prior == "uniform"
+    assert load_config().data.class_prior == "unknown"

@@ -22,6 +22,7 @@ from raydapt.data.classes import ClassSpace
 from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source
 from raydapt.errors import UserError
+from raydapt.methods.class_prior import ClassPrior, class_prior
 from raydapt.methods.contract import Method, TrainingImages
 from raydapt.methods.deployed import deployed_clip
 from raydapt.methods.rates import Rate
@@ -56,6 +57,11 @@ class BuildContext:
     classes: ClassSpace
     images: TrainingImages | None = None
     synthetic: SyntheticImages | None = None
+
+    @property
+    def prior(self) -> ClassPrior:
+        """How often classes occur, as far as anybody said."""
+        return class_prior(self.config.data.class_prior, self.classes.names)
 
     def zero_shot_embeddings(self) -> Tensor:
         """Class embeddings [C, D] of the plain prompt."""

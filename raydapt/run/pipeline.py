@@ -38,6 +38,7 @@ from raydapt.run.known_labels import KnownLabels, notes_of, read_known_labels
 from raydapt.run.making import artefacts_of, make_artefacts, make_features
 from raydapt.run.plan import FEATURES, Plan, describe_plan, make_plan
 from raydapt.run.reporting import write_run_report
+from raydapt.run.stated_prior import prior_notes
 from raydapt.run.tensorboard import write_events
 from raydapt.settings.config import Config
 from raydapt.settings.tree import as_tree
@@ -234,7 +235,7 @@ def _evaluate(
     class_N, _ = known.measured(row_N)
     unlabelled_U = torch.from_numpy(split.unlabelled_U)
     guarded, verdict, after = _guarded(job, finished, row_N[unlabelled_U], before, adapted)
-    notes = [*notes_of(known.plan, table), *notes]
+    notes = [*notes_of(known.plan, table), *notes, *prior_notes(finished)]
     if guarded is not None and guarded.verdict != "adapted":
         notes = [guarded.sentence, *notes]
     for note in notes:

@@ -12,6 +12,7 @@ from raydapt.artefacts.synthetic_images import HELD_OUT, HELD_OUT_FEATURES, HELD
 from raydapt.data.classes import resolve_classes
 from raydapt.data.labels import check_numbers
 from raydapt.data.sources import resolve_source
+from raydapt.methods.class_prior import class_prior
 from raydapt.methods.spec import MethodSpec
 from raydapt.methods.table import spec_of
 from raydapt.methods.without_images import NO_IMAGES, check_method_of, check_source_of, decide_prompt
@@ -57,6 +58,7 @@ def make_plan(config: Config) -> Plan:
     spec.check_paradigm(config)
     source = resolve_source(config.data.source, rows_per_part=config.features.rows_per_part, limit=config.data.limit)
     classes = resolve_classes(config.data, source)
+    class_prior(config.data.class_prior, classes.names)
     check_numbers(classes, dict(source.label_counts or ()), setting=f"data.source={config.data.source!r}")
     clip = load_frozen(config.data, config.model)
     check_source_of(config, source, clip)
@@ -205,6 +207,8 @@ def _what_matters(config: Config, spec: MethodSpec) -> dict[str, Any]:
 
 def _leave_out_defaults(data: dict[str, Any], model: dict[str, Any]) -> None:
     """Settings that a run does not go by, so that it keeps the name that it had before they could be said."""
+    if data["class_prior"] == "unknown":
+        del data["class_prior"]
     given = data.pop("class_features") is not None  # what matters of the file is its content, an input of the run
     if given:
         del model["clip"]

@@ -146,6 +146,8 @@ def _overridden(run: Run, config: Config, overrides: list[str]) -> Config:
     tree: dict[str, Any] = as_tree(config)
     if any(item.startswith("data.source=") for item in overrides):
         tree["data"]["limit"] = None  # it counted the run's own images
+    if any(item.startswith("data.class_names=") for item in overrides):
+        tree["data"]["class_prior"] = "unknown"  # it was said of the run's own classes
     for item in overrides:
         apply_override(tree, item, kind=EverySetting)
         key = item.partition("=")[0]

@@ -40,6 +40,9 @@ class DataSettings:
     """Share of the classes that is seen in TRZSL."""
     limit: PositiveInt | None = None
     """Use the first images of the source alone."""
+    class_prior: str | dict[str, str | float] = "unknown"
+    """How often classes occur: ``unknown``, ``uniform``, levels as ``{oak: common, birch: rare}`` (16 : 4 : 1, others
+    ``normal``), or numbers for all classes; see docs/own-data.md."""
     max_error_share: Share = 0.01
     """The stage fails when a larger share of its rows cannot be read."""
     max_image_pixels: PositiveInt = 100_000_000

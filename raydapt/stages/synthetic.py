@@ -19,6 +19,7 @@ from raydapt.artefacts.spec import ArtefactSpec
 from raydapt.data.classes import fill_template
 from raydapt.data.decode import BadImage, ImageSpec, decode_image
 from raydapt.data.reread import reread_images
+from raydapt.methods.class_prior import class_prior
 from raydapt.models.clip import load_clip
 from raydapt.stages.place import StagePlace, is_there
 from raydapt.stages.synthesis import synthesize_stage
@@ -83,7 +84,8 @@ def choose_images(place: StagePlace, features: Artefact) -> ConfidentImages:
     clip = load_clip(config.model.clip)
     class_CD = clip.class_embeddings(place.classes.names, place.classes.templates[:1])
     probability_NC = (clip.logit_scale * table.feature_ND[row_N] @ class_CD.T).softmax(dim=1)
-    chosen = confident_images(probability_NC, config.lora.images_per_class)
+    prior = class_prior(config.data.class_prior, place.classes.names)
+    chosen = confident_images(prior.weighed(probability_NC), config.lora.images_per_class, prior)
     return ConfidentImages(row_M=table.row_N[row_N[chosen.row_M]], class_M=chosen.class_M)
 
 

@@ -33,7 +33,7 @@ class AirSpec(MethodSpec):
 
     def build(self, context: BuildContext) -> Method:
         """The base with AiR's part, or alone where AiR adds nothing."""
-        return self.base(context.config).build_over(context, _part(context))
+        return self.base(context.config).over(context, _part(context))
 
     def resolve(self, config: Config, facts: PlanFacts) -> Config:
         """As the base's; refuses settings that leave nothing to learn from."""

@@ -48,7 +48,7 @@ class CoregSpec(MethodSpec):
                 f"Setting coreg.gpu_per_student=true: a worker sees {torch.cuda.device_count()} GPUs and needs two: "
                 "set train.gpus_per_worker=2 where nodes have them, or coreg.gpu_per_student=false."
             )
-        return CoReg(
+        method = CoReg(
             settings,
             _views_of(settings, context.clip),
             context.images,
@@ -58,6 +58,8 @@ class CoregSpec(MethodSpec):
             seed=config.seed,
             width=context.clip.embed_dim,
         )
+        method.expected_C = context.prior.target()
+        return method
 
     def resolve(self, config: Config, facts: PlanFacts) -> Config:
         """Templates as a list, lengths that fit each other."""

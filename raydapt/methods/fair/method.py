@@ -70,6 +70,9 @@ class Fair(Method):
         images: What may be learned from; None for a method that is only to predict.
         settings: Descriptions resolved.
         batch_size: Images per optimiser step over all workers.
+
+    Attributes:
+        target_C: Stated class shares that the fairness term asks for; None: equal ones.
     """
 
     prompt_CD: Tensor
@@ -93,6 +96,7 @@ class Fair(Method):
         self.rounds = int(any(parameter.requires_grad for parameter in self.parameters()))
         self.scale = clip.logit_scale if settings.logit_scale == "model" else settings.logit_scale
         self._images = images
+        self.target_C: Tensor | None = None
         prompt_CD = clip.class_embeddings(classes.names, classes.templates)
         self.register_buffer("prompt_CD", prompt_CD, persistent=False)
         # An epoch's image features, summed over pseudo-classes, and what the epoch before left as prototypes.
@@ -126,7 +130,7 @@ class Fair(Method):
             loss = (weight_B * F.cross_entropy(logits_BC, label_B, reduction="none")).mean()
             if settings.fairness:
                 # Of the whole batch: a mean over the workers' own parts would ask every part to hold all classes.
-                loss = loss + settings.fairness * fairness_loss(gather_rows_with_gradients(logits_BC))
+                loss = loss + settings.fairness * fairness_loss(gather_rows_with_gradients(logits_BC), self.target_C)
             if settings.alignment:
                 # Of all workers in every step, so that the one checkpoint holds what each of them goes on with.
                 self.sum_CD.index_add_(0, gather_rows(label_B), gather_rows(whole_BD))

@@ -78,6 +78,12 @@ def sample_weights(kind: Weighting, score_BC: Tensor, other_BC: Tensor) -> Tenso
     return (1 - torch.exp(best_B2[:, 1] - best_B2[:, 0])).clamp_min(tiny)
 
 
-def fairness_loss(logits_BC: Tensor) -> Tensor:
-    """-mean_c log p_c of the batch's mean softmax p: least when all classes are predicted equally often."""
-    return -logits_BC.softmax(dim=1).mean(dim=0).clamp_min(torch.finfo(torch.float32).tiny).log().mean()
+def fairness_loss(logits_BC: Tensor, target_C: Tensor | None = None) -> Tensor:
+    """-sum_c q_c log p_c of the batch's mean softmax p: least when p is the target q.
+
+    Args:
+        logits_BC: Logits.
+        target_C: Class shares that sum to 1; None asks for all classes equally often, q_c = 1 / C.
+    """
+    log_p_C = logits_BC.softmax(dim=1).mean(dim=0).clamp_min(torch.finfo(torch.float32).tiny).log()
+    return -log_p_C.mean() if target_C is None else -(target_C.to(log_p_C) * log_p_C).sum()

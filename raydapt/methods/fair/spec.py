@@ -74,7 +74,9 @@ class FairSpec(CropSpecs):
         """The method."""
         config = context.config
         settings, batch_size = config.of(FairSettings), config.train.batch_size
-        return Fair(context.clip, context.classes, context.images, settings=settings, batch_size=batch_size)
+        method = Fair(context.clip, context.classes, context.images, settings=settings, batch_size=batch_size)
+        method.target_C = context.prior.score_reference()
+        return method
 
     def auto_rate(self, config: Config, facts: PlanFacts) -> Rate:
         """By how far an anchor may move; LayerNorms go with the same rate."""

@@ -19,7 +19,7 @@ class Fpl(HardLabelMethod):
     """The `shots` images of highest zero-shot probability of each class are its pseudo-labels; one round.
 
     Args:
-        shots: Images per class.
+        shots: Images per class; as many on average where the class prior is known.
         **others: As in `PromptMethod`.
     """
 
@@ -39,5 +39,5 @@ class Fpl(HardLabelMethod):
 
     def select(self, round_: int, probability_UK: Probabilities) -> PseudoLabels:
         """The most confident images of each class."""
-        selection = top_k_per_class(probability_UK, self.shots)
+        selection = top_k_per_class(probability_UK, self.prior_of_candidates.places(self.shots))
         return self.pseudo_labels_of(selection, probability_UK, hard_targets(selection, probability_UK.shape[1]))

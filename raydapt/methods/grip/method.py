@@ -19,6 +19,8 @@ from raydapt.models.residual_prompt import Prompted
 class Grip(HardLabelMethod):
     """Each round labels n |U| / (rounds K) images per class with the last round's model, on leader boards.
 
+    Where the class prior is known, a board has as many places as the class has a share in n |U| / rounds.
+
     Args:
         settings: Rounds, the kind of leader board, the weight of labelled images.
         **others: As in `PromptMethod`.
@@ -50,6 +52,7 @@ class Grip(HardLabelMethod):
 
     def select(self, round_: int, probability_UK: Probabilities) -> PseudoLabels:
         """Fills the leader boards."""
-        selection = self.board(probability_UK, growing_count(round_, self.rounds, *probability_UK.shape))
+        count = growing_count(round_, self.rounds, *probability_UK.shape)
+        selection = self.board(probability_UK, self.prior_of_candidates.places(count))
         target_MK = hard_targets(selection, probability_UK.shape[1])
         return self.pseudo_labels_of(selection, probability_UK, target_MK)

@@ -38,7 +38,13 @@ class PromptSpec(MethodSpec):
 
     def build(self, context: BuildContext) -> Method:
         """The method by itself."""
-        return self.build_over(context, None)
+        return self.over(context, None)
+
+    def over(self, context: BuildContext, air: AirPart | None) -> PromptMethod:
+        """As `build_over`, with the class prior of the settings."""
+        method = self.build_over(context, air)
+        method.prior = context.prior
+        return method
 
     def input_kind(self, config: Config) -> InputKind:
         """A text prompt and a residual learn from cached features, a visual prompt from pixels."""

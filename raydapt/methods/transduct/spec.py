@@ -29,7 +29,9 @@ class TransductSpec(MethodSpec):
         fitted = None
         if images is not None:
             feature_ND = images.feature_ND[images.unlabelled_U].to(text_CD.device)
-            fitted = fit(feature_ND, text_CD, clip.logit_scale, settings)
+            stated_C = context.prior.log_prior()
+            stated_C = None if stated_C is None else stated_C.to(text_CD)
+            fitted = fit(feature_ND, text_CD, clip.logit_scale, settings, log_prior_C=stated_C)
         return Transduct(clip, text_CD, settings.text_strength, fitted)
 
     def learned(self, config: Config) -> str:
