@@ -73,6 +73,10 @@ class CoregSpec(MethodSpec):
             return None
         return f"Setting coreg.student={settings.student} looks at images: set coreg.student=linear or mlp."
 
+    def whole_batch(self, config: Config) -> str | None:
+        """Its contrast, MixUp and batch norms."""
+        return "its contrast, MixUp and batch norms look at the whole batch"
+
     def stored_spec(self, config: Config, image_spec: ImageSpec) -> ImageSpec:
         """As ``coreg.image_size_px`` says."""
         return replace(image_spec, size_px=config.of(CoregSettings).image_size_px)

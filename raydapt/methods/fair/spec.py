@@ -84,6 +84,17 @@ class FairSpec(CropSpecs):
         parts = ["class anchors"] * fair.learn_anchors + ["LayerNorms of the image tower"] * fair.learns_norms
         return " and ".join(parts) or "nothing"
 
+    def whole_batch(self, config: Config) -> str | None:
+        """Its fairness term."""
+        return "fair.fairness looks at the whole batch" if config.of(FairSettings).fairness else None
+
+    def matters(self, config: Config) -> dict[str, Any]:
+        """Its settings; without the fairness term not how long that remembers."""
+        own = super().matters(config)
+        if not own[self.name]["fairness"]:
+            del own[self.name]["fairness_memory"]
+        return own
+
     def outcome(self, finished: FinishedRun) -> dict[str, Any]:
         """Crops that counted, weights beside correctness, anchors that moved."""
         return {"alignment": alignment_outcome(finished)}

@@ -12,6 +12,7 @@ class FplSpec(PromptSpec):
     """See `raydapt.methods.fpl.method.Fpl`."""
 
     name = "fpl"
+    pools_labels = True
 
     def build_over(self, context: BuildContext, air: AirPart | None) -> PromptMethod:
         """The method with what AiR adds, or without."""

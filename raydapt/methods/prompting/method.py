@@ -83,6 +83,8 @@ class PromptMethod(Method):
     def begin_round(self, round_: int, probability_UC: Callable[[], Tensor]) -> list[Stream]:
         """Selects from the last round's probabilities, then draws the prompt anew."""
         if self.air is not None and self.air.settings.synthetic_only:
+            if self.air.settings.fusion_at_test:  # which goes by what the judgement finds: the images' mean, the scale
+                self.candidate_probability(round_, probability_UC)
             self.restart(round_)
             return self.air.streams(self.batch_size)
         probability_UK = self.candidate_probability(round_, probability_UC)

@@ -29,6 +29,9 @@ _LEARNED = {
 class PromptSpec(MethodSpec):
     """A method over a prompted CLIP; AiR is built over any of them."""
 
+    pools_labels: bool = False
+    """Whether labelled images are drawn from one pool with the pseudo-labelled ones."""
+
     @abstractmethod
     def build_over(self, context: BuildContext, air: AirPart | None) -> PromptMethod:
         """The method with what AiR adds, or without."""
@@ -50,6 +53,12 @@ class PromptSpec(MethodSpec):
                 f"Setting model.prompt={config.model.prompt} needs a text tower: set model.prompt=residual, or name "
                 "the model that made the features in model.clip and leave data.class_features out."
             )
+        return None
+
+    def whole_batch(self, config: Config) -> str | None:
+        """The means of labelled and pseudo-labelled images that share a batch; CPL's are streams of their own."""
+        if self.pools_labels and config.data.paradigm != "ul":
+            return "labelled and pseudo-labelled images are averaged apart over the whole batch"
         return None
 
     def learned(self, config: Config) -> str:
