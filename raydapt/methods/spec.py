@@ -209,8 +209,8 @@ class MethodSpec(ABC):
         parts, reason = config.train.gradient_accumulation, self.whole_batch(config)
         if parts > 1 and reason:
             raise UserError(
-                f"Setting train.gradient_accumulation={parts} would change what {self.name} learns, since {reason}: set "
-                "it to 1, and lower train.batch_size or raise train.workers if memory is short."
+                f"Setting train.gradient_accumulation={parts} would change what {self.name} learns, since {reason}: "
+                "set it to 1, and lower train.batch_size or raise train.workers if memory is short."
             )
 
     def learned(self, config: Config) -> str:

@@ -71,6 +71,8 @@ def test_latteclip_in_parts_is_another_objective():
     method.enter_round(1, [])
     method.begin_epoch(1, 1, lambda function: torch.empty(0))
     index = torch.arange(16)
-    batches = {IMAGES: Batch(image_B=images.take(index, method.input_kind), target_BC=torch.zeros(16, 0), index_B=index)}
+    batches = {
+        IMAGES: Batch(image_B=images.take(index, method.input_kind), target_BC=torch.zeros(16, 0), index_B=index)
+    }
     whole, parts = gradient(method, batches, 1), gradient(method, batches, 8)
     assert torch.cosine_similarity(whole, parts, dim=0) < 0.95

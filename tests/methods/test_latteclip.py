@@ -242,7 +242,9 @@ def test_pseudo_labels_are_made_in_single_precision_within_autocast():
     close_CD = F.normalize(method.start_CD[:1] + 1e-3 * torch.randn(4, EMBED_DIM), dim=1)
     method.prototype_CD.copy_(close_CD)
     feature_BD, index_B = F.normalize(torch.randn(24, EMBED_DIM), dim=1), torch.arange(24)
-    expected_B = torch.tensor([max(range(4), key=lambda c, v=v: float(v @ method.class_embeddings()[c])) for v in feature_BD])
+    expected_B = torch.tensor(
+        [max(range(4), key=lambda c, v=v: float(v @ method.class_embeddings()[c])) for v in feature_BD]
+    )
     with torch.autocast("cpu", torch.bfloat16):
         finetuned_B = method._pseudo_labels(feature_BD, index_B)[0]
     assert torch.equal(finetuned_B, expected_B)

@@ -22,8 +22,8 @@ class FairSettings:
     """What anchors start from; ``names``: the class names in all templates, also taken where ``data.class_features``
     stands for the model."""
     anchor_mean: Literal["plain", "weighted", "softmax"] = "plain"
-    """How descriptions are averaged; ``weighted``: by their cosine with the class's prompt ensemble; ``softmax``: by the
-    softmax of exp(2) times that cosine (WCA's)."""
+    """How descriptions are averaged; ``weighted``: by their cosine with the class's prompt ensemble; ``softmax``: by
+    the softmax of exp(2) times that cosine (WCA's)."""
     anchors_per: Literal["class", "description"] = "class"
     """One anchor for a class, or one for each of its descriptions."""
     learn_anchors: bool = True
@@ -48,8 +48,8 @@ class FairSettings:
     fairness: NonNegative = 1.0
     """Weight of the term that wants all classes equally often."""
     fairness_memory: Annotated[float, Ge(0), Lt(1)] = 0.5
-    """Share of earlier batches in the mean prediction of that term; 0: of one batch alone, which cannot hold all classes
-    where these are many."""
+    """Share of earlier batches in the mean prediction of that term; 0: of one batch alone, which cannot hold all
+    classes where these are many."""
     alignment: NonNegative = 0.0
     """Weight of DPA's alignment of anchors with image prototypes (0.01 to 1 there)."""
     logit_scale: Positive | Literal["model"] = 100.0

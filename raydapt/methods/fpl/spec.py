@@ -21,7 +21,7 @@ class FplSpec(PromptSpec):
             prompted_clip(context),
             context.zero_shot_embeddings(),
             context.images,
-            shots=config.of(FplSettings).shots,
+            settings=config.of(FplSettings),
             batch_size=config.train.batch_size,
             seed=config.seed,
             air=air,

@@ -1,6 +1,7 @@
 """What the methods share that learn a prompt in rounds, when they tell about themselves."""
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +25,9 @@ _LEARNED = {
     "both": "text and visual prompt",
     "residual": "residual of the class embeddings",
 }
+
+
+_ONCE = {"selection": "top", "train_share": 1.0}
 
 
 class PromptSpec(MethodSpec):
@@ -60,6 +64,17 @@ class PromptSpec(MethodSpec):
         if self.pools_labels and config.data.paradigm != "ul":
             return "labelled and pseudo-labelled images are averaged apart over the whole batch"
         return None
+
+    def matters(self, config: Config) -> dict[str, Any]:
+        """Its settings; those that a run does not go by, or that say what was once all there was, keep out of it."""
+        own = super().matters(config)
+        settings = own[self.name]
+        if config.data.paradigm != "trzsl":
+            settings.pop("trzsl_weight", None)
+        for name, once in _ONCE.items():
+            if settings.get(name) == once:
+                del settings[name]
+        return own
 
     def learned(self, config: Config) -> str:
         """The kind of prompt."""
