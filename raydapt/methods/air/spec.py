@@ -102,6 +102,8 @@ class AirSpec(MethodSpec):
         own = as_tree(config)[self.name]
         if not own["fusion_weight"]:
             own["image_scale"] = "model"
+        if config.data.paradigm != "trzsl" or not has_a_part(config.of(AirSettings)):
+            del own["trzsl_classes"]
         return {self.name: own} | self.base(config).matters(config)
 
     def learned(self, config: Config) -> str:
