@@ -37,6 +37,7 @@ class CoregSpec(MethodSpec):
 
     name = "coreg"
     paradigms = ("ul",)
+    published_rate = 0.01
     deployed_words = "two student networks, summed"
 
     def build(self, context: BuildContext) -> Method:

@@ -14,6 +14,7 @@ class GripSpec(PromptSpec):
 
     name = "grip"
     pools_labels = True
+    published_rate = 0.1
 
     def build_over(self, context: BuildContext, air: AirPart | None) -> PromptMethod:
         """The method with what AiR adds, or without."""
