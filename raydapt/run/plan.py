@@ -76,6 +76,7 @@ def make_plan(config: Config) -> Plan:
     )
     data = replace(config.data, class_names=list(classes.names), templates=list(classes.templates))
     config = spec.decide_rate(spec.resolve(replace(config, data=data), facts), facts)
+    spec.check_accumulation(config)
     if source.width:
         check_method_of(config, spec, text_tower=facts.text_tower)
     # Given features know nothing of the model, so its identity stands beside theirs.
