@@ -3,7 +3,7 @@
 The design knows predictions and no label. Images are put into strata by how unsure the answers are (`difficulty`), cut
 so that every stratum is given equally many questions: Neyman's allocation (Neyman 1934, section V) under the
 predicted variances. Unsure images, and those on which runs differ, are therefore asked for more often than sure ones,
-at most 2.2 times as often, since confidences are not trusted to know of all errors.
+at most 1.9 times as often, since confidences are not trusted to know of all errors.
 
 Within a stratum the images stand sorted by predicted class and confidence, and are visited by steps of the golden
 ratio from a random start, so that every beginning of the order is spread over classes and confidences. A shift of the

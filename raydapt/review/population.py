@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
-UNSEEN_ERROR = 0.06
+UNSEEN_ERROR = 0.08
 """Share of errors that confidences are taken not to know of: images of no class, sure and wrong answers."""
 
 

@@ -107,7 +107,7 @@ def population_of(runs: Sequence[tuple[Run, Config]]) -> Population:
     id_N = tables[0]["id"].to_pylist()
     names, columns = [ZERO_SHOT], [_answers(tables[0], "zero_shot", classes)]
     for (run, config), table in zip(runs, tables, strict=True):
-        if tuple(config.data.class_names) != classes:
+        if _classes(run) != classes:
             raise UserError(
                 f"Run {run.path!r} has other classes than {runs[0][0].path!r}: review runs of the same ones."
             )
