@@ -32,7 +32,7 @@ NONE = -1
 LEVEL = 0.95
 _PRIOR_ANSWERS = 2.0
 _PRIOR_HALF = 0.5
-_MOST_TIMES = 3.0
+_MOST_TIMES = 6.0
 """An interval claims no more than so many times the answers that there are."""
 
 
