@@ -181,6 +181,7 @@ def _listen(port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(("127.0.0.1", port))
+        listener.listen()  # so that who is told the address may ask at once
     except OSError as error:
         listener.close()
         raise UserError(f"Option --port={port} cannot be used ({error.strerror}): give another, or none.") from None

@@ -15,7 +15,7 @@ import fsspec
 from PIL import Image
 
 from raydapt.data.decode import BadImage, decode_rgb
-from raydapt.data.parts import Source
+from raydapt.data.parts import Part, Source
 from raydapt.data.reread import reread_images
 from raydapt.errors import UserError
 from raydapt.settings.groups import DataSettings
@@ -116,7 +116,7 @@ def _only(source: Source, rows: Sequence[int]) -> Source:
     if source.kind != "files":
         return source
     firsts = [part.first_row for part in source.parts]
-    parts = []
+    parts: list[Part] = []
     for row in sorted(set(rows)):
         part = source.parts[bisect_right(firsts, row) - 1]
         uri = part.uris[row - part.first_row]

@@ -102,7 +102,10 @@ class _Page:
         return await self._change(request, give)
 
     async def undo(self, request: Request) -> Response:
-        return await self._change(request, lambda given: self._review.session.undo(_reviewer(given)) and None)
+        def take_back(given: dict[str, Any]) -> None:
+            self._review.session.undo(_reviewer(given))
+
+        return await self._change(request, take_back)
 
     async def _change(self, request: Request, act: Callable[[dict[str, Any]], None]) -> Response:
         """Does what was asked for, and answers with the next image and what is known by now."""

@@ -36,7 +36,8 @@ class Server:
 
     def end(self, number: int) -> str:
         self.process.send_signal(number)
-        return self.process.communicate(timeout=60)[0]
+        with self.process:
+            return self.process.communicate(timeout=60)[0]
 
 
 def test_thirty_answers_by_keyboard_with_undo_reload_and_a_killed_server(tmp_path: Path) -> None:

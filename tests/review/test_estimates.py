@@ -46,7 +46,7 @@ def test_the_interval_of_an_accuracy_holds_the_truth(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_over_500_reviews_95_percent_of_the_intervals_hold_the_truth(kind: str) -> None:
     covered, bias, _ = simulate(kind, 500)
-    assert 92.5 <= covered <= 99.0  # 93 to 97 is aimed for; of the rare errors of very good runs it is more
+    assert 93.0 <= covered <= 99.5  # at least what it says; more where unseen errors are doubted in vain
     assert abs(bias) < 0.005
 
 
