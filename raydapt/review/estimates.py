@@ -128,6 +128,10 @@ class Estimator:
         right_M, class_M = self._right(answers, answerer), self.population.class_RN[answerer, answers.index_M]
         return [self._ratio(answers, right_M, class_M == c) for c in range(len(self.population.classes))]
 
+    def precision_among(self, answers: Answers, answerer: int, among_N: NDArray[np.bool_]) -> Estimate | None:
+        """Share of some images that an answerer names rightly; None where none of them was answered."""
+        return self._ratio(answers, self._right(answers, answerer), among_N[answers.index_M])
+
     def strata(self) -> list[dict[str, float]]:
         """Every stratum: its images, and how many of its answers were expected to be wrong, as a share."""
         return [

@@ -18,7 +18,7 @@ from raydapt.review.results import RESULTS, format_results, results
 from raydapt.review.review import Review
 from raydapt.review.session import open_session
 from raydapt.run.finished import open_run
-from raydapt.run.plan import FEATURES, make_plan
+from raydapt.run.plan import FEATURES, Plan, make_plan
 from raydapt.settings.config import Config
 from raydapt.store.run_record import Run
 from raydapt.verbs.review_images import ReviewImages
@@ -96,14 +96,18 @@ def results_of(run_folders: Sequence[str]) -> str:
     return format_results(write_results(record, open_review(run_folders)))
 
 
-def population_of(runs: Sequence[tuple[Run, Config]]) -> Population:
+def population_of(runs: Sequence[tuple[Run, Config]], places: Run | None = None) -> Population:
     """What zero-shot and the runs predicted, over the images of the first run, each distinct content once.
+
+    Args:
+        runs: Finished runs.
+        places: Folder of the first run's predictions for other images; None: those in its own folder.
 
     Raises:
         UserError: For runs of other classes, or without a prediction of some image of the first.
     """
     classes = _classes(runs[0][0])
-    tables = [_first_of_each(_predictions(run)) for run, _ in runs]
+    tables = [predictions_of_run(places or run) for run, _ in runs]
     id_N = tables[0]["id"].to_pylist()
     names, columns = [ZERO_SHOT], [_answers(tables[0], "zero_shot", classes)]
     for (run, config), table in zip(runs, tables, strict=True):
@@ -132,29 +136,43 @@ def images_of_review(record: Run, config: Config, population: Population) -> Rev
     Raises:
         UserError: If the run's source cannot be read, or holds features without their images' addresses.
     """
-    plan = make_plan(config)
-    table = _first_of_each(_predictions(record))
+    table = predictions_of_run(record)
     path_of = dict(zip(table["id"].to_pylist(), table["path"].to_pylist(), strict=True))
-    row_of: dict[str, int] = {}
-    artefact = plan.store.artefact_of(plan.facts.features)
-    if not plan.source.width and not artefact.complete():
+    plan, row_of = image_rows(record, config, population.id_N)
+    return ReviewImages(plan.source, plan.config.data, row_of, path_of)
+
+
+def image_rows(record: Run, config: Config, ids: Sequence[str]) -> tuple[Plan, dict[str, int]]:
+    """The plan of a finished run, and the row of each image in its source; empty for features in place of images.
+
+    Raises:
+        UserError: If the run's source cannot be read, or its store no longer tells where the images are.
+    """
+    plan = make_plan(config)
+    artefact, row_of, wanted = plan.store.artefact_of(plan.facts.features), dict[str, int](), set(ids)
+    if plan.source.width:
+        return plan, row_of
+    if not artefact.complete():
         raise UserError(
             f"Store {config.store!r} no longer holds the {FEATURES} of run {record.name}, which tell where each image "
             "is: run its command again, which makes them anew."
         )
-    if not plan.source.width:
-        wanted = set(population.id_N)
-        for part in artefact.iter_tables(["row", "id"]):
-            for row, id_ in zip(part["row"].to_pylist(), part["id"].to_pylist(), strict=True):
-                if id_ in wanted:
-                    row_of.setdefault(id_, row)
-    return ReviewImages(plan.source, plan.config.data, row_of, path_of)
+    for part in artefact.iter_tables(["row", "id"]):
+        for row, id_ in zip(part["row"].to_pylist(), part["id"].to_pylist(), strict=True):
+            if id_ in wanted:
+                row_of.setdefault(id_, row)
+    return plan, row_of
 
 
-def _predictions(run: Run) -> pa.Table:
+def predictions_of_run(run: Run) -> pa.Table:
+    """``predictions.parquet`` of a folder, the first row of every id.
+
+    Raises:
+        UserError: If the folder has none.
+    """
     if not run.exists("predictions.parquet"):
-        raise UserError(f"Run {run.path!r} has no predictions.parquet: run its command again with --overwrite.")
-    return pq.read_table(pa.BufferReader(run.read_bytes("predictions.parquet")))
+        raise UserError(f"Folder {run.path!r} has no predictions.parquet: run its command again with --overwrite.")
+    return _first_of_each(pq.read_table(pa.BufferReader(run.read_bytes("predictions.parquet"))))
 
 
 def _classes(run: Run) -> tuple[str, ...]:
