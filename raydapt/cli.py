@@ -225,6 +225,7 @@ def review(run_folders: tuple[str, ...], wanted: int, seed: int, port: int, no_b
 
 @cli.command()
 @click.argument("run_folder")
+@_OVERRIDES
 @click.option(
     "--precision",
     type=click.FloatRange(0, 1, min_open=True),
@@ -232,15 +233,14 @@ def review(run_folders: tuple[str, ...], wanted: int, seed: int, port: int, no_b
     show_default=True,
     help="Share of right ones that is wanted among the answers taken.",
 )
-@click.option("--predictions", metavar="FOLDER", help="Take images that 'predict' wrote; the default is the run's own.")
 @click.option("--folder", help="Write the taken images there, a folder for each class, as links.")
 @click.option("--copy", is_flag=True, help="With --folder: copies in place of links.")
 @click.option("--csv", metavar="FOLDER", help="Write labels.csv, and rest.csv for people, there.")
 @click.option("--label-studio", metavar="FOLDER", help="Write tasks.json of the rest, with predictions, there.")
 def threshold(
     run_folder: str,
+    overrides: tuple[str, ...],
     precision: float,
-    predictions: str | None,
     folder: str | None,
     copy: bool,
     csv: str | None,
@@ -248,14 +248,14 @@ def threshold(
 ) -> None:
     """Chooses which answers of a run are sure enough, going by its review, and writes the labelled set.
 
-    Nothing is learned anew: the threshold can be moved as often as one likes.
+    Nothing is learned anew: the threshold can be moved as often as one likes. Other images with data.source=….
     """
     from raydapt.verbs import threshold as thresholds
 
-    chosen = thresholds.threshold(run_folder, precision=precision, predictions=predictions)
+    chosen = thresholds.threshold(run_folder, overrides, precision=precision)
     click.echo(thresholds.in_words(chosen.told))
     for place in thresholds.write_files(
-        run_folder, chosen, folder=folder, copy=copy, csv=csv, label_studio=label_studio
+        run_folder, overrides, chosen, folder=folder, copy=copy, csv=csv, label_studio=label_studio
     ):
         click.echo(place)
 

@@ -1,18 +1,20 @@
 """Predictions as people go on with them: a folder by classes, a table, tasks for a labelling tool, a list of the rest.
 
-Every row of the table is an image: ``id``, ``path``, ``class``, ``probability`` (that the class is right), ``taken``.
+Every row of the table is an image: ``id``, ``path``, ``class``, ``probability`` (that the class is right), ``taken``,
+and ``by``: ``person`` where a person has named the image, else ``run``.
 """
 
 import csv
 import io
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import quoteattr
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raydapt.data.parts import Source
 from raydapt.data.reread import reread_images
@@ -20,13 +22,13 @@ from raydapt.errors import UserError
 from raydapt.settings.groups import DataSettings
 from raydapt.store.run_record import safe_name
 
-COLUMNS = ("id", "path", "class", "probability", "taken")
+COLUMNS = ("id", "path", "class", "probability", "taken", "by")
 _SUFFIXES = ((b"\x89PNG", ".png"), (b"\xff\xd8\xff", ".jpg"), (b"GIF8", ".gif"), (b"II*\0", ".tif"), (b"MM\0*", ".tif"))
 _BOM = "\ufeff"
 
 
 def as_csv(table: pa.Table) -> bytes:
-    """The table as CSV that spreadsheets read; a cell that they would take for a formula gets an apostrophe before it."""
+    """The table as CSV that spreadsheets read; what they would take for a formula gets an apostrophe before it."""
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -37,8 +39,8 @@ def as_csv(table: pa.Table) -> bytes:
 
 
 def rest_of(table: pa.Table) -> pa.Table:
-    """The images that were not taken, those first whose class is most likely wrong: there a look changes most."""
-    left = table.filter(pa.compute.invert(table["taken"]))
+    """The images to look at: not taken, seen by nobody; first those most likely wrong, where a look changes most."""
+    left = table.filter(pc.and_(pc.invert(table["taken"]), pc.equal(table["by"], "run")))
     return left.sort_by([("probability", "ascending"), ("path", "ascending")])
 
 
@@ -70,7 +72,7 @@ def as_label_studio(table: pa.Table, classes: Sequence[str], run: str) -> tuple[
         }
         for row in table.to_pylist()
     ]
-    choices = "\n".join(f"    <Choice value={_quoted(name)}/>" for name in classes)
+    choices = "\n".join(f"    <Choice value={quoteattr(name)}/>" for name in classes)
     interface = (
         '<View>\n  <Image name="image" value="$image"/>\n  <Choices name="class" toName="image" choice="single">\n'
         f"{choices}\n  </Choices>\n</View>\n"
@@ -120,7 +122,7 @@ def _link(
         if copy:
             shutil.copyfile(file, place)
         else:
-            os.symlink(file, place)
+            place.symlink_to(file)
     return len(rows)
 
 
@@ -154,9 +156,3 @@ def _suffix(image: bytes) -> str:
 
 def _harmless(cell: str) -> str:
     return f"'{cell}" if cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
-
-
-def _quoted(text: str) -> str:
-    from xml.sax.saxutils import quoteattr
-
-    return quoteattr(text)

@@ -116,7 +116,7 @@ class _Applied:
 
 def _apply(run_folder: str, overrides: list[str], *, all_images: bool) -> _Applied:
     run, config = open_run(run_folder)
-    wanted = _overridden(run, config, overrides)
+    wanted = overridden(run, config, overrides)
     plan = make_plan(wanted)
     artefacts = artefacts_of(make_artefacts(plan, to_learn=False))
     table, known = load_features(artefacts[FEATURES], plan.source), read_known_labels(plan, artefacts[FEATURES])
@@ -131,7 +131,7 @@ def _apply(run_folder: str, overrides: list[str], *, all_images: bool) -> _Appli
     return _Applied(run=run, plan=plan, table=table, known=known, row_T=row_T, before=before, after=after)
 
 
-def _overridden(run: Run, config: Config, overrides: list[str]) -> Config:
+def overridden(run: Run, config: Config, overrides: list[str]) -> Config:
     """The settings of a run applied to other images.
 
     Raises:

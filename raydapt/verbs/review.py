@@ -96,18 +96,19 @@ def results_of(run_folders: Sequence[str]) -> str:
     return format_results(write_results(record, open_review(run_folders)))
 
 
-def population_of(runs: Sequence[tuple[Run, Config]], places: Run | None = None) -> Population:
+def population_of(runs: Sequence[tuple[Run, Config]], first: pa.Table | None = None) -> Population:
     """What zero-shot and the runs predicted, over the images of the first run, each distinct content once.
 
     Args:
         runs: Finished runs.
-        places: Folder of the first run's predictions for other images; None: those in its own folder.
+        first: The first run's predictions, where they are not those in its folder.
 
     Raises:
         UserError: For runs of other classes, or without a prediction of some image of the first.
     """
     classes = _classes(runs[0][0])
-    tables = [predictions_of_run(places or run) for run, _ in runs]
+    tables = [predictions_of_run(run) for run, _ in runs]
+    tables[0] = tables[0] if first is None else first_of_each(first)
     id_N = tables[0]["id"].to_pylist()
     names, columns = [ZERO_SHOT], [_answers(tables[0], "zero_shot", classes)]
     for (run, config), table in zip(runs, tables, strict=True):
@@ -172,14 +173,14 @@ def predictions_of_run(run: Run) -> pa.Table:
     """
     if not run.exists("predictions.parquet"):
         raise UserError(f"Folder {run.path!r} has no predictions.parquet: run its command again with --overwrite.")
-    return _first_of_each(pq.read_table(pa.BufferReader(run.read_bytes("predictions.parquet"))))
+    return first_of_each(pq.read_table(pa.BufferReader(run.read_bytes("predictions.parquet"))))
 
 
 def _classes(run: Run) -> tuple[str, ...]:
     return tuple(run.read_json("metrics.json")["class_names"])
 
 
-def _first_of_each(table: pa.Table) -> pa.Table:
+def first_of_each(table: pa.Table) -> pa.Table:
     """The first row of every id."""
     first: dict[str, int] = {}
     for at, id_ in enumerate(table["id"].to_pylist()):

@@ -13,12 +13,13 @@ from raydapt.review.calibration import Calibration, choose_threshold, curve, fit
 from raydapt.review.estimates import Estimator
 from raydapt.review.population import Floats, Population
 from raydapt.review.results import percent
-from raydapt.review.session import REVIEW, open_session
+from raydapt.review.session import REVIEW, Session, open_session
 from raydapt.run.finished import open_run, split_folder
 from raydapt.run.labelled_set import as_csv, as_label_studio, rest_of, write_folder
+from raydapt.run.prediction import overridden, predictions_of
 from raydapt.settings.config import Config
 from raydapt.store.run_record import Run
-from raydapt.verbs.review import image_rows, population_of, predictions_of_run
+from raydapt.verbs.review import first_of_each, image_rows, population_of, predictions_of_run
 
 THRESHOLD = "threshold.json"
 _CURVE_POINTS = 100
@@ -40,24 +41,24 @@ class Chosen:
     classes: Sequence[str]
 
 
-def threshold(run_folder: str, *, precision: float, predictions: str | None = None) -> Chosen:
+def threshold(run_folder: str, overrides: Sequence[str] = (), *, precision: float = 0.95) -> Chosen:
     """Chooses from which probability on a run's answers are taken over, and writes ``threshold.json`` beside the run.
 
     Probabilities come from the run's review; without one, from what zero-shot and the run say together, unchecked.
 
     Args:
         run_folder: A finished run.
+        overrides: Settings of other images to predict, such as ``data.source=photos/``; by default the run's own
+            predictions are taken.
         precision: The share of right ones that is wanted among those taken, 0 to 1.
-        predictions: Folder that ``raydapt predict`` wrote, such as ``runs/NAME/predictions/photos-…``, to take the
-            images from; None: the run's own predictions.
 
     Raises:
-        UserError: For a folder that is no finished run, or without predictions.
+        UserError: For a folder that is no finished run, or images that cannot be predicted.
     """
     record, config = open_run(run_folder)
-    population, calibration, seen = _calibrated(record, config)
-    places = Run(*split_folder(predictions)) if predictions else record
-    target = population if predictions is None else population_of([(record, config)], places)
+    population, calibration, session = _calibrated(record, config)
+    table = first_of_each(predictions_of(run_folder, list(overrides)) if overrides else predictions_of_run(record))
+    target = population_of([(record, config)], table) if overrides else population
     probability_N = calibration.probabilities(together(target, _RUN))
     least, kept, expected = choose_threshold(probability_N, precision)
     taken_N = probability_N >= least
@@ -71,12 +72,13 @@ def threshold(run_folder: str, *, precision: float, predictions: str | None = No
         "calibration": dict(vars(calibration)),
         "curve": _curve(probability_N),
     }
-    if seen is not None and predictions is None and kept:
-        estimator, answers = seen
-        found = estimator.precision_among(answers, _RUN, taken_N)
+    if calibration.answers and session is not None and not overrides and kept:
+        estimator = Estimator(population, session.design)
+        found = estimator.precision_among(session.told(), _RUN, taken_N)
         told["seen_right"] = None if found is None else percent(found)
     record.write_json(THRESHOLD, told)
-    return Chosen(told=told, table=_table(places, target, probability_N, taken_N), classes=population.classes)
+    rows = _rows(table, target, probability_N, taken_N)
+    return Chosen(told=told, table=_with_people(rows, session), classes=population.classes)
 
 
 def in_words(told: dict[str, Any]) -> str:
@@ -89,22 +91,29 @@ def in_words(told: dict[str, Any]) -> str:
     ]
     seen = told.get("seen_right")
     if seen:
-        lines.append(
-            f"Of the answered ones among them {seen['value']:.1f} % ({seen['low']:.1f} to {seen['high']:.1f})."
-        )
+        interval = f"{seen['low']:.1f} to {seen['high']:.1f}"
+        lines.append(f"Going by the answered ones among them alone: {seen['value']:.1f} % ({interval}).")
     if not told["calibration"]["answers"]:
         lines.append("Nobody has checked these probabilities: let a person answer some images with 'raydapt review'.")
     return "\n".join(lines)
 
 
 def write_files(
-    run_folder: str, chosen: Chosen, *, folder: str | None, copy: bool, csv: str | None, label_studio: str | None
+    run_folder: str,
+    overrides: Sequence[str],
+    chosen: Chosen,
+    *,
+    folder: str | None = None,
+    copy: bool = False,
+    csv: str | None = None,
+    label_studio: str | None = None,
 ) -> list[str]:
     """Writes what is wanted and returns the places.
 
     Args:
         run_folder: The run.
-        chosen: Of `threshold`.
+        overrides: As `threshold` was given.
+        chosen: What it returned.
         folder: For the taken images, one folder a class.
         copy: Copy image files instead of linking them.
         csv: Folder for ``labels.csv`` and ``rest.csv``.
@@ -116,11 +125,12 @@ def write_files(
     places = []
     if folder is not None:
         record, config = open_run(run_folder)
+        config = overridden(record, config, list(overrides))
         plan, row_of = image_rows(record, config, chosen.table["id"].to_pylist())
         if plan.source.width:
             raise UserError("Option --folder needs images, and this run has features in their place: use --csv.")
         count = write_folder(chosen.table, Path(folder), plan.source, plan.config.data, row_of, copy=copy)
-        places.append(f"{folder}: {count:,} images in {len(set(chosen.table['class'].to_pylist())):,} classes")
+        places.append(f"{folder}: {count:,} images")
     if csv is not None:
         record = Run(*split_folder(csv))
         record.write_bytes("labels.csv", as_csv(chosen.table))
@@ -135,15 +145,13 @@ def write_files(
     return places
 
 
-def _calibrated(record: Run, config: Config) -> tuple[Population, Calibration, Any]:
-    """The run's own predictions, the calibration, and the review that it comes from, if there is one."""
+def _calibrated(record: Run, config: Config) -> tuple[Population, Calibration, Session | None]:
+    """The run's own predictions, the calibration, and the review, if there is one."""
     population = population_of([(record, config)])
     if not record.exists(REVIEW):
         return population, Calibration(slope=1.0, offset=0.0, ceiling=1.0, answers=0), None
     session = open_session(record, population, seed=0)
-    estimator, answers = Estimator(population, session.design), session.told()
-    calibration = fit(estimator, answers, _RUN)
-    return population, calibration, (estimator, answers) if calibration.answers else None
+    return population, fit(Estimator(population, session.design), session.told(), _RUN), session
 
 
 def _curve(probability_N: Floats) -> list[dict[str, float]]:
@@ -153,15 +161,25 @@ def _curve(probability_N: Floats) -> list[dict[str, float]]:
     return [{"taken": 100.0 * (at + 1) / len(precision_N), "right": 100.0 * float(precision_N[at])} for at in at_P]
 
 
-def _table(places: Run, population: Population, probability_N: Floats, taken_N: Any) -> pa.Table:
-    """The images of the population in their order, with where they lie."""
-    table = predictions_of_run(places)
-    return pa.table(
-        {
-            "id": list(population.id_N),
-            "path": table["path"],
-            "class": [population.classes[c] for c in population.class_RN[_RUN].tolist()],
-            "probability": probability_N,
-            "taken": taken_N,
-        }
-    )
+def _rows(table: pa.Table, population: Population, probability_N: Floats, taken_N: Any) -> dict[str, list[Any]]:
+    """The images of the population in their order, with where they lie and what the run says."""
+    return {
+        "id": list(population.id_N),
+        "path": table["path"].to_pylist(),
+        "class": [population.classes[c] for c in population.class_RN[_RUN].tolist()],
+        "probability": probability_N.tolist(),
+        "taken": taken_N.tolist(),
+        "by": ["run"] * len(probability_N),
+    }
+
+
+def _with_people(rows: dict[str, list[Any]], session: Session | None) -> pa.Table:
+    """The rows, those that a person has named with that name; what is of no class is not taken."""
+    answers = {} if session is None else {a.id: a for a in reversed(session.answers) if a.kind != "cannot tell"}
+    for at, id_ in enumerate(rows["id"]):
+        answer = answers.get(id_)
+        if answer is not None:
+            rows["by"][at], rows["taken"][at] = "person", answer.kind == "class"
+            rows["class"][at] = answer.name or rows["class"][at]
+            rows["probability"][at] = 1.0 if answer.kind == "class" else 0.0
+    return pa.table(rows)
