@@ -138,7 +138,7 @@ def _seen_and_unseen(applied: _Applied) -> tuple[Sequence[int] | None, Sequence[
 
 def _apply(run_folder: str, overrides: list[str], *, all_images: bool) -> _Applied:
     run, config = open_run(run_folder)
-    wanted = _overridden(run, config, overrides)
+    wanted = overridden(run, config, overrides)
     plan = make_plan(wanted)
     artefacts = artefacts_of(make_artefacts(plan, to_learn=False))
     table, known = load_features(artefacts[FEATURES], plan.source), read_known_labels(plan, artefacts[FEATURES])
@@ -186,7 +186,7 @@ def _test_rows(config: Config, table: FeatureTable, row_N: torch.Tensor) -> torc
     )
 
 
-def _overridden(run: Run, config: Config, overrides: list[str]) -> Config:
+def overridden(run: Run, config: Config, overrides: list[str]) -> Config:
     """The settings of a run applied to other images.
 
     Raises:
