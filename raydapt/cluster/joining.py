@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raydapt.cluster.nodes import address_of
 from raydapt.errors import UserError
@@ -26,6 +24,8 @@ def ensure_ray(settings: RaySettings) -> None:
     Raises:
         UserError: When there is no cluster at the address.
     """
+    import ray
+
     if ray.is_initialized():
         return
     address = address_of(settings)
@@ -54,6 +54,8 @@ def require_shared(url: str, *, setting: str) -> None:
     Raises:
         UserError: When the connected cluster has several machines and the folder lies on a local disk.
     """
+    import ray
+
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     machines = {node["NodeManagerHostname"] for node in nodes if node["Alive"]}
     if len(machines) < 2 or ("://" in url and not url.startswith(("file://", "local://"))):
@@ -77,6 +79,9 @@ def require_reachable(folder: Folder) -> None:
     """
     if folder.local:
         return
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
     look = ray.remote(num_cpus=0, max_retries=0)(_reason_not_to_reach)
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     asked = []  # of all nodes before any answer is awaited
@@ -108,6 +113,8 @@ def _file_system(path: Path) -> str:
 
 def _init(address: str, start: dict[str, Any]) -> None:
     """Connects; a busy machine may take longer than the fixed 30 s that Ray gives a new node, so it has three tries."""
+    import ray
+
     for tries_left in (2, 1, 0):
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **start)

@@ -1,7 +1,8 @@
 """Which nodes of the cluster do what: decoding on CPU nodes, models on GPU nodes, told apart by node labels.
 
 Ray places nothing on a node without the label, and waits for one for ever. So before a stage or a training starts,
-its needs are held against the nodes there are; on a cluster that can grow they are asked for and awaited.
+its needs are held against the nodes there are; on a cluster that can grow they are asked for and awaited. Ray is
+imported where it is used: what stays in this process does without.
 """
 
 import logging
@@ -9,9 +10,6 @@ import os
 import time
 from collections.abc import Mapping
 from typing import Any
-
-import ray
-from ray.autoscaler.sdk import request_resources
 
 from raydapt.errors import UserError
 from raydapt.settings.groups import RaySettings
@@ -79,6 +77,8 @@ def require_nodes(
         return
     patience = 0.0 if address_of(settings) == "local" else settings.wait_for_nodes_s
     if patience:
+        from ray.autoscaler.sdk import request_resources
+
         _LOG.warning(f"waiting up to {patience:g} s for {_words(label, need, count)} (ray.wait_for_nodes_s)")
         request_resources(bundles=[dict(need)] * count, bundle_label_selectors=[selector(label) or {}] * count)
     deadline = time.monotonic() + patience
@@ -104,6 +104,8 @@ def _room(label: str | None, need: Mapping[str, float]) -> int:
 
 
 def _nodes(label: str | None) -> list[dict[str, Any]]:
+    import ray
+
     wanted = (selector(label) or {}).items()
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return [node for node in nodes if node["Alive"] and wanted <= node["Labels"].items()]

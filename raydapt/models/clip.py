@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from raydapt.data.classes import fill_template
 from raydapt.data.decode import ImageSpec
 from raydapt.errors import UserError
+from raydapt.models import lend_transformers
 from raydapt.models.text_tower import TextTower, require_whole_prompts
 from raydapt.store.fingerprint import files_digest
 
@@ -132,6 +133,8 @@ def load_clip(name: str, *, device: str | torch.device = "cpu") -> Clip:
     arguments = _open_clip_arguments(name)
     model_name, pretrained = arguments["model_name"], arguments["pretrained"]
     try:
+        if "hf_model_name" in (open_clip.get_model_config(model_name) or {}).get("text_cfg", {}):
+            lend_transformers()
         if pretrained == RANDOM:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(_RANDOM_SEED)

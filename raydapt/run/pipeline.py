@@ -34,7 +34,6 @@ from raydapt.run.gallery import gallery_table
 from raydapt.run.known_labels import KnownLabels, notes_of, read_known_labels
 from raydapt.run.making import artefacts_of, make_artefacts, make_features
 from raydapt.run.plan import FEATURES, Plan, describe_plan, make_plan
-from raydapt.run.reporting import write_run_report
 from raydapt.run.tensorboard import write_events
 from raydapt.settings.config import Config
 from raydapt.settings.tree import as_tree
@@ -69,6 +68,8 @@ def run(config: Config, *, overwrite: bool = False) -> Run:
         else:
             _run(record, plan)
         if not record.exists("report.html"):
+            from raydapt.run.reporting import write_run_report  # matplotlib imports for a second
+
             write_run_report(record.folder)
     return record
 

@@ -84,6 +84,8 @@ def crops_stage(
         source,
         CropEncoder,
         (crops, clip_name, clip_identity, settings.batch_size),
+        clip_name=clip_name,
+        views=1 + crops.crops,
         recipe=crops_recipe(source, clip_identity, image_spec, data, crops),
         block_bytes=_BLOCK_BYTES,
         image_spec=image_spec,

@@ -3,30 +3,34 @@
 Legend: N images, B batch, D width of the feature, S image side in px.
 """
 
+from __future__ import annotations
+
 import platform
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import ray.data
 import torch
-from ray.data import ActorPoolStrategy
 
 from raydapt.artefacts.features import features_recipe
 from raydapt.artefacts.pixels import pixels_of
-from raydapt.cluster.nodes import capacity
 from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source
 from raydapt.errors import UserError
-from raydapt.models.clip import Clip, load_clip
+from raydapt.models.clip import Clip
+from raydapt.models.frozen import shared_clip
 from raydapt.settings.groups import DataSettings, RaySettings, StageSettings
-from raydapt.stages.context import ActorPlan, configure, plan_actors
-from raydapt.stages.reading import dataset_of_images, part_bytes, unpack, with_part
-from raydapt.stages.run import MODEL_S, Stage, run_stage
+from raydapt.stages.context import ActorPlan, configure, plan_actors, plan_here
+from raydapt.stages.reading import dataset_of_images, decoded_here, part_bytes, unpack, with_part
+from raydapt.stages.run import MODEL_S, Parts, Stage, run_stage
+from raydapt.stages.work import DECODE_S, device_kind, encoding_s
 from raydapt.store.artefact import StageResult, Store
 from raydapt.store.fingerprint import Recipe
+
+if TYPE_CHECKING:
+    import ray.data
 
 _BLOCK_BYTES = 1024 * 1024
 
@@ -39,7 +43,7 @@ class Encoder:
         device = "cuda" if plan.gpus and torch.cuda.is_available() else "cpu"
         if device == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32: several times faster, features equal to about 1e-3
-        self._clip = load_clip(clip_name, device=device)
+        self._clip = shared_clip(clip_name, device=device)
         if self._clip.identity != clip_identity:
             raise UserError(
                 f"Setting model.clip={clip_name!r} holds other weights on node {platform.node()!r}, or they changed "
@@ -49,7 +53,10 @@ class Encoder:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Encodes one packed part (see `raydapt.stages.reading.pack`)."""
-        part, table = unpack(batch)
+        return self.encode_part(*unpack(batch))
+
+    def encode_part(self, part: int, table: pa.Table) -> pa.Table:
+        """Encodes one decoded part."""
         start = time.perf_counter()
         feature_ND = self.encode(table, pixels_of(table))
         seconds_each = (time.perf_counter() - start) / max(table.num_rows, 1)
@@ -105,6 +112,7 @@ def features_stage(
         source,
         Encoder,
         (clip_name, clip_identity, settings.batch_size),
+        clip_name=clip_name,
         recipe=features_recipe(source, clip_identity, image_spec, data),
         image_spec=image_spec,
         settings=settings,
@@ -119,7 +127,9 @@ def encoding_stage(
     encoder: type[Encoder],
     arguments: tuple[Any, ...],
     *,
+    clip_name: str,
     recipe: Recipe,
+    views: int = 1,
     block_bytes: int = _BLOCK_BYTES,
     image_spec: ImageSpec,
     settings: StageSettings,
@@ -133,7 +143,9 @@ def encoding_stage(
         source: The images.
         encoder: The actor's class.
         arguments: What it is made with, before its `ActorPlan`.
+        clip_name: The CLIP among them, for the estimate of the work.
         recipe: What the artefact depends on.
+        views: How many features an image has, for the estimate of the work.
         block_bytes: Largest block of results.
         image_spec: How the images are decoded for the actors.
         settings: How the stage is spread.
@@ -143,7 +155,16 @@ def encoding_stage(
     """
     part_of = {part.index: part for part in source.parts}
 
+    def here(pending: Sequence[int]) -> Parts:
+        encode = encoder(*arguments, plan_here(settings, gpu=device_kind() == "cuda")).encode_part
+        for part, table in decoded_here([part_of[index] for index in pending], data, image_spec):
+            yield part, encode(part, table)
+
     def dataset_of(pending: Sequence[int]) -> tuple[ray.data.Dataset, int]:
+        from ray.data import ActorPoolStrategy
+
+        from raydapt.cluster.nodes import capacity
+
         plan = plan_actors(settings, parts=len(pending), ray_settings=ray_settings)
         size = part_bytes(settings.rows_per_part, image_spec)
         cpus = capacity(ray_settings.decode_nodes)["CPU"]
@@ -168,6 +189,8 @@ def encoding_stage(
         recipe=recipe,
         parts=list(part_of),
         dataset_of=dataset_of,
+        here=here,
+        row_s=lambda: DECODE_S + encoding_s(clip_name, views=views),
         rows=source.rows,
         max_error_share=data.max_error_share,
         ray=ray_settings,

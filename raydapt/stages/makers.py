@@ -7,13 +7,11 @@ from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS
 from raydapt.artefacts.spec import ArtefactSpec
 from raydapt.data.sources import Source, resolve_source
 from raydapt.stages.annotate import make_partial_labels
-from raydapt.stages.captioning import make_captions
 from raydapt.stages.crops import crops_stage
 from raydapt.stages.features import features_stage
 from raydapt.stages.given_features import given_features_stage
 from raydapt.stages.pixels import pixels_stage
 from raydapt.stages.place import StagePlace
-from raydapt.stages.synthetic import make_lora, make_synthetic
 from raydapt.store.artefact import StageResult
 
 Made = Mapping[str, StageResult]
@@ -68,6 +66,27 @@ def make_crops(place: StagePlace, spec: ArtefactSpec, made: Made) -> StageResult
         ray_settings=config.ray,
         store=place.store,
     )
+
+
+def make_captions(place: StagePlace, spec: ArtefactSpec, made: Made) -> StageResult:
+    """Captions of the run's images."""
+    from raydapt.stages import captioning  # language models, and Ray, import for seconds
+
+    return captioning.make_captions(place, spec, made)
+
+
+def make_lora(place: StagePlace, spec: ArtefactSpec, made: Made) -> StageResult:
+    """The LoRA that synthetic images need."""
+    from raydapt.stages import synthetic  # diffusers imports for seconds
+
+    return synthetic.make_lora(place, spec, made)
+
+
+def make_synthetic(place: StagePlace, spec: ArtefactSpec, made: Made) -> StageResult:
+    """Synthetic images."""
+    from raydapt.stages import synthetic  # diffusers imports for seconds
+
+    return synthetic.make_synthetic(place, spec, made)
 
 
 MAKERS: dict[str, Maker] = {

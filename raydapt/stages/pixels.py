@@ -3,19 +3,23 @@
 Legend: N images, S image side in px.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
 
-import ray.data
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from raydapt.artefacts.pixels import pixels_recipe
-from raydapt.cluster.nodes import capacity
 from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source
 from raydapt.settings.groups import DataSettings, RaySettings, StageSettings
 from raydapt.stages.context import configure
-from raydapt.stages.reading import dataset_of_images, part_bytes
-from raydapt.stages.run import Stage, run_stage
+from raydapt.stages.reading import dataset_of_images, decoded_here, part_bytes, with_part
+from raydapt.stages.run import Parts, Stage, run_stage
+from raydapt.stages.work import DECODE_S
 from raydapt.store.artefact import StageResult, Store
+
+if TYPE_CHECKING:
+    import ray.data
 
 _BLOCK_BYTES = 32 * 1024 * 1024
 
@@ -35,7 +39,13 @@ def pixels_stage(
     """
     part_of = {part.index: part for part in source.parts}
 
+    def here(pending: Sequence[int]) -> Parts:
+        for part, table in decoded_here([part_of[index] for index in pending], data, image_spec):
+            yield part, with_part(table, part)
+
     def dataset_of(pending: Sequence[int]) -> tuple[ray.data.Dataset, int]:
+        from raydapt.cluster.nodes import capacity
+
         size = part_bytes(settings.rows_per_part, image_spec)
         cpus = capacity(ray_settings.decode_nodes)["CPU"]
         configure(block_bytes=_BLOCK_BYTES, in_flight_bytes=int(2 * cpus * size))
@@ -53,6 +63,8 @@ def pixels_stage(
         recipe=pixels_recipe(source, image_spec, data),
         parts=list(part_of),
         dataset_of=dataset_of,
+        here=here,
+        row_s=lambda: DECODE_S,
         rows=source.rows,
         max_error_share=data.max_error_share,
         ray=ray_settings,

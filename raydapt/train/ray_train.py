@@ -1,12 +1,15 @@
-"""Runs the training loop on Ray Train workers, or in this process when there are none."""
+"""Runs the training loop on Ray Train workers, or in this process when there are none.
+
+Ray Train is imported where it is used: a training in this process does without.
+"""
+
+from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ray.train
-import ray.train.torch
 import torch
 
 from raydapt.cluster.joining import require_reachable
@@ -15,6 +18,9 @@ from raydapt.settings.groups import RaySettings, TrainSettings
 from raydapt.store.folder import Folder
 from raydapt.train.checkpoint import Checkpoints, TrainState, from_bytes
 from raydapt.train.loop import Log, WorkerContext
+
+if TYPE_CHECKING:
+    import ray.train
 
 _FILE = "state.safetensors"
 
@@ -27,11 +33,15 @@ class RayCheckpoints:
 
     def load(self) -> bytes | None:
         """The latest reported checkpoint of this run."""
+        import ray.train
+
         checkpoint = ray.train.get_checkpoint()
         return None if checkpoint is None else _read(checkpoint)
 
     def save(self, data: bytes | None, metrics: Mapping[str, float]) -> None:
         """Reports a checkpoint; a barrier, so every worker calls it, the first alone with data."""
+        import ray.train
+
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = None
             if data is not None:
@@ -64,6 +74,9 @@ def train_on_workers(
     Raises:
         UserError: When the cluster cannot place the workers, or they cannot reach the storage.
     """
+    import ray.train
+    import ray.train.torch
+
     resources = _resources_per_worker(settings, ray_settings)
     require_nodes(ray_settings, ray_settings.model_nodes, resources, count=settings.workers, setting="train.workers")
     require_reachable(storage)
@@ -101,6 +114,9 @@ def local_context(settings: TrainSettings) -> WorkerContext:
 
 
 def _worker(config: dict[str, Any]) -> None:
+    import ray.train
+    import ray.train.torch
+
     context = ray.train.get_context()
     place = WorkerContext(
         device=ray.train.torch.get_device(), rank=context.get_world_rank(), world=context.get_world_size()
