@@ -7,6 +7,7 @@ imported where it is used: what stays in this process does without.
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -31,6 +32,12 @@ def address_of(settings: RaySettings) -> str:
     if settings.address != "auto":
         return settings.address
     return os.environ.get("RAY_ADDRESS") or "local"
+
+
+def may_stay(settings: RaySettings) -> bool:
+    """Whether work may be done in this process: not where the settings name ``local``, a cluster or a kind of node."""
+    named = settings.address != "auto" or os.environ.get("RAY_ADDRESS") not in (None, "", "local")
+    return not (named or settings.decode_nodes or settings.model_nodes or _has_several_nodes())
 
 
 def capacity(label: str | None = None) -> dict[str, float]:
@@ -91,6 +98,12 @@ def require_nodes(
         if patience:
             request_resources(bundles=[])  # what runs is what keeps the nodes from here on
     raise UserError(_sentence(settings, label, need, count, setting))
+
+
+def _has_several_nodes() -> bool:
+    """Whether this process is connected to several nodes, as a driver within a cluster is; imports no Ray."""
+    connected = sys.modules.get("ray")
+    return connected is not None and connected.is_initialized() and len(connected.nodes()) > 1
 
 
 def _room(label: str | None, need: Mapping[str, float]) -> int:

@@ -43,7 +43,7 @@ from raydapt.store.environment import environment
 from raydapt.store.run_record import Run
 from raydapt.train.checkpoint import TrainState
 from raydapt.train.job import CHECKPOINT, DIVISION, FileCheckpoints, TrainingJob, build_for_prediction, division_bytes
-from raydapt.train.ray_train import local_context, train_on_workers
+from raydapt.train.ray_train import local_context, train_on_workers, trains_here
 
 _LOG = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ def _train(job: TrainingJob) -> TrainState:
     checkpoints = FileCheckpoints(record)
     rounds = spec.rounds(job.config)
     progress = TrainingProgress(rounds=rounds, epochs=settings.epochs, show=job.config.ray.progress)
-    if settings.workers == 0 or spec.fits_at_once:
+    if trains_here(settings, job.config.ray) or spec.fits_at_once:
         state = job(local_context(settings), checkpoints, progress)
     else:
         ensure_ray(job.config.ray)

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raydapt.cluster.nodes import may_stay
 from raydapt.errors import UserError
 from raydapt.progress import Progress
 from raydapt.settings.groups import RaySettings
-from raydapt.stages.work import HERE_S, is_small, may_stay, torch_as_before
+from raydapt.stages.work import HERE_S, is_small, torch_as_before
 from raydapt.store.artefact import Artefact, StageResult, Store
 from raydapt.store.environment import versions
 from raydapt.store.fingerprint import Recipe

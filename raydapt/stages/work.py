@@ -6,8 +6,6 @@ estimated before anything is made, from the sizes of model and images, and held 
 Legend: P parameters, T tokens or places of a picture that each of them meets.
 """
 
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +13,6 @@ from typing import Any
 import torch
 
 from raydapt.models.frozen import shared_clip
-from raydapt.settings.groups import RaySettings
 
 HERE_S = 30.0
 """Stages of less estimated work stay in this process."""
@@ -31,12 +28,6 @@ _PX_PER_LATENT, _FOLDED, _BYTES_PER_PARAMETER = 8, 8, 4
 def is_small(seconds: float | None) -> bool:
     """Whether so much estimated work is done without Ray; None, what nobody can estimate, is not."""
     return seconds is not None and seconds < HERE_S
-
-
-def may_stay(settings: RaySettings) -> bool:
-    """Whether the settings leave it to the size of the work: ``ray.address=local``, a cluster or node labels do not."""
-    named = settings.address != "auto" or os.environ.get("RAY_ADDRESS") not in (None, "", "local")
-    return not (named or settings.decode_nodes or settings.model_nodes or _has_several_nodes())
 
 
 def encoding_s(clip_name: str, *, views: int = 1) -> float:
@@ -70,9 +61,3 @@ def torch_as_before() -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)
-
-
-def _has_several_nodes() -> bool:
-    """Whether this process is connected to a cluster of machines, as a driver within one is; imports no Ray."""
-    ray = sys.modules.get("ray")
-    return ray is not None and ray.is_initialized() and len(ray.nodes()) > 1

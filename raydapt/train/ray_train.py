@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from raydapt.cluster.joining import require_reachable
-from raydapt.cluster.nodes import capacity, require_nodes, selector
+from raydapt.cluster.nodes import capacity, may_stay, require_nodes, selector
 from raydapt.settings.groups import RaySettings, TrainSettings
 from raydapt.store.folder import Folder
 from raydapt.train.checkpoint import Checkpoints, TrainState, from_bytes
@@ -105,6 +105,18 @@ def train_on_workers(
     for line in state.lines:
         log(line)
     return state
+
+
+def trains_here(settings: TrainSettings, ray_settings: RaySettings) -> bool:
+    """Whether a training needs no Ray Train: without workers, or with the one that this process can be."""
+    return settings.workers == 0 or (settings.workers == 1 and may_stay(ray_settings))
+
+
+def training_place(settings: TrainSettings, ray_settings: RaySettings) -> str:
+    """Where a training happens, in words."""
+    if trains_here(settings, ray_settings):
+        return "in this process"
+    return f"on {settings.workers} Ray Train worker{'' if settings.workers == 1 else 's'}"
 
 
 def local_context(settings: TrainSettings) -> WorkerContext:
