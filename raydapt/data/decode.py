@@ -71,7 +71,7 @@ class _Quiet:
         with self._lock:
             self._inside -= 1
             if not self._inside:
-                self._before.__exit__()
+                self._before.__exit__(None, None, None)
 
 
 _QUIET = _Quiet()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -156,7 +156,8 @@ def encoding_stage(
     part_of = {part.index: part for part in source.parts}
 
     def here(pending: Sequence[int]) -> Parts:
-        encode = encoder(*arguments, plan_here(settings, gpu=device_kind() == "cuda")).encode_part
+        actor: Callable[..., Encoder] = encoder
+        encode = actor(*arguments, plan_here(settings, gpu=device_kind() == "cuda")).encode_part
         for part, table in decoded_here([part_of[index] for index in pending], data, image_spec):
             yield part, encode(part, table)
 

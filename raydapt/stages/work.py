@@ -35,9 +35,10 @@ def encoding_s(clip_name: str, *, views: int = 1) -> float:
     clip = shared_clip(clip_name)
     visual: Any = clip.model.visual
     patch = getattr(visual, "patch_size", None) or _PX_PER_PLACE
-    patch = patch if isinstance(patch, int) else max(patch)
-    places = max(1.0, (clip.image_spec.size_px / patch) ** 2)
-    return 2.0 * sum(p.numel() for p in visual.parameters()) * places * views / _FLOP_PER_S[device_kind()]
+    patch_px: int = patch if isinstance(patch, int) else max(patch)
+    places = max(1.0, (clip.image_spec.size_px / patch_px) ** 2)
+    parameters = float(sum(p.numel() for p in visual.parameters()))
+    return 2.0 * parameters * places * views / _FLOP_PER_S[device_kind()]
 
 
 def drawing_s(unet_bytes: int, *, size_px: int, steps: int, guidance: float) -> float:
