@@ -21,12 +21,11 @@ from raydapt.data.sources import Source
 from raydapt.errors import UserError
 from raydapt.models.clip import Clip
 from raydapt.models.frozen import shared_clip
-from raydapt.settings.groups import DataSettings, RaySettings, StageSettings
-from raydapt.stages.context import ActorPlan, configure, plan_actors, plan_here
+from raydapt.stages.context import ActorPlan, StageContext, configure, plan_actors, plan_here
 from raydapt.stages.reading import dataset_of_images, decoded_here, part_bytes, unpack, with_part
-from raydapt.stages.run import MODEL_S, Parts, Stage, run_stage
+from raydapt.stages.run import MODEL_S, Parts, run_stage, stage_of_images
 from raydapt.stages.work import DECODE_S, device_kind, encoding_s
-from raydapt.store.artefact import StageResult, Store
+from raydapt.store.artefact import StageResult
 from raydapt.store.fingerprint import Recipe
 
 if TYPE_CHECKING:
@@ -50,6 +49,11 @@ class Encoder:
                 "meanwhile: give every node the same ones, then run the command again."
             )
         self._batch_size = batch_size
+
+    @classmethod
+    def image_s(cls, *arguments: Any) -> float:
+        """Estimated seconds of an image, from what the actor is made with."""
+        return encoding_s(arguments[0])
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Encodes one packed part (see `raydapt.stages.reading.pack`)."""
@@ -83,82 +87,58 @@ def encode_pixels(
 
 
 def features_stage(
-    source: Source,
-    *,
-    clip_name: str,
-    clip_identity: str,
-    image_spec: ImageSpec,
-    settings: StageSettings,
-    data: DataSettings,
-    ray_settings: RaySettings,
-    store: Store,
+    source: Source, context: StageContext, *, clip_name: str, clip_identity: str, image_spec: ImageSpec
 ) -> StageResult:
     """Makes the features of a source, or finds them in the store.
 
     Args:
-        source: The images, resolved with ``settings.rows_per_part`` and ``data.limit``.
+        source: The images, resolved with ``context.settings.rows_per_part`` and ``data.limit``.
+        context: What the stage works with.
         clip_name: Name that the actors load the CLIP by.
         clip_identity: Identity of its weights.
         image_spec: Its image preparation.
-        settings: How the stage is spread.
-        data: Limits of decoding and the largest share of bad rows.
-        ray_settings: The cluster; not touched when the features are there.
-        store: Where artefacts live.
 
     Raises:
         UserError: See `raydapt.stages.run.run_stage`.
     """
     return encoding_stage(
         source,
+        context,
         Encoder,
-        (clip_name, clip_identity, settings.batch_size),
-        clip_name=clip_name,
-        recipe=features_recipe(source, clip_identity, image_spec, data),
+        (clip_name, clip_identity, context.settings.batch_size),
+        recipe=features_recipe(source, clip_identity, image_spec, context.data),
         image_spec=image_spec,
-        settings=settings,
-        data=data,
-        ray_settings=ray_settings,
-        store=store,
     )
 
 
 def encoding_stage(
     source: Source,
+    context: StageContext,
     encoder: type[Encoder],
     arguments: tuple[Any, ...],
     *,
-    clip_name: str,
     recipe: Recipe,
-    views: int = 1,
-    block_bytes: int = _BLOCK_BYTES,
     image_spec: ImageSpec,
-    settings: StageSettings,
-    data: DataSettings,
-    ray_settings: RaySettings,
-    store: Store,
+    block_bytes: int = _BLOCK_BYTES,
 ) -> StageResult:
     """Any stage whose actors hold a CLIP and turn parts of decoded images into features (see `features_stage`).
 
     Args:
         source: The images.
+        context: What the stage works with.
         encoder: The actor's class.
         arguments: What it is made with, before its `ActorPlan`.
-        clip_name: The CLIP among them, for the estimate of the work.
         recipe: What the artefact depends on.
-        views: How many features an image has, for the estimate of the work.
-        block_bytes: Largest block of results.
         image_spec: How the images are decoded for the actors.
-        settings: How the stage is spread.
-        data: Limits of decoding and the largest share of bad rows.
-        ray_settings: The cluster.
-        store: Where artefacts live.
+        block_bytes: Largest block of results.
     """
     part_of = {part.index: part for part in source.parts}
+    settings, ray_settings = context.settings, context.ray
 
     def here(pending: Sequence[int]) -> Parts:
         actor: Callable[..., Encoder] = encoder
         encode = actor(*arguments, plan_here(settings, gpu=device_kind() == "cuda")).encode_part
-        for part, table in decoded_here([part_of[index] for index in pending], data, image_spec):
+        for part, table in decoded_here([part_of[index] for index in pending], context.data, image_spec):
             yield part, encode(part, table)
 
     def dataset_of(pending: Sequence[int]) -> tuple[ray.data.Dataset, int]:
@@ -170,9 +150,13 @@ def encoding_stage(
         size = part_bytes(settings.rows_per_part, image_spec)
         cpus = capacity(ray_settings.decode_nodes)["CPU"]
         configure(block_bytes=block_bytes, in_flight_bytes=int((cpus + 4 * plan.actors) * size))
-        parts = [part_of[index] for index in pending]
         images = dataset_of_images(
-            parts, data, image_spec, rows_per_part=settings.rows_per_part, packed=True, ray_settings=ray_settings
+            [part_of[index] for index in pending],
+            context.data,
+            image_spec,
+            rows_per_part=settings.rows_per_part,
+            packed=True,
+            ray_settings=ray_settings,
         )
         encoded = images.map_batches(
             encoder,
@@ -186,14 +170,7 @@ def encoding_stage(
         )
         return encoded, plan.actors
 
-    stage = Stage(
-        recipe=recipe,
-        parts=list(part_of),
-        dataset_of=dataset_of,
-        here=here,
-        row_s=lambda: DECODE_S + encoding_s(clip_name, views=views),
-        rows=source.rows,
-        max_error_share=data.max_error_share,
-        ray=ray_settings,
+    stage = stage_of_images(
+        source, context, recipe, dataset_of, here=here, row_s=lambda: DECODE_S + encoder.image_s(*arguments)
     )
-    return run_stage(store, stage)
+    return run_stage(context.store, stage)

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 from raydapt.artefacts.pixels import pixels_recipe
 from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source
-from raydapt.settings.groups import DataSettings, RaySettings, StageSettings
-from raydapt.stages.context import configure
+from raydapt.stages.context import StageContext, configure
 from raydapt.stages.reading import dataset_of_images, decoded_here, part_bytes, with_part
-from raydapt.stages.run import Parts, Stage, run_stage
+from raydapt.stages.run import Parts, run_stage, stage_of_images
 from raydapt.stages.work import DECODE_S
-from raydapt.store.artefact import StageResult, Store
+from raydapt.store.artefact import StageResult
 
 if TYPE_CHECKING:
     import ray.data
@@ -24,23 +23,16 @@ if TYPE_CHECKING:
 _BLOCK_BYTES = 32 * 1024 * 1024
 
 
-def pixels_stage(
-    source: Source,
-    *,
-    image_spec: ImageSpec,
-    settings: StageSettings,
-    data: DataSettings,
-    ray_settings: RaySettings,
-    store: Store,
-) -> StageResult:
+def pixels_stage(source: Source, context: StageContext, *, image_spec: ImageSpec) -> StageResult:
     """Decodes a source's images, or finds them in the store (arguments as in `features_stage`).
 
     The rows have the order of the features of the same source and settings.
     """
     part_of = {part.index: part for part in source.parts}
+    settings, ray_settings = context.settings, context.ray
 
     def here(pending: Sequence[int]) -> Parts:
-        for part, table in decoded_here([part_of[index] for index in pending], data, image_spec):
+        for part, table in decoded_here([part_of[index] for index in pending], context.data, image_spec):
             yield part, with_part(table, part)
 
     def dataset_of(pending: Sequence[int]) -> tuple[ray.data.Dataset, int]:
@@ -51,7 +43,7 @@ def pixels_stage(
         configure(block_bytes=_BLOCK_BYTES, in_flight_bytes=int(2 * cpus * size))
         images = dataset_of_images(
             [part_of[index] for index in pending],
-            data,
+            context.data,
             image_spec,
             rows_per_part=settings.rows_per_part,
             packed=False,
@@ -59,14 +51,6 @@ def pixels_stage(
         )
         return images, 0
 
-    stage = Stage(
-        recipe=pixels_recipe(source, image_spec, data),
-        parts=list(part_of),
-        dataset_of=dataset_of,
-        here=here,
-        row_s=lambda: DECODE_S,
-        rows=source.rows,
-        max_error_share=data.max_error_share,
-        ray=ray_settings,
-    )
-    return run_stage(store, stage)
+    recipe = pixels_recipe(source, image_spec, context.data)
+    stage = stage_of_images(source, context, recipe, dataset_of, here=here, row_s=lambda: DECODE_S)
+    return run_stage(context.store, stage)

@@ -17,9 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raydapt.cluster.nodes import may_stay
+from raydapt.data.sources import Source
 from raydapt.errors import UserError
 from raydapt.progress import Progress
 from raydapt.settings.groups import RaySettings
+from raydapt.stages.context import StageContext
 from raydapt.stages.work import HERE_S, is_small, torch_as_before
 from raydapt.store.artefact import Artefact, StageResult, Store
 from raydapt.store.environment import versions
@@ -28,11 +30,16 @@ from raydapt.store.fingerprint import Recipe
 if TYPE_CHECKING:  # Ray takes seconds to import, and small stages do without
     import ray.data
 
+    MakeRows = Callable[[Sequence[int]], tuple[ray.data.Dataset, int]]
+    """Builds the result rows of the given parts, and tells how many actors that takes; see `Stage`."""
+
 PART, PART_ROWS, MODEL_S = "part", "part_rows", "model_s"
 """Columns that a result row carries for the driver: its part, how many rows that part has, and the seconds that its
 share of the model's work took (optional). They are not stored."""
 Parts = Generator[tuple[int, pa.Table], None, None]
 """Whole parts with their numbers, rows in order."""
+MakeHere = Callable[[Sequence[int]], Parts]
+"""The same parts from this process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +63,13 @@ class Stage:
 
     recipe: Recipe
     parts: Sequence[int]
-    dataset_of: Callable[[Sequence[int]], tuple[ray.data.Dataset, int]] | None
+    dataset_of: MakeRows | None
     rows: int | None
     max_error_share: float
     ray: RaySettings
     unit: str = "images"
     grows: bool = False
-    here: Callable[[Sequence[int]], Parts] | None = None
+    here: MakeHere | None = None
     row_s: Callable[[], float | None] | None = None
 
     def seconds(self, pending: Sequence[int]) -> float | None:
@@ -101,6 +108,28 @@ class Tally:
             "model_share": round(share, 4),
             "actors": self.actors,
         }
+
+
+def stage_of_images(
+    source: Source,
+    context: StageContext,
+    recipe: Recipe,
+    dataset_of: MakeRows,
+    *,
+    here: MakeHere | None = None,
+    row_s: Callable[[], float] | None = None,
+) -> Stage:
+    """A stage that makes one row of each image of a source; see `Stage` for how and where."""
+    return Stage(
+        recipe=recipe,
+        parts=[part.index for part in source.parts],
+        dataset_of=dataset_of,
+        here=here,
+        row_s=row_s,
+        rows=source.rows,
+        max_error_share=context.data.max_error_share,
+        ray=context.ray,
+    )
 
 
 def run_stage(store: Store, stage: Stage) -> StageResult:
@@ -171,7 +200,7 @@ def _parts(stage: Stage, pending: Sequence[int], artefact: Artefact, tally: Tall
         yield from parts_through_ray(stage, left, artefact, tally)
 
 
-def _parts_here(stage: Stage, left: list[int], make: Callable[[Sequence[int]], Parts], tally: Tally) -> Parts:
+def _parts_here(stage: Stage, left: list[int], make: MakeHere, tally: Tally) -> Parts:
     """Makes parts in this process and takes them from those that are left; stops where Ray is worth its start."""
     pending, started, on_ray = list(left), time.monotonic(), stage.dataset_of is not None
     tally.actors = int(on_ray)

@@ -19,6 +19,7 @@ from raydapt.models.clip import clip_identity
 from raydapt.models.frozen import load_frozen, shared_clip
 from raydapt.settings.groups import DataSettings, ModelSettings, RaySettings, StageSettings, TrainSettings
 from raydapt.stages import work
+from raydapt.stages.context import StageContext
 from raydapt.stages.crops import crops_stage
 from raydapt.stages.features import features_stage
 from raydapt.stages.pixels import pixels_stage
@@ -44,22 +45,26 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     return resolve_source(str(write_images(folder / "a.parquet", 100, bad=BAD_ROWS)), rows_per_part=32)
 
 
+def context_of(store: Store, ray: RaySettings) -> StageContext:
+    return StageContext(store=store, ray=ray, settings=SETTINGS, data=DATA)
+
+
 def make_features(source: Source, store: Store, ray: RaySettings) -> StageResult:
     spec = shared_clip("mini").image_spec
     model = {"clip_name": "mini", "clip_identity": clip_identity("mini"), "image_spec": spec}
-    return features_stage(source, **model, settings=SETTINGS, data=DATA, ray_settings=ray, store=store)
+    return features_stage(source, context_of(store, ray), **model)
 
 
 def make_crops(source: Source, store: Store, ray: RaySettings) -> StageResult:
     spec = ImageSpec(size_px=48)
     model = {"clip_name": "mini", "clip_identity": clip_identity("mini"), "image_spec": spec}
     crops = CropSpec(crops=2, least_side=0.5, most_side=0.9)
-    return crops_stage(source, **model, crops=crops, settings=SETTINGS, data=DATA, ray_settings=ray, store=store)
+    return crops_stage(source, context_of(store, ray), **model, crops=crops)
 
 
 def make_pixels(source: Source, store: Store, ray: RaySettings) -> StageResult:
     spec = shared_clip("mini").image_spec
-    return pixels_stage(source, image_spec=spec, settings=SETTINGS, data=DATA, ray_settings=ray, store=store)
+    return pixels_stage(source, context_of(store, ray), image_spec=spec)
 
 
 @pytest.fixture
