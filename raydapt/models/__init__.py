@@ -2,8 +2,9 @@
 
 import importlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-_SLOW = ("sklearn", "transformers")
 _HF_NAMES = {
     "transformers": ("AutoModel", "AutoTokenizer", "AutoConfig", "PretrainedConfig"),
     "transformers.modeling_outputs": (
@@ -14,23 +15,28 @@ _HF_NAMES = {
 }
 
 
+@contextmanager
+def passed_over(*packages: str) -> Iterator[None]:
+    """Hides packages from whoever imports them if they are there; they can be imported afterwards all the same."""
+    hidden = [name for name in packages if name not in sys.modules]
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
 def _import_open_clip() -> None:
     """Imports open_clip without transformers, and so without scikit-learn, pandas and half of SciPy.
 
     open_clip imports transformers for text towers of Hugging Face and for captions by CoCa: half of the time that
-    every process needs to start. Hidden during the import, it is passed over, and can be imported afterwards all the
-    same; `lend_transformers` gives it to the towers that are made of it.
+    every process needs to start. `lend_transformers` gives it to the towers that are made of it. Transformers itself
+    imports scikit-learn for one rule of assisted text generation.
     """
-    if "open_clip" in sys.modules:
-        return
-    hidden = [name for name in _SLOW if name not in sys.modules]
-    for name in hidden:
-        sys.modules[name] = None  # type: ignore[assignment]
-    try:
+    with passed_over("sklearn", "transformers"):
         importlib.import_module("open_clip")
-    finally:
-        for name in hidden:
-            del sys.modules[name]
 
 
 def lend_transformers() -> None:
