@@ -9,6 +9,7 @@ import psutil
 
 from raydapt.cluster.nodes import address_of
 from raydapt.errors import UserError
+from raydapt.progress import said_if_slow
 from raydapt.settings.groups import RaySettings
 from raydapt.store.folder import Folder
 
@@ -34,8 +35,10 @@ def ensure_ray(settings: RaySettings) -> None:
     start: dict[str, Any] = {}
     if address == "local":
         start = {"num_cpus": _logical_cpus(settings), "include_dashboard": False}
+    doing = "starting Ray on this machine …" if address == "local" else f"joining the Ray cluster at {address} …"
     try:
-        _init(address, start)
+        with said_if_slow(doing):
+            _init(address, start)
     except ConnectionError as error:
         reason = str(error).splitlines()[0]
         raise UserError(

@@ -7,6 +7,7 @@ import torch
 from raydapt.data.class_features import read_class_features
 from raydapt.models.clip import Clip, clip_identity, load_clip
 from raydapt.models.given_embeddings import GivenEmbeddings
+from raydapt.progress import said_if_slow
 from raydapt.settings.groups import DataSettings, ModelSettings
 
 _CLIP_SCALE = 100.0
@@ -45,4 +46,5 @@ def shared_clip(name: str, *, device: str | torch.device = "cpu") -> Clip:
 @lru_cache(maxsize=2)
 def _loaded(name: str, identity: str, device: str) -> Clip:
     """By identity too, so that weights that changed meanwhile are loaded anew."""
-    return load_clip(name, device=device)
+    with said_if_slow(f"loading the model {name} …"):
+        return load_clip(name, device=device)

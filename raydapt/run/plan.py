@@ -152,11 +152,16 @@ def describe_plan(plan: Plan) -> str:
             f"prompt    {plan.classes.templates[0]!r} and {len(plan.classes.templates) - 1} more",
             f"model     {_model(plan)}",
             f"method    {config.method}, {config.data.paradigm}, seed {config.seed}",
-            *(f"stage     {_described(plan, artefact)}" for artefact in plan.artefacts),
+            *artefact_lines(plan),
             f"train     {learned}",
             "then      predictions.parquet, metrics.json, report.html",
         ]
     )
+
+
+def artefact_lines(plan: Plan) -> list[str]:
+    """What a run makes to learn, a line each: how much of it is there, and where the rest will be made."""
+    return [f"stage     {_described(plan, artefact)}" for artefact in plan.artefacts]
 
 
 def _model(plan: Plan) -> str:
