@@ -158,6 +158,15 @@ def sample_curve(config: str | None, overrides: tuple[str, ...], counts: str) ->
 
 @cli.command()
 @click.argument("run_folder")
+def status(run_folder: str) -> None:
+    """Tells how far a run is that another shell has started, or where a stopped one will go on."""
+    from raydapt.run.status import status as status_
+
+    click.echo(status_(run_folder))
+
+
+@cli.command()
+@click.argument("run_folder")
 @_OVERRIDES
 @click.option("--output", help="Where to write; the default is the run folder itself.")
 def predict(run_folder: str, overrides: tuple[str, ...], output: str | None) -> None:
@@ -272,11 +281,12 @@ def export(run_folder: str, output: str) -> None:
 
 @cli.command()
 @_OVERRIDES
-def demo(overrides: tuple[str, ...]) -> None:
+@click.option("--features", is_flag=True, help="CLIP features of WHU-RS19 (RAYDAPT_DATA) in place of the digits.")
+def demo(overrides: tuple[str, ...], features: bool) -> None:
     """Runs the built-in handwritten digits through every method, offline, and compares them."""
     from raydapt.verbs import demo as demo_
 
-    demo_.demo(list(overrides))
+    demo_.demo(list(overrides), features=features)
 
 
 @cli.command()
