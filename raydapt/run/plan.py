@@ -192,6 +192,10 @@ def _what_matters(config: Config, spec: MethodSpec) -> dict[str, Any]:
         if not config.train.unit_gradient:  # as it was before it could be said
             del matters["train"]["unit_gradient"]
     matters |= spec.matters(config)
+    if not config.guard:
+        matters["guard"] = False
+    if config.predict.with_frozen:
+        matters["predict"] = tree["predict"]
     if spec.synthetic_images(config) or config.synthesis.held_out:
         left_out = _STAGE_RESOURCES if config.synthesis.held_out else (*_STAGE_RESOURCES, "held_out")
         matters["lora"] = tree["lora"]

@@ -150,6 +150,17 @@ class TrainSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PredictSettings:
+    """What a learned run answers with."""
+
+    __pydantic_config__ = STRICT
+
+    with_frozen: bool = False
+    """Answer with the mean of the frozen and the adapted model's probabilities: about a point less on balanced sets, a
+    fraction of the loss where adaptation harms."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SynthesisSettings:
     """Synthetic images: which pipeline makes how many of each class, and how (AiR; every default a reconstruction)."""
 
