@@ -234,9 +234,30 @@ class MethodSpec(ABC):
         """Rounds of learning, at most."""
         return 1 if self.learns else 0
 
+    def check_accumulation(self, config: Config) -> None:
+        """Refuses gradients that are summed over parts of a batch where that is another objective.
+
+        Raises:
+            UserError: See above.
+        """
+        parts, reason = config.train.gradient_accumulation, self.whole_batch(config)
+        if parts > 1 and reason:
+            raise UserError(
+                f"Setting train.gradient_accumulation={parts} would change what {self.name} learns, since {reason}: "
+                "set it to 1, and lower train.batch_size or raise train.workers if memory is short."
+            )
+
     def learned(self, config: Config) -> str:
         """What is learned, in words that dry run, report and comparison share."""
         return "nothing"
+
+    def whole_batch(self, config: Config) -> str | None:
+        """What of its loss is no mean over images, so that a batch cannot be cut into parts; None if all of it is one.
+
+        Args:
+            config: Resolved.
+        """
+        return None
 
     def prompt(self, config: Config) -> str | None:
         """The kind of prompt that is learned (``text``, ``visual``, ``both``); None where none is."""

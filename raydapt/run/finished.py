@@ -27,6 +27,18 @@ def open_run(run_folder: str) -> tuple[Run, Config]:
     return run, spec_of(config.method).finished(config)
 
 
+def open_folder(run_folder: str) -> tuple[Run, Config]:
+    """A run and its resolved settings, finished or not.
+
+    Raises:
+        UserError: If the folder is no run.
+    """
+    run = Run(*split_folder(run_folder))
+    if not run.exists("config.yaml"):
+        raise UserError(f"Folder {run_folder!r} is not a run: give a folder such as runs/NAME.")
+    return run, config_from_tree(yaml.safe_load(run.read_bytes("config.yaml")), of_a_run=True)
+
+
 def split_folder(path: str) -> tuple[str, str]:
     """The folder that a folder lies in, and its name."""
     root, _, name = path.rstrip("/").rpartition("/")

@@ -100,7 +100,8 @@ class TrainSettings:
     __pydantic_config__ = STRICT
 
     workers: Count = 0
-    """Ray Train workers; 0 trains in this process."""
+    """Ray Train workers; 0 trains in this process, and so does 1 where ``ray.address`` and RAY_ADDRESS name no
+    cluster."""
     gpus_per_worker: NonNegative | Auto = "auto"
     """GPUs that each worker reserves; ``auto``: one where there are some."""
     cpus_per_worker: Positive = 1.0
@@ -231,7 +232,8 @@ class RaySettings:
     __pydantic_config__ = STRICT
 
     address: str = "auto"
-    """``local`` starts a cluster here, ``auto`` does so unless RAY_ADDRESS names one, else an address to join."""
+    """``local`` starts a cluster here, ``auto`` does so unless RAY_ADDRESS names one, else an address to join. With
+    ``auto`` and no cluster, a stage of less than 30 s of estimated work is done in this process, without Ray."""
     cpus: PositiveInt | Auto = "auto"
     """Logical CPUs of a local cluster; ``auto``: at least 4."""
     progress: bool | Auto = "auto"

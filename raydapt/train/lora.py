@@ -37,7 +37,7 @@ from raydapt.store.environment import versions
 from raydapt.store.fingerprint import Recipe
 from raydapt.train.checkpoint import Checkpoints, TrainState, from_bytes, optimizer_tensors, restore_optimizer, to_bytes
 from raydapt.train.loop import Log, WorkerContext
-from raydapt.train.ray_train import local_context, train_on_workers
+from raydapt.train.ray_train import local_context, train_on_workers, trains_here
 from raydapt.train.sampling import StreamOrder, seed_of
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -260,7 +260,7 @@ def tune_lora(
             return StageResult(artefact=artefact, reused=True)
         started = time.monotonic()
         checkpoints = ArtefactCheckpoints(artefact)
-        if train.workers == 0:
+        if trains_here(train, ray_settings):
             state = job(local_context(train), checkpoints, log)
         else:
             ensure_ray(ray_settings)

@@ -282,7 +282,7 @@ def test_finished_stage_needs_no_ray(tmp_path: Path, monkeypatch: pytest.MonkeyP
     store, stage = Store(str(tmp_path)), stage_of({0: (3, ())}, [])
     artefact = store.artefact_of(stage.recipe)
     artefact.commit_part(0, pa.table({"row": [0, 1, 2]}))
-    monkeypatch.setattr("raydapt.stages.run.ensure_ray", None)
+    monkeypatch.setattr("raydapt.stages.through_ray.ensure_ray", None)
     assert not run_stage(store, stage).reused
     assert run_stage(store, stage).reused
 

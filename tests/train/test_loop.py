@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import pytest
 import torch
 
+from raydapt.methods.contract import Stream
 from raydapt.settings.groups import TrainSettings
 from raydapt.train.checkpoint import TrainState, from_bytes, to_bytes
 from raydapt.train.loop import WorkerContext, cosine_with_warmup, fit, predict
@@ -157,3 +158,26 @@ def test_scores_join_the_log_and_change_nothing_that_is_learned() -> None:
     assert [line.get("scores") for line in state.lines] == 2 * [None, None, {"agreement": 0.5, "stability": None}]
     assert from_bytes(to_bytes(state)).lines == state.lines
     assert torch.equal(method.weight_CD, train(MemoryCheckpoints())[0].weight_CD)
+
+
+def test_every_part_of_a_batch_holds_images_of_every_stream() -> None:
+    class TwoStreams(Toy):
+        def begin_round(self, round_, probability_UC):
+            (first,) = super().begin_round(round_, probability_UC)
+            return [first, Stream(name="few", index_M=first.index_M, target_MC=first.target_MC, batch_size=2)]
+
+        def forward(self, batches):
+            return sum(
+                -(batch.target_BC * self.logits(batch.image_B).log_softmax(-1)).sum(-1).mean()
+                for batch in batches.values()
+            )
+
+    weights = []
+    for parts in (1, 2, 8):
+        images = toy_images()
+        method = TwoStreams(images)
+        settings = TrainSettings(epochs=2, learning_rate=0.1, gradient_accumulation=parts)
+        fit(method, images, settings, seed=1, place=PLACE, checkpoints=MemoryCheckpoints(), log=lambda line: None)
+        weights.append(method.weight_CD.detach())
+    torch.testing.assert_close(weights[0], weights[1])
+    torch.testing.assert_close(weights[0], weights[2])

@@ -124,6 +124,10 @@ def test_two_workers_learn_one_lora(job: LoraJob, tmp_path: Path) -> None:
     store, recipe = Store(str(tmp_path)), Recipe(kind="lora", settings={"workers": 2}, inputs=("x",))
     short = replace(job, settings=replace(SETTINGS, steps=6), checkpoint_every_s=1e9)
     train = TrainSettings(workers=2, gpus_per_worker=0)
-    result = tune_lora(recipe, short, train=train, ray_settings=RAY, store=store)
+    heard: list[int] = []
+    result = tune_lora(
+        recipe, short, train=train, ray_settings=RAY, store=store, log=lambda line: heard.append(line["step"])
+    )
+    assert heard == [6]  # from the first worker, and not again from the checkpoint
     assert result.artefact.manifest.stats["steps"] == 6
     assert len(load_lora(result.artefact)) > 0

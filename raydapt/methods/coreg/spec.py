@@ -37,6 +37,7 @@ class CoregSpec(MethodSpec):
 
     name = "coreg"
     teachers_setting = "coreg.voters"
+    paradigms = ("ul",)
     published_rate = 0.01
     deployed_words = "two student networks, summed"
 
@@ -76,6 +77,10 @@ class CoregSpec(MethodSpec):
         if self.input_kind(config) == "features":
             return None
         return f"Setting coreg.student={settings.student} looks at images: set coreg.student=linear or mlp."
+
+    def whole_batch(self, config: Config) -> str | None:
+        """Its contrast, MixUp and batch norms."""
+        return "its contrast, MixUp and batch norms look at the whole batch"
 
     def stored_spec(self, config: Config, image_spec: ImageSpec) -> ImageSpec:
         """As ``coreg.image_size_px`` says."""

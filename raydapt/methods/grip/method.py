@@ -10,7 +10,7 @@ from torch import Tensor
 from raydapt.methods.air.part import AirPart
 from raydapt.methods.contract import PseudoLabels, TrainingImages
 from raydapt.methods.grip.settings import GripSettings
-from raydapt.methods.prompting.hard_labels import HardLabelMethod
+from raydapt.methods.prompting.hard_labels import HardLabelMethod, Weighting
 from raydapt.methods.prompting.method import hard_targets
 from raydapt.methods.prompting.pseudo_labels import Probabilities, growing_count, leader_board, published_leader_board
 from raydapt.models.residual_prompt import Prompted
@@ -37,7 +37,7 @@ class Grip(HardLabelMethod):
         seed: int,
         air: AirPart | None = None,
     ) -> None:
-        weight = settings.labelled_weight
+        weighting = Weighting(labelled=settings.labelled_weight, trzsl=settings.trzsl_weight)
         super().__init__(
             prompted,
             zero_shot_CD,
@@ -45,7 +45,8 @@ class Grip(HardLabelMethod):
             batch_size=batch_size,
             rounds=settings.rounds,
             seed=seed,
-            labelled_weight=weight,
+            weighting=weighting,
+            train_share=settings.train_share,
             air=air,
         )
         self.board = leader_board if settings.board == "clean" else published_leader_board

@@ -88,13 +88,19 @@ class PromptMethod(Method):
     def begin_round(self, round_: int, probability_UC: Callable[[], Tensor]) -> list[Stream]:
         """Selects from the last round's probabilities, then draws the prompt anew."""
         if self.air is not None and self.air.settings.synthetic_only:
+            if self.air.settings.fusion_at_test:  # which goes by what the judgement finds: the images' mean, the scale
+                self.candidate_probability(round_, probability_UC)
             self.restart(round_)
-            return self.air.streams(self.batch_size)
+            return self._synthetic_streams(self.air)
         probability_UK = self.candidate_probability(round_, probability_UC)
         self.restart(round_)
         selected = self.select(round_, probability_UK)
         self.pseudo_labels = replace(selected, guesses=self._guesses)
-        return self.streams(selected) + ([] if self.air is None else self.air.streams(self.batch_size))
+        streams = self.streams(selected)
+        return streams if self.air is None else [*streams, *self._synthetic_streams(self.air)]
+
+    def _synthetic_streams(self, air: AirPart) -> list[Stream]:
+        return air.streams(self.batch_size, self.images.candidate_classes)
 
     @property
     def prior_of_candidates(self) -> ClassPrior:
