@@ -114,6 +114,10 @@ class MethodSpec(ABC):
     """True where building it with images is all there is to learn: no rounds, no optimiser steps."""
     deployed_words: str = "CLIP's image tower and class embeddings"
     """What `deployable` gives, in words."""
+    teachers_setting: str = ""
+    """The setting that names finished runs (see `teacher_runs`), for messages."""
+    reads_answers: bool = False
+    """True where the answers of those runs are read in learning, and not by another artefact alone."""
     paradigms: Sequence[str] = ("ul", "ssl", "trzsl")
     """What it can learn with: no labels, a few, or those of seen classes."""
     published_rate: float = 0.02

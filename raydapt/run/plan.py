@@ -64,7 +64,9 @@ def make_plan(config: Config) -> Plan:
     check_numbers(classes, dict(source.label_counts or ()), setting=f"data.source={config.data.source!r}")
     clip = load_frozen(config.data, config.model)
     check_source_of(config, source, clip)
-    teachers = tuple(open_teacher(folder, classes) for folder in spec.teacher_runs(config))
+    teachers = tuple(
+        open_teacher(folder, classes, setting=spec.teachers_setting) for folder in spec.teacher_runs(config)
+    )
     image_spec = clip.image_spec or NO_IMAGES
     facts = PlanFacts(
         source=source,
@@ -115,7 +117,8 @@ def artefacts_of_run(
         stored = spec.stored_spec(config, facts.image_spec)
         recipe = pixels_recipe(facts.source, stored, config.data)
         specs.append(ArtefactSpec(name=PIXELS, kind=PIXELS, recipe=recipe))
-    specs += [answers_spec(number, teacher, facts) for number, teacher in enumerate(teachers)] if to_learn else []
+    step = not spec.reads_answers
+    specs += [answers_spec(i, teacher, facts, step=step) for i, teacher in enumerate(teachers)] if to_learn else []
     own = spec.artefacts(config, facts, to_learn=to_learn)
     if to_learn and config.synthesis.held_out:  # before the method's own, which are the first of the same images
         own = [*held_out_artefacts(config, facts, first=spec.synthetic_images(config), pixels=pixels), *own]

@@ -10,7 +10,9 @@ import argparse
 import json
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from torch import Tensor
 from raydapt.data.class_features import MEAN, ClassFeatures
 from raydapt.data.classes import ClassSpace
 from raydapt.data.shifts import VARIANTS, shifted
+from raydapt.methods.class_prior import class_prior
 from raydapt.methods.configuration import load_config
 from raydapt.methods.contract import Method, TrainingImages
 from raydapt.methods.guard import judge
@@ -57,12 +60,35 @@ class _Forgetful:
         return None
 
 
-def adapted(method: str, feature_MD: Tensor, text_KD: Tensor, scale: float, *, prior: Any = "unknown") -> Tensor:
+def stated(kind: str, target_M: Tensor, names: list[str]) -> str | dict[str, str | float]:
+    """What a person would state as ``data.class_prior``: nothing, levels, or the true counts.
+
+    A class is common with more than twice its equal share, rare with less than half of it.
+    """
+    count_K = torch.bincount(target_M[target_M >= 0], minlength=len(names))
+    if kind == "true":
+        return {name: float(count) for name, count in zip(names, count_K.tolist(), strict=True)}
+    if kind == "levels":
+        share_K = (count_K / count_K.sum() * len(names)).tolist()
+        level = ["common" if share > 2 else "rare" if share < 0.5 else "normal" for share in share_K]
+        return dict(zip(names, level, strict=True))
+    return kind
+
+
+def adapted(
+    method: str, feature_MD: Tensor, text_KD: Tensor, scale: float, *, prior: str | dict[str, str | float] = "unknown"
+) -> Tensor:
     """Probabilities [M, K] of a method that has learned from these features."""
-    if method == "transduct":
-        return fit_mixture(feature_MD, text_KD, scale).probabilities()
     names = [f"class {k}" for k in range(len(text_KD))]
+    if method == "transduct":
+        return fit_mixture(
+            feature_MD, text_KD, scale, log_prior_C=class_prior(prior, names).log_prior()
+        ).probabilities()
     config = load_config(None, [f"method={method}", "train.precision=fp32", *SETTINGS[method]])
+    config = replace(config, data=replace(config.data, class_prior=prior))
+    source = SimpleNamespace(rows=len(feature_MD))
+    facts: Any = SimpleNamespace(source=source, classes=SimpleNamespace(names=names), width=text_KD.shape[1])
+    config = spec_of(method).decide_rate(config, facts)
     clip = GivenEmbeddings(
         ClassFeatures(
             uri="bench",
@@ -81,7 +107,7 @@ def adapted(method: str, feature_MD: Tensor, text_KD: Tensor, scale: float, *, p
         unlabelled_U=torch.arange(len(feature_MD)),
         candidate_classes=torch.arange(len(names)),
     )
-    classes = ClassSpace(names=tuple(names), templates=(MEAN,), labels={})
+    classes = ClassSpace(names=tuple(names), templates=(MEAN,), labels=tuple(names))
     context = BuildContext(config=config, clip=clip, classes=classes, images=images)
     learned: Method = spec_of(method).build(context)
     fit(
@@ -107,7 +133,7 @@ def folder_sets(folder: Path) -> Iterator[tuple[str, FeatureSet]]:
 
 
 def measure(
-    sets: Iterator[tuple[str, FeatureSet]], methods: list[str], variants: list[str], seeds: int, most: int
+    sets: Iterator[tuple[str, FeatureSet]], methods: list[str], variants: list[str], seeds: int, most: int, prior: str
 ) -> Iterator[dict[str, Any]]:
     """One case after the other."""
     for set_name, features in sets:
@@ -119,8 +145,10 @@ def measure(
                 feature_MD, text_KD = features.feature_ND[row_M], features.text_CD[torch.from_numpy(chosen.class_K)]
                 zero_MK = (features.scale * feature_MD @ text_KD.T).softmax(dim=1)
                 for method in methods:
-                    answer_MK = adapted(method, feature_MD, text_KD, features.scale)
-                    case = {"set": set_name, "variant": variant, "seed": seed, "method": method}
+                    names = [f"class {k}" for k in range(len(text_KD))]
+                    said = stated(prior, target_M, names)
+                    answer_MK = adapted(method, feature_MD, text_KD, features.scale, prior=said)
+                    case = {"set": set_name, "variant": variant, "seed": seed, "method": method, "prior": prior}
                     yield case | _of_case(zero_MK, answer_MK, feature_MD, target_M)
 
 
@@ -162,6 +190,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--most", type=int, default=1200, help="images of a case")
+    parser.add_argument("--prior", default="unknown", choices=("unknown", "uniform", "levels", "true"))
     parser.add_argument("--output")
     parser.add_argument("--table")
     given = parser.parse_args()
@@ -175,7 +204,7 @@ def main() -> None:
     wanted = ((name, one) for name, one in sets if not given.only or name in given.only)
     torch.set_num_threads(1)
     with Path(given.output).open("a") as file:
-        for case in measure(wanted, given.methods, given.variants, given.seeds, given.most):
+        for case in measure(wanted, given.methods, given.variants, given.seeds, given.most, given.prior):
             file.write(json.dumps(case) + "\n")
             file.flush()
 

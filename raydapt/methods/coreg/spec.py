@@ -36,6 +36,7 @@ class CoregSpec(MethodSpec):
     """See `raydapt.methods.coreg.method.CoReg`."""
 
     name = "coreg"
+    teachers_setting = "coreg.voters"
     paradigms = ("ul",)
     published_rate = 0.01
     deployed_words = "two student networks, summed"
