@@ -56,7 +56,7 @@ def run(config: str | None, overrides: tuple[str, ...], dry_run: bool, overwrite
     if dry_run:
         click.echo(pipeline.describe(settings))
         return
-    _announce(pipeline.run(settings, overwrite=overwrite))
+    announce(pipeline.run(settings, overwrite=overwrite))
 
 
 @cli.command()
@@ -322,13 +322,7 @@ def submit(
         click.echo(submission.stop(client, sent.submission_id) if stop else submission.state_line(client, sent))
         return
     click.echo(sent.command_line(address))
-    started = submission.submit(client, sent)
-    click.echo(f"{sent.submission_id}: {'submitted' if started else 'there already, attached to it'}")
-    if no_wait:
-        return
-    submission.follow(client, sent.submission_id, lambda text: click.echo(text, nl=False))
-    click.echo(submission.state_line(client, sent))
-    sys.exit(submission.exit_code(client, sent.submission_id))
+    sys.exit(submission.send(client, sent, lambda text: click.echo(text, nl=False), wait=not no_wait))
 
 
 @cli.command()
@@ -395,14 +389,6 @@ def _load(config: str | None, overrides: tuple[str, ...], recipe: str | None = N
     settings = load_job(config, overrides, recipe=recipe)
     check_source(settings.data.source)
     return settings
-
-
-def _announce(record: Run) -> None:
-    metrics = json.loads(record.read_bytes("metrics.json"))
-    before, after = metrics["zero_shot"]["top1"], metrics["adapted"]["top1"]
-    if after is not None:
-        click.echo(f"{metrics['name']}: zero-shot {before:.2f} %, adapted {after:.2f} % (top-1)")
-    click.echo(f"Report: {record.folder.address('report.html')}")
 
 
 if __name__ == "__main__":

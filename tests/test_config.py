@@ -142,7 +142,7 @@ def test_a_short_job_file_means_the_same(method: str, tmp_path: Path) -> None:
 def test_settings_of_an_earlier_run_hold_every_group() -> None:
     """Run folders of earlier releases name the settings of all methods."""
     tree = as_tree(Config()) | {name: as_tree(kind()) for name, kind in GROUPS.items()} | {"method": "wca"}
-    assert set(config_from_tree(tree, of_a_run=True).own) == {"fair"}
+    assert set(config_from_tree(tree, of_a_run=True).own) == {"fair", "wca"}
     with pytest.raises(UserError, match="wca does not use"):
         config_from_tree(tree)
 
@@ -155,7 +155,7 @@ def test_the_settings_are_these() -> None:
     """A new setting has to earn its place: add it here and in the README."""
     names = all_setting_names(Config())
     groups = sorted({name.split(".")[0] for name in names if "." in name})
-    methods = "air coreg cpl fair fpl grip latteclip transduct"
+    methods = "air coreg cpl fair fpl grip latteclip transduct wca"
     shared = "caption data describe features lora model predict ray synthesis train tune"
     assert groups == sorted([*methods.split(), *shared.split()])
     assert len(names) == len(set(names))

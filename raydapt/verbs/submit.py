@@ -217,6 +217,17 @@ def stop(client: JobSubmissionClient, submission_id_: str) -> str:
     return f"{submission_id_}: stopping; what is committed is kept"
 
 
+def send(client: JobSubmissionClient, submission: Submission, write: Callable[[str], None], *, wait: bool) -> int:
+    """Starts the job or attaches to it, follows its log where that is wanted, and returns its exit code."""
+    started = submit(client, submission)
+    write(f"{submission.submission_id}: {'submitted' if started else 'there already, attached to it'}\n")
+    if not wait:
+        return 0
+    follow(client, submission.submission_id, write)
+    write(state_line(client, submission) + "\n")
+    return exit_code(client, submission.submission_id)
+
+
 def follow(client: JobSubmissionClient, submission_id_: str, write: Callable[[str], None]) -> JobStatus:
     """Writes the job's log as it comes, until the job ends; a stream that breaks is taken up where it broke."""
     written = 0
