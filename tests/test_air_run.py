@@ -47,8 +47,8 @@ def test_one_command_makes_everything_and_shows_it(job: Config, finished: Run) -
     assert metrics["synthetic"]["images"] == 40
     assert [entry["images"] for entry in metrics["synthetic"]["per_class"]] == [4] * 10
     assert {"features", "lora", "synthetic", "synthetic_features"} <= metrics["stages"].keys()
-    assert all(set(entry["judges"]) == {"text", "images", "both"} for entry in metrics["rounds"])
-    assert metrics["rounds"][0]["judges"]["text"] > 70  # zero-shot
+    assert all(set(entry["classifiers"]) == {"text", "images", "both"} for entry in metrics["rounds"])
+    assert metrics["rounds"][0]["classifiers"]["text"] > 70  # zero-shot
     report = Path(finished.file("report.html")).read_text()
     assert '<section id="synthetic">' in report
     assert report.count('alt="synthetic image of') == 40

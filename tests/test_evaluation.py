@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from raydapt.run.accuracy import evaluate, harmonic_mean, pseudo_label_accuracy
+from raydapt.run.evaluation import confusion_table
 
 
 def naive_share(pairs):
@@ -37,6 +38,17 @@ def test_evaluate_equals_naive_loops(images, classes, unknown):
     assert found.per_class == tuple(None if r is None else pytest.approx(r) for r in recalls)
     assert found.seen is None
     assert set(found.as_dict()) == {"top1", "mean_per_class"}
+
+
+def test_the_confusion_table_holds_the_cells_that_are_not_zero():
+    names, truth_N, guess_N = ("oak", "birch", "elm"), [0, 0, 0, 2, 2, -1], [0, 1, 1, 2, 0, 1]
+    rows = confusion_table(evaluate(guess_N, truth_N, 3).confusion_CC, names).to_pylist()
+    counted = {}
+    for t, g in zip(truth_N, guess_N, strict=True):
+        if t >= 0:
+            counted[names[t], names[g]] = counted.get((names[t], names[g]), 0) + 1
+    assert {(row["truth"], row["predicted"]): row["count"] for row in rows} == counted
+    assert confusion_table(torch.zeros(3, 3, dtype=torch.int64), names).num_rows == 0
 
 
 def test_trzsl_is_micro_accuracy_over_all_classes_and_their_harmonic_mean():

@@ -25,7 +25,7 @@ from raydapt.errors import UserError
 from raydapt.models.clip import clip_identity, load_clip
 from raydapt.settings.groups import DataSettings, RaySettings, StageSettings, SynthesisSettings, TrainSettings
 from raydapt.stages import features, synthesis
-from raydapt.stages.context import ActorPlan
+from raydapt.stages.context import ActorPlan, StageContext
 from raydapt.stages.features import Encoder, features_stage
 from raydapt.stages.reading import read_and_decode
 from raydapt.stages.run import MODEL_S, PART, PART_ROWS, whole_parts
@@ -128,15 +128,13 @@ class SlowSynthesizer(Synthesizer):
 
 
 def run_features(source: Source, store: Store, ray_settings: RaySettings) -> StageResult:
+    settings = StageSettings(rows_per_part=ROWS_PER_PART, actors=2, cpus_per_actor=2, gpus_per_actor=0.5)
     return features_stage(
         source,
+        StageContext(store=store, ray=ray_settings, settings=settings, data=DataSettings()),
         clip_name="mini",
         clip_identity=clip_identity("mini"),
         image_spec=load_clip("mini").image_spec,
-        settings=StageSettings(rows_per_part=ROWS_PER_PART, actors=2, cpus_per_actor=2, gpus_per_actor=0.5),
-        data=DataSettings(),
-        ray_settings=ray_settings,
-        store=store,
     )
 
 

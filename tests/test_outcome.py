@@ -21,9 +21,9 @@ def test_every_judge_is_measured_on_all_unlabelled_images_with_a_label():
         guesses={"text": torch.tensor([1, 0, 0, 0]), "images": torch.tensor([1, 2, 1, 2])},
     )
     (metrics,) = round_metrics([labels], class_N, unlabelled_U)
-    assert metrics["judges"] == {"text": pytest.approx(200 / 3), "images": pytest.approx(200 / 3)}
+    assert metrics["classifiers"] == {"text": pytest.approx(200 / 3), "images": pytest.approx(200 / 3)}
     (metrics,) = round_metrics([labels], torch.full((6,), -1), unlabelled_U)
-    assert metrics["judges"] == {"text": None, "images": None}
+    assert metrics["classifiers"] == {"text": None, "images": None}
 
 
 def test_a_single_judge_is_not_mentioned():
@@ -33,7 +33,7 @@ def test_a_single_judge_is_not_mentioned():
         confidence_M=torch.ones(1),
         class_M=torch.tensor([0]),
     )
-    assert "judges" not in round_metrics([labels], torch.tensor([0]), torch.tensor([0]))[0]
+    assert "classifiers" not in round_metrics([labels], torch.tensor([0]), torch.tensor([0]))[0]
 
 
 def test_acceptance_counts_the_images_that_zero_shot_takes_for_their_class():

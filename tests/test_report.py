@@ -383,7 +383,7 @@ def test_synthetic_images_stand_beside_real_ones_of_their_class(tmp_path):
     rows = {"class": [n for n in names for _ in range(3)], "index": [0, 1, 2] * 4, "image": [thumbnail()] * 12}
     pq.write_table(pa.table(rows), tmp_path / "run" / "synthetic.parquet")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    metrics["rounds"][0]["judges"] = {"text": 31.25, "images": 32.25, "both": 33.25}
+    metrics["rounds"][0]["classifiers"] = {"text": 31.25, "images": 32.25, "both": 33.25}
     (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics))
     text = page_of(tmp_path / "run")
     page = check_contained(text)

@@ -183,7 +183,7 @@ def class_tables(rows: Sequence[ClassRow]) -> ClassTables:
 def confusion_counts(run: RunRecord, predictions: Predictions | None) -> Ints | None:
     """The adapted classifier's confusion [C, C] (row = true class), or None without labels."""
     stored = group(run.metrics, "evaluation").get("confusion")
-    if stored:
+    if stored:  # folders of earlier releases
         return np.array(stored, dtype=np.int64)
     return None if predictions is None else pair_counts(predictions, predictions.after_N)
 

@@ -67,7 +67,8 @@ def pseudo_labels_table(history: list[PseudoLabels], id_N: list[str], names: tup
 def round_metrics(history: list[PseudoLabels], class_N: Tensor, unlabelled_U: Tensor) -> list[dict[str, Any]]:
     """Number and accuracy of the pseudo-labels of each round; accuracies are null without labels.
 
-    Where several judges gave them together, ``judges`` tells how many of all unlabelled images each has right.
+    Where several classifiers gave them together, ``classifiers`` tells how many of all unlabelled images each
+    has right.
     """
     rounds: list[dict[str, Any]] = []
     known_U = class_N[unlabelled_U] >= 0
@@ -80,13 +81,13 @@ def round_metrics(history: list[PseudoLabels], class_N: Tensor, unlabelled_U: Te
                 "selected": quality.selected,
                 "accuracy": quality.top1,
                 "holds_truth": quality.holds_truth,
-                "waiting": labels.waiting,
-                "dropped": labels.dropped,
+                "unplaced": labels.waiting,
+                "without_candidates": labels.dropped,
             }
         )
         if labels.guesses:
             right = {name: guess_U[known_U] == true_U for name, guess_U in labels.guesses.items()}
-            rounds[-1]["judges"] = {name: _share(right_U) for name, right_U in right.items()}
+            rounds[-1]["classifiers"] = {name: _share(right_U) for name, right_U in right.items()}
     return rounds
 
 
@@ -100,7 +101,7 @@ def add_scores(rounds: list[dict[str, Any]], lines: Sequence[Mapping[str, Any]])
 def evaluation_metrics(
     before: Accuracies, after: Accuracies, names: tuple[str, ...], *, images: int, transductive: bool
 ) -> dict[str, Any]:
-    """The ``evaluation`` group of metrics.json: per class before and after, and the confusion matrix."""
+    """The ``evaluation`` group of metrics.json: per class before and after."""
     per_class = []
     if after.confusion_CC is not None:
         counts_C = after.confusion_CC.sum(1).tolist()
@@ -111,9 +112,22 @@ def evaluation_metrics(
         "images": images,
         "labelled_images": after.images,
         "transductive": transductive,
-        "confusion": None if after.confusion_CC is None else after.confusion_CC.tolist(),
         "per_class": per_class,
     }
+
+
+def confusion_table(confusion_CC: Tensor, names: Sequence[str]) -> pa.Table:
+    """The cells of a confusion matrix that are not 0: ``truth``, ``predicted``, ``count``, row by row.
+
+    A thousand classes have a million cells, of which the images of a test set fill a few thousand.
+    """
+    truth_K, predicted_K = (index.tolist() for index in confusion_CC.nonzero(as_tuple=True))
+    columns = {
+        "truth": pa.array([names[c] for c in truth_K], pa.string()),
+        "predicted": pa.array([names[c] for c in predicted_K], pa.string()),
+        "count": pa.array(confusion_CC[truth_K, predicted_K].tolist(), pa.int64()),
+    }
+    return pa.table(columns)
 
 
 def compare_predictions(

@@ -235,6 +235,8 @@ def _evaluate(
     accuracies = evaluation.compare_predictions(before, after, class_T, len(names), seen, unseen)
     predictions = evaluation.predictions_table(table, known.label_N, finished.classes, row_T, before, after)
     record.write_table("predictions.parquet", predictions)
+    if (confusion_CC := accuracies[1].confusion_CC) is not None:
+        record.write_table("confusion.parquet", evaluation.confusion_table(confusion_CC, names))
     if state.history:
         id_N = [table.id_N[row] for row in row_N.tolist()]
         record.write_table("pseudo_labels.parquet", evaluation.pseudo_labels_table(state.history, id_N, names))

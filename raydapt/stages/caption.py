@@ -27,7 +27,7 @@ from raydapt.data.sources import Part, Source, group_parts, read_parts
 from raydapt.settings.groups import DataSettings, RaySettings
 from raydapt.settings.language import CaptionSettings
 from raydapt.stages.asking import ask
-from raydapt.stages.llm import ANSWER, ASKED, ERROR, SKIPPED, Prompt, SkipRow
+from raydapt.stages.llm import ANSWER, ASKED, ERROR, SKIPPED, Prompt, Questions, SkipRow
 from raydapt.stages.run import PART, PART_ROWS, Stage, run_stage
 from raydapt.store.artefact import StageResult, Store
 from raydapt.store.fingerprint import Recipe
@@ -146,17 +146,14 @@ def caption_stage(job: CaptionJob, *, known: KnownRows | None, ray_settings: Ray
             rows = _group_rows(job, known, pending, nodes)
         else:
             rows = _image_rows(job, known, pending, nodes)
-        answered, engines = ask(
-            rows,
-            asker_of(job),
-            settings,
-            address=job.address,
-            questions=lambda: _filled(job.prompt, known),
+        questions = Questions(
+            build=asker_of(job),
+            texts=lambda: _filled(job.prompt, known),
             images=True,
             schema=_SCHEMAS[kind],
             setting="caption",
-            ray_settings=ray_settings,
         )
+        answered, engines = ask(rows, questions, settings, address=job.address, ray_settings=ray_settings)
         named = partial(as_captions, model=settings.model)
         return answered.map_batches(named, batch_format="pyarrow", batch_size=None), engines
 

@@ -1,4 +1,4 @@
-"""How a stage uses Ray: the one place that sets Ray Data's options, and how many actors a stage gets."""
+"""How a stage uses Ray: what it works with, the one place that sets Ray Data's options, how many actors it gets."""
 
 import logging
 import math
@@ -8,10 +8,25 @@ from ray.data import DataContext
 
 from raydapt.cluster.nodes import address_of, capacity, require_nodes, selector
 from raydapt.errors import UserError
-from raydapt.settings.groups import RaySettings, StageSettings
+from raydapt.settings.groups import DataSettings, RaySettings, StageSettings
+from raydapt.store.artefact import Store
 
 _MEBIBYTE = 1024 * 1024
 _LEAST_IN_FLIGHT = 256 * _MEBIBYTE
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageContext:
+    """What every stage that reads images works with."""
+
+    store: Store
+    """Where artefacts live."""
+    ray: RaySettings
+    """The cluster; not touched when the artefact is there."""
+    settings: StageSettings
+    """How the stage is spread."""
+    data: DataSettings
+    """Limits of decoding and the largest share of bad rows."""
 
 
 @dataclass(frozen=True, kw_only=True)

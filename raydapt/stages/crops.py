@@ -15,9 +15,9 @@ from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source
 from raydapt.models.clip import Clip
 from raydapt.models.views import crop_view, whole_view
-from raydapt.settings.groups import DataSettings, RaySettings, StageSettings
+from raydapt.stages.context import StageContext
 from raydapt.stages.features import Encoder, encoding_stage
-from raydapt.store.artefact import StageResult, Store
+from raydapt.store.artefact import StageResult
 
 _BLOCK_BYTES = 8 * 1024 * 1024
 _IMAGES_PER_BATCH = 32
@@ -57,38 +57,29 @@ def encode_with_crops(clip: Clip, pixel_B3PP: Tensor, box_BK4: Tensor) -> Tensor
 
 def crops_stage(
     source: Source,
+    context: StageContext,
     *,
     clip_name: str,
     clip_identity: str,
     image_spec: ImageSpec,
     crops: CropSpec,
-    settings: StageSettings,
-    data: DataSettings,
-    ray_settings: RaySettings,
-    store: Store,
 ) -> StageResult:
     """Encodes a source's images and their crops, or finds them in the store (see `features_stage`).
 
     Args:
         source: The images.
+        context: What the stage works with.
         clip_name: Name that the actors load the CLIP by.
         clip_identity: Identity of its weights.
         image_spec: How images are stored before they are cut, larger than the model takes them.
         crops: Which crops are taken.
-        settings: How the stage is spread.
-        data: Limits of decoding and the largest share of bad rows.
-        ray_settings: The cluster.
-        store: Where artefacts live.
     """
     return encoding_stage(
         source,
+        context,
         CropEncoder,
-        (crops, clip_name, clip_identity, settings.batch_size),
-        recipe=crops_recipe(source, clip_identity, image_spec, data, crops),
-        block_bytes=_BLOCK_BYTES,
+        (crops, clip_name, clip_identity, context.settings.batch_size),
+        recipe=crops_recipe(source, clip_identity, image_spec, context.data, crops),
         image_spec=image_spec,
-        settings=settings,
-        data=data,
-        ray_settings=ray_settings,
-        store=store,
+        block_bytes=_BLOCK_BYTES,
     )

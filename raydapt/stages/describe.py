@@ -13,7 +13,7 @@ from raydapt.data.groups import seed_of_text
 from raydapt.settings.groups import RaySettings
 from raydapt.settings.language import DescribeSettings
 from raydapt.stages.asking import ask
-from raydapt.stages.llm import ANSWER, ASKED, ERROR, SECONDS, Prompt
+from raydapt.stages.llm import ANSWER, ASKED, ERROR, SECONDS, Prompt, Questions
 from raydapt.stages.run import PART, PART_ROWS, Stage, run_stage
 from raydapt.store.artefact import StageResult, Store
 from raydapt.store.fingerprint import Recipe
@@ -92,17 +92,14 @@ def describe_stage(job: DescribeJob, *, ray_settings: RaySettings, store: Store)
 
     def dataset_of(pending: Sequence[int]) -> tuple[ray.data.Dataset, int]:
         rows = ray.data.from_items([row for part in pending for row in job.rows(part)])
-        return ask(
-            rows,
-            TextAsker(seed=settings.seed),
-            settings,
-            address=job.address,
-            questions=lambda: [asked for class_ in range(len(job.class_names)) for asked in job.questions(class_)],
+        questions = Questions(
+            build=TextAsker(seed=settings.seed),
+            texts=lambda: [asked for class_ in range(len(job.class_names)) for asked in job.questions(class_)],
             images=False,
             schema=_SCHEMA,
             setting="describe",
-            ray_settings=ray_settings,
         )
+        return ask(rows, questions, settings, address=job.address, ray_settings=ray_settings)
 
     n_parts = -(-len(job.class_names) // _CLASSES_PER_PART)
     stage = Stage(

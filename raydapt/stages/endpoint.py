@@ -18,7 +18,18 @@ from raydapt.cluster.nodes import require_cpu
 from raydapt.errors import UserError
 from raydapt.settings.groups import RaySettings
 from raydapt.settings.language import EngineSettings
-from raydapt.stages.llm import ANSWER, ASKED, ERROR, SECONDS, Prompt, PromptBuilder, SkipRow, as_result, engine_reason
+from raydapt.stages.llm import (
+    ANSWER,
+    ASKED,
+    ERROR,
+    SECONDS,
+    Prompt,
+    PromptBuilder,
+    Questions,
+    SkipRow,
+    as_result,
+    engine_reason,
+)
 
 _TRIES = 6
 """Times that a request is repeated by the client, with growing pauses, when the server is busy or away."""
@@ -28,19 +39,14 @@ _OF_ONE_ROW = (400, 413, 422)
 
 
 def ask_endpoint(
-    dataset: ray.data.Dataset,
-    asker: PromptBuilder,
-    settings: EngineSettings,
-    *,
-    schema: pa.Schema,
-    setting: str,
-    ray_settings: RaySettings,
+    dataset: ray.data.Dataset, questions: Questions, settings: EngineSettings, *, ray_settings: RaySettings
 ) -> tuple[ray.data.Dataset, int]:
     """Puts every row's question to a server; see `raydapt.stages.llm.ask_vllm` for what goes in and comes out.
 
     Raises:
         UserError: When no server is named, or its client is not installed.
     """
+    setting = questions.setting
     if not settings.base_url:
         raise UserError(
             f"Setting {setting}.engine=openai needs {setting}.base_url: give the server's address, such as "
@@ -53,7 +59,7 @@ def ask_endpoint(
     clients = 1 if settings.replicas == "auto" else settings.replicas
     answered = dataset.map_batches(
         EndpointClient,
-        fn_constructor_args=(asker, settings, schema, setting),
+        fn_constructor_args=(questions.build, settings, questions.schema, setting),
         batch_size=settings.max_num_seqs,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=clients, max_tasks_in_flight_per_actor=2),

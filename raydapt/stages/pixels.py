@@ -11,29 +11,21 @@ from raydapt.artefacts.pixels import pixels_recipe
 from raydapt.cluster.nodes import capacity
 from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source
-from raydapt.settings.groups import DataSettings, RaySettings, StageSettings
-from raydapt.stages.context import configure
+from raydapt.stages.context import StageContext, configure
 from raydapt.stages.reading import dataset_of_images, part_bytes
-from raydapt.stages.run import Stage, run_stage
-from raydapt.store.artefact import StageResult, Store
+from raydapt.stages.run import run_stage, stage_of_images
+from raydapt.store.artefact import StageResult
 
 _BLOCK_BYTES = 32 * 1024 * 1024
 
 
-def pixels_stage(
-    source: Source,
-    *,
-    image_spec: ImageSpec,
-    settings: StageSettings,
-    data: DataSettings,
-    ray_settings: RaySettings,
-    store: Store,
-) -> StageResult:
+def pixels_stage(source: Source, context: StageContext, *, image_spec: ImageSpec) -> StageResult:
     """Decodes a source's images, or finds them in the store (arguments as in `features_stage`).
 
     The rows have the order of the features of the same source and settings.
     """
     part_of = {part.index: part for part in source.parts}
+    settings, ray_settings = context.settings, context.ray
 
     def dataset_of(pending: Sequence[int]) -> tuple[ray.data.Dataset, int]:
         size = part_bytes(settings.rows_per_part, image_spec)
@@ -41,7 +33,7 @@ def pixels_stage(
         configure(block_bytes=_BLOCK_BYTES, in_flight_bytes=int(2 * cpus * size))
         images = dataset_of_images(
             [part_of[index] for index in pending],
-            data,
+            context.data,
             image_spec,
             rows_per_part=settings.rows_per_part,
             packed=False,
@@ -49,12 +41,5 @@ def pixels_stage(
         )
         return images, 0
 
-    stage = Stage(
-        recipe=pixels_recipe(source, image_spec, data),
-        parts=list(part_of),
-        dataset_of=dataset_of,
-        rows=source.rows,
-        max_error_share=data.max_error_share,
-        ray=ray_settings,
-    )
-    return run_stage(store, stage)
+    recipe = pixels_recipe(source, image_spec, context.data)
+    return run_stage(context.store, stage_of_images(source, context, recipe, dataset_of))

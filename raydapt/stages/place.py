@@ -7,6 +7,7 @@ from raydapt.data.classes import ClassSpace
 from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source
 from raydapt.settings.config import Config
+from raydapt.stages.context import StageContext
 from raydapt.store.artefact import Store
 from raydapt.store.fingerprint import Recipe
 
@@ -20,6 +21,12 @@ class StagePlace:
     facts: PlanFacts
     stored_spec: ImageSpec
     """How images are stored where a method reads them, or cuts them."""
+
+    @property
+    def context(self) -> StageContext:
+        """What stages that read images work with."""
+        config = self.config
+        return StageContext(store=self.store, ray=config.ray, settings=config.features, data=config.data)
 
     @property
     def store(self) -> Store:

@@ -18,10 +18,11 @@ from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
 from raydapt.cluster.joining import ensure_ray, require_shared
+from raydapt.data.sources import Source
 from raydapt.errors import UserError
 from raydapt.progress import Progress
 from raydapt.settings.groups import RaySettings
-from raydapt.stages.context import configure
+from raydapt.stages.context import StageContext, configure
 from raydapt.stages.metrics import StageMetrics
 from raydapt.store.artefact import Artefact, StageResult, Store
 from raydapt.store.environment import versions
@@ -31,6 +32,10 @@ PART, PART_ROWS, MODEL_S = "part", "part_rows", "model_s"
 """Columns that a result row carries for the driver: its part, how many rows that part has, and the seconds that its
 share of the model's work took (optional). They are not stored."""
 _USER_ERROR = re.compile(r"raydapt\.errors\.UserError: (.+)")
+
+
+MakeRows = Callable[[Sequence[int]], tuple[ray.data.Dataset | Iterator[tuple[int, pa.Table]], int]]
+"""Builds the result rows of the given parts, and tells how many actors that takes; see `Stage`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +58,7 @@ class Stage:
 
     recipe: Recipe
     parts: Sequence[int]
-    dataset_of: Callable[[Sequence[int]], tuple[ray.data.Dataset | Iterator[tuple[int, pa.Table]], int]]
+    dataset_of: MakeRows
     rows: int | None
     max_error_share: float
     ray: RaySettings
@@ -89,6 +94,18 @@ class _Tally:
             "model_share": round(share, 4),
             "actors": self.actors,
         }
+
+
+def stage_of_images(source: Source, context: StageContext, recipe: Recipe, dataset_of: MakeRows) -> Stage:
+    """A stage that makes one row of each image of a source."""
+    return Stage(
+        recipe=recipe,
+        parts=[part.index for part in source.parts],
+        dataset_of=dataset_of,
+        rows=source.rows,
+        max_error_share=context.data.max_error_share,
+        ray=context.ray,
+    )
 
 
 def run_stage(store: Store, stage: Stage) -> StageResult:

@@ -107,6 +107,7 @@ def through_the_stage(images: Path, clip_name: str, batch_size: int) -> dict[str
     from raydapt.cluster.joining import ensure_ray
     from raydapt.data.sources import resolve_source
     from raydapt.models.clip import clip_identity, load_clip
+    from raydapt.stages.context import StageContext
     from raydapt.stages.features import features_stage
     from raydapt.store.artefact import Store
 
@@ -119,13 +120,10 @@ def through_the_stage(images: Path, clip_name: str, batch_size: int) -> dict[str
     with tempfile.TemporaryDirectory() as folder:
         result = features_stage(
             resolve_source(str(images), rows_per_part=settings.rows_per_part),
+            StageContext(store=Store(folder), ray=ray_settings, settings=settings, data=DataSettings()),
             clip_name=clip_name,
             clip_identity=clip_identity(clip_name),
             image_spec=spec,
-            settings=settings,
-            data=DataSettings(),
-            ray_settings=ray_settings,
-            store=Store(folder),
         )
         stats = result.artefact.manifest.stats
     return {**stats, **watch.stop()}

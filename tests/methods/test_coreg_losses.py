@@ -104,7 +104,8 @@ def test_contrast_equals_a_loop(mode):
             if own or (same and trusted):
                 positive.append(similarity)
         total += -sum(math.log(p / denominator) for p in positive) / len(positive)
-    arguments = (query_BD, key_KD, own_B, class_B, class_K, PARTIAL_B, partial_K)
+    queries, keys = losses.Projections(query_BD, class_B, PARTIAL_B), losses.Projections(key_KD, class_K, partial_K)
+    arguments = (queries, keys, own_B)
     loss = losses.contrast_loss(*arguments, temperature=0.2, mode=mode)
     assert loss.item() == pytest.approx(total / 7, rel=1e-5)
     some = losses.contrast_loss(*arguments, temperature=0.2, mode=mode, anchor_B=PARTIAL_B)
@@ -116,7 +117,11 @@ def test_contrast_has_a_gradient_where_all_but_the_own_key_is_ignored():
     none = torch.zeros(3, dtype=torch.bool)
     one = torch.zeros(3, dtype=torch.int64)
     loss = losses.contrast_loss(
-        query_BD, unit(3, 6, seed=2), torch.arange(3), one, one, none, none, temperature=0.07, mode="noisy"
+        losses.Projections(query_BD, one, none),
+        losses.Projections(unit(3, 6, seed=2), one, none),
+        torch.arange(3),
+        temperature=0.07,
+        mode="noisy",
     )
     loss.backward()
     assert loss.item() == pytest.approx(0.0, abs=1e-6)

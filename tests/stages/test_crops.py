@@ -8,6 +8,7 @@ from raydapt.data.decode import decode_image
 from raydapt.data.sources import read_part, resolve_source
 from raydapt.models.clip import load_clip
 from raydapt.settings.groups import DataSettings, RaySettings, StageSettings
+from raydapt.stages.context import StageContext
 from raydapt.stages.crops import crops_stage, encode_with_crops
 from raydapt.store.artefact import Store
 
@@ -25,12 +26,14 @@ def test_the_stage_keeps_the_features_of_images_and_crops(tmp_path):
         "clip_identity": clip.identity,
         "image_spec": spec,
         "crops": crops,
-        "settings": StageSettings(rows_per_part=20),
-        "data": DataSettings(),
-        "ray_settings": RaySettings(address="local", cpus=4, progress=False),
-        "store": Store(str(tmp_path)),
     }
-    result = crops_stage(source, **arguments)
+    context = StageContext(
+        store=Store(str(tmp_path)),
+        ray=RaySettings(address="local", cpus=4, progress=False),
+        settings=StageSettings(rows_per_part=20),
+        data=DataSettings(),
+    )
+    result = crops_stage(source, context, **arguments)
     feature = load_crops(result.artefact)
     assert feature.shape == (40, 4, clip.embed_dim)
     table = read_part(source.parts[1], DataSettings())
@@ -42,4 +45,4 @@ def test_the_stage_keeps_the_features_of_images_and_crops(tmp_path):
     )
     expected = encode_with_crops(clip, pixel, boxes_of(table["id"].to_pylist(), crops))
     torch.testing.assert_close(feature[20:], expected.clone(), atol=1e-5, rtol=0)
-    assert crops_stage(source, **arguments).reused
+    assert crops_stage(source, context, **arguments).reused

@@ -12,7 +12,7 @@ from raydapt.data.sources import Source, read_part, resolve_source
 from raydapt.errors import UserError
 from raydapt.models.clip import Clip, clip_identity, load_clip
 from raydapt.settings.groups import DataSettings, RaySettings, StageSettings
-from raydapt.stages.context import ActorPlan
+from raydapt.stages.context import ActorPlan, StageContext
 from raydapt.stages.features import Encoder, encode_pixels, features_stage
 from raydapt.stages.pixels import pixels_stage
 from raydapt.store.artefact import StageResult, Store
@@ -41,13 +41,10 @@ def run_features(
 ) -> StageResult:
     return features_stage(
         source,
+        StageContext(store=store, ray=RAY, settings=settings, data=data),
         clip_name="mini",
         clip_identity=clip.identity,
         image_spec=clip.image_spec,
-        settings=settings,
-        data=data,
-        ray_settings=RAY,
-        store=store,
     )
 
 
@@ -155,8 +152,8 @@ def test_killed_actor_changes_nothing(
 @pytest.mark.ray
 def test_pixels_equal_decoding(source: Source, clip: Clip, tmp_path: Path, ray_cluster: None) -> None:
     store = Store(str(tmp_path / "store"))
-    arguments = {"settings": SETTINGS, "data": DATA, "ray_settings": RAY, "store": store}
-    result = pixels_stage(source, image_spec=clip.image_spec, **arguments)
+    context = StageContext(store=store, ray=RAY, settings=SETTINGS, data=DATA)
+    result = pixels_stage(source, context, image_spec=clip.image_spec)
     side = clip.image_spec.size_px
     in_memory = load_pixels(result.artefact, tmp_path / "cache")
     assert in_memory.shape == (150, 3, side, side)
@@ -168,7 +165,7 @@ def test_pixels_equal_decoding(source: Source, clip: Clip, tmp_path: Path, ray_c
         assert torch.equal(mapped, in_memory)
     mapped[0] = 0  # never reaches the file
     assert torch.equal(load_pixels(result.artefact, tmp_path / "cache", largest_in_memory=1000), in_memory)
-    assert pixels_stage(source, image_spec=clip.image_spec, **arguments).reused
+    assert pixels_stage(source, context, image_spec=clip.image_spec).reused
 
 
 def test_fingerprint_follows_images_model_and_limits(source: Source, clip: Clip, tmp_path: Path) -> None:

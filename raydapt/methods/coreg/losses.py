@@ -6,7 +6,7 @@ into workers' parts gives the same gradient. (The published code means over each
 Legend: B batch, C classes, D width of the projected space, K keys.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -83,14 +83,21 @@ def prototype_loss(
     return torch.where(partial_B, divergence_B, unlabelled_weight * square_B).mean()
 
 
+class Projections(NamedTuple):
+    """Images in the projected space, with what the contrast must know of them."""
+
+    unit_ND: Tensor
+    """Unit vectors."""
+    class_N: Tensor
+    """int64 pseudo-classes."""
+    partial_N: Tensor
+    """True for images of the partial split."""
+
+
 def contrast_loss(
-    query_BD: Tensor,
-    key_KD: Tensor,
+    queries: Projections,
+    keys: Projections,
     own_B: Tensor,
-    class_B: Tensor,
-    class_K: Tensor,
-    partial_B: Tensor,
-    partial_K: Tensor,
     *,
     temperature: float,
     mode: Contrast,
@@ -103,22 +110,18 @@ def contrast_loss(
     negative. All others are negative. Mode `sup` takes every key of the same pseudo-class for positive.
 
     Args:
-        query_BD: Unit vectors of this worker's images, with gradient.
-        key_KD: Unit vectors of the momentum copy: this step's of all workers, then the queue.
+        queries: This worker's images, with gradient.
+        keys: Of the momentum copy: this step's of all workers, then the queue.
         own_B: int64 position among the keys of each query's other view.
-        class_B: int64 pseudo-classes of the queries.
-        class_K: Of the keys.
-        partial_B: True for queries of the partial split.
-        partial_K: True for keys of the partial split.
         temperature: Of the softmax over keys.
         mode: `noisy` or `sup`.
         anchor_B: Queries that count; None for all.
     """
-    logits_BK = query_BD @ key_KD.T / temperature
+    logits_BK = queries.unit_ND @ keys.unit_ND.T / temperature
     own_BK = torch.zeros_like(logits_BK, dtype=torch.bool).scatter_(1, own_B[:, None], True)
-    same_BK = class_B[:, None] == class_K[None]
+    same_BK = queries.class_N[:, None] == keys.class_N[None]
     if mode == "noisy":
-        trusted_BK = partial_B[:, None] & partial_K[None]
+        trusted_BK = queries.partial_N[:, None] & keys.partial_N[None]
         positive_BK = own_BK | (same_BK & trusted_BK)
         logits_BK = logits_BK.masked_fill(same_BK & ~trusted_BK & ~own_BK, -torch.inf)
     else:

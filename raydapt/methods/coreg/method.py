@@ -26,6 +26,7 @@ from raydapt.data.augment import Augmentation
 from raydapt.methods.contract import Batch, Method, OverImages, PseudoLabels, Stream, TrainingImages, one_hot
 from raydapt.methods.coreg.clean_noisy import align, clean_probability, division_loss
 from raydapt.methods.coreg.losses import (
+    Projections,
     consistency_loss,
     contrast_loss,
     move_prototypes,
@@ -267,13 +268,13 @@ class CoReg(Method):
         rank = torch.distributed.get_rank() if world > 1 else 0
         own_B = torch.arange(len(query_BD), device=query_BD.device) * world + rank
         return contrast_loss(
-            query_BD,
-            torch.cat([new["key"], key_QD]),
+            Projections(query_BD, taught.target_BC.argmax(1), taught.partial_B),
+            Projections(
+                torch.cat([new["key"], key_QD]),
+                torch.cat([new["class"], class_Q]),
+                torch.cat([new["partial"], partial_Q]),
+            ),
             own_B,
-            taught.target_BC.argmax(1),
-            torch.cat([new["class"], class_Q]),
-            taught.partial_B,
-            torch.cat([new["partial"], partial_Q]),
             temperature=settings.contrast_temperature,
             mode="sup" if settings.contrast == "sup" else "noisy",
             anchor_B=None if settings.unlabelled_weight else taught.partial_B,
