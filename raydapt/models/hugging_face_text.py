@@ -44,7 +44,8 @@ class HuggingFaceTextTower(TextTower):
         """Position [T] of the last token of each text: what stands behind it is not attended to."""
         is_text_TL = token_TL != self._tower.config.pad_token_id
         place_L = torch.arange(token_TL.shape[1], device=token_TL.device)
-        return (is_text_TL * place_L).amax(dim=1)
+        end_T: Tensor = (is_text_TL * place_L).amax(dim=1)
+        return end_T
 
     def embed(self, token_TL: Tensor, *, first_position: int) -> Tensor:
         """Token embeddings [T, L, D], without positions: the encoder adds them itself."""

@@ -20,17 +20,11 @@ def open_run(run_folder: str) -> tuple[Run, Config]:
     Raises:
         UserError: If the folder is no finished run.
     """
-    run = Run(*split_folder(run_folder))
+    run = Run.at(run_folder)
     if not run.exists("metrics.json") or not run.exists("config.yaml"):
         raise UserError(f"Folder {run_folder!r} is not a finished run: give a folder such as runs/NAME.")
     config = config_from_tree(yaml.safe_load(run.read_bytes("config.yaml")), of_a_run=True)
     return run, spec_of(config.method).finished(config)
-
-
-def split_folder(path: str) -> tuple[str, str]:
-    """The folder that a folder lies in, and its name."""
-    root, _, name = path.rstrip("/").rpartition("/")
-    return root or ".", name
 
 
 def load_learned(method: Method, run: Run, config: Config) -> Method:

@@ -17,7 +17,7 @@ from raydapt.methods.predictions import Predictions, predict_classes
 from raydapt.methods.zero_shot.method import ZeroShot
 from raydapt.models.frozen import load_frozen
 from raydapt.run import evaluation
-from raydapt.run.finished import load_learned, open_run, split_folder
+from raydapt.run.finished import load_learned, open_run
 from raydapt.run.known_labels import KnownLabels, notes_of, read_known_labels
 from raydapt.run.making import artefacts_of, make_artefacts
 from raydapt.run.plan import FEATURES, Plan, make_plan
@@ -43,7 +43,8 @@ def predict(run_folder: str, overrides: list[str], *, output: str | None = None)
         output: Folder to write to; by default ``predictions/<source>`` in the run folder.
 
     Returns:
-        The path of ``predictions.parquet``: id, path, split, label, zero_shot, predicted, and their confidences.
+        The path of ``predictions.parquet``: id, path, split, label, zero_shot, predicted, and their confidences; of
+        images that cannot be read ``error`` instead, with the reason.
 
     Raises:
         UserError: For a folder that is no run, or a source that cannot be read.
@@ -112,6 +113,8 @@ class _Applied:
     row_T: torch.Tensor
     before: Predictions
     after: Predictions
+    all_images: bool
+    """Whether images that cannot be read are rows, too."""
 
 
 def _apply(run_folder: str, overrides: list[str], *, all_images: bool) -> _Applied:
@@ -128,7 +131,8 @@ def _apply(run_folder: str, overrides: list[str], *, all_images: bool) -> _Appli
     if not len(row_T):
         raise UserError(f"Setting data.source={wanted.data.source!r} has no image that can be read: give another one.")
     before, after = _answer(run, plan, artefacts, table, row_T)
-    return _Applied(run=run, plan=plan, table=table, known=known, row_T=row_T, before=before, after=after)
+    answers = {"before": before, "after": after}
+    return _Applied(run=run, plan=plan, table=table, known=known, row_T=row_T, all_images=all_images, **answers)
 
 
 def _overridden(run: Run, config: Config, overrides: list[str]) -> Config:
@@ -170,14 +174,17 @@ def run_of_job(config: Config) -> str:
 
 
 def _table(applied: _Applied) -> pa.Table:
-    return evaluation.predictions_table(
+    answered = evaluation.predictions_table(
         applied.table, applied.known.label_N, applied.plan.classes, applied.row_T, applied.before, applied.after
     )
+    if not applied.all_images:
+        return answered
+    return evaluation.with_unreadable(answered, applied.table, applied.known.label_N, applied.plan.classes)
 
 
 def _write(applied: _Applied, output: str | None) -> str:
     table = _table(applied)
-    target = applied.run if output is None else Run(*split_folder(output))
+    target = applied.run if output is None else Run.at(output)
     name = "predictions.parquet" if output is not None else f"{_folder_name(applied.plan)}/predictions.parquet"
     target.write_table(name, table)
     return target.file(name)

@@ -31,6 +31,8 @@ from raydapt.store.fingerprint import Recipe
 PART, PART_ROWS, MODEL_S = "part", "part_rows", "model_s"
 """Columns that a result row carries for the driver: its part, how many rows that part has, and the seconds that its
 share of the model's work took (optional). They are not stored."""
+STOPPED = "stopped: "
+"""Begins the error of a row that was not made because its maker gave up; what follows is the sentence for the user."""
 _USER_ERROR = re.compile(r"raydapt\.errors\.UserError: (.+)")
 
 
@@ -158,10 +160,13 @@ def _make(artefact: Artefact, stage: Stage, pending: Sequence[int], tally: _Tall
         failed=failed,
     )
     metrics = StageMetrics(stage.recipe.kind)
-    unseen = set(pending)
+    unseen, given_up = set(pending), ""
     try:
         for part, table in _parts(dataset):
             unseen.discard(part)
+            if reason := _reason_of_stop(table):
+                given_up = given_up or reason
+                continue  # other parts were whole before, and are kept
             errors = _commit(artefact, part, table, tally, progress)
             metrics.add(table.num_rows, errors, time.monotonic() - tally.started)
             if stage.rows and progress.failed > stage.max_error_share * stage.rows:
@@ -179,7 +184,15 @@ def _make(artefact: Artefact, stage: Stage, pending: Sequence[int], tally: _Tall
         raise
     finally:
         progress.close()
+    if given_up:
+        raise UserError(given_up)
     return unseen
+
+
+def _reason_of_stop(table: pa.Table) -> str:
+    """Why some rows of a part were not made; empty for a whole part."""
+    stopped = table.filter(pc.starts_with(table["error"].cast(pa.string()), pattern=STOPPED))
+    return str(stopped["error"][0].as_py()).removeprefix(STOPPED) if stopped.num_rows else ""
 
 
 def _parts(made: ray.data.Dataset | Iterator[tuple[int, pa.Table]]) -> Iterator[tuple[int, pa.Table]]:

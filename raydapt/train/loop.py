@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from raydapt.errors import UserError
 from raydapt.methods.contract import Batch, Method, Stream, TrainingImages
 from raydapt.settings.groups import TrainSettings
 from raydapt.train import checkpoint as checkpoints_
@@ -146,7 +147,10 @@ class _Trainer:
             tally.add(loss, time.perf_counter() - started, min(first.batch_size, len(first.index_M)))
             state.step += 1
             end_of_epoch = state.step % per_epoch == 0 or state.step == total
-            if end_of_epoch or state.step % _STEPS_BETWEEN_CLOCKS == 0:
+            on_clock = end_of_epoch or state.step % _STEPS_BETWEEN_CLOCKS == 0
+            if on_clock or loss.device.type == "cpu":  # elsewhere a look at a number waits for the device
+                self._require_finite(tally)
+            if on_clock:
                 if end_of_epoch:
                     epoch, rate = math.ceil(state.step / per_epoch), optimizer.param_groups[0]["lr"]
                     self._log(tally, rate, epoch=epoch, over=state.step == total)
@@ -180,6 +184,18 @@ class _Trainer:
         optimizer.step()
         self.method.after_step()
         return loss
+
+    def _require_finite(self, tally: "_Tally") -> None:
+        """Stops a training that has turned to NaN, before the state of it is kept."""
+        steps_ago = tally.first_not_finite()
+        if steps_ago is None:
+            return
+        state, settings = self.state, self.settings
+        cooler = "" if settings.precision == "fp32" else ", or set train.precision=fp32"
+        raise UserError(
+            f"The loss is no finite number at step {state.step - steps_ago} of round {state.round_}: lower "
+            f"train.learning_rate={settings.learning_rate:g}{cooler}, and run the command again."
+        )
 
     def _batch(self, stream: Stream, position_B: Tensor) -> Batch:
         index_B = stream.index_M[position_B]
@@ -262,6 +278,7 @@ class _Tally:
 
     def __init__(self) -> None:
         self._losses: list[Tensor] = []
+        self._seen = 0
         self.seconds = self._logged_s = 0.0
         self._images = self._logged_images = 0
 
@@ -272,10 +289,18 @@ class _Tally:
         self._images += images
         self._logged_images += images
 
+    def first_not_finite(self) -> int | None:
+        """How many steps ago the first loss since the last log line was that is NaN or infinite."""
+        fresh = self._losses[self._seen :]
+        bad = (~torch.stack(fresh).isfinite()).nonzero().flatten().tolist() if fresh else []
+        first = len(fresh) - 1 - bad[0] if bad else None
+        self._seen = len(self._losses)
+        return first
+
     def mean_loss(self) -> float:
         """Mean since the last call; the only place that waits for the device."""
         mean = float(torch.stack(self._losses).mean())
-        self._losses = []
+        self._losses, self._seen = [], 0
         return mean
 
     def images_per_s(self) -> float:
