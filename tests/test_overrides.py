@@ -44,3 +44,11 @@ def test_a_tree_of_no_known_kind() -> None:
         apply_override(tree, item)
     assert tree == {"a": {"b": [1, "x"]}, "c": "x #1", "d": 3, "e": {"f": 1}, "g": True}
     assert Config().name == "auto"
+
+
+def test_words_that_old_yaml_takes_for_truth_values_name_classes_in_a_job_file(tmp_path):
+    job = tmp_path / "job.yaml"
+    job.write_text("method: cpl\ndata:\n  source: x\n  class_names: [yes, no, on, Off]\nray: {progress: false}\n")
+    config = load_config(job)
+    assert list(config.data.class_names) == ["yes", "no", "on", "Off"]
+    assert config.ray.progress is False

@@ -56,13 +56,9 @@ def test_an_image_that_cannot_be_read_is_a_row_with_the_reason(
     renamed = tmp_path / "best run (1) #2 é=x"
     shutil.copytree(adapted.path, renamed)
     monkeypatch.chdir(tmp_path)
-    for output, place in (
-        ("photos 2024", tmp_path / "photos 2024"),
-        (".", tmp_path),
-        ("o/été", tmp_path / "o" / "été"),
-    ):
+    for output in ("photos 2024", ".", "o/été"):
         path = predict(str(renamed), [f"data.source={source}", "data.max_error_share=0.1"], output=output)
-        assert Path(path) == place / "predictions.parquet"
+        assert Path(path) == tmp_path / output / "predictions.parquet"
         found = pq.read_table(path)
         assert found.num_rows == 50
         answered = [word is not None for word in found["predicted"].to_pylist()]

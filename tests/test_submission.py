@@ -129,9 +129,8 @@ def test_the_address_that_is_given_beats_the_environment(monkeypatch: pytest.Mon
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             heard.append(self.path)
-            body = json.dumps(
-                {"version": "4", "ray_version": "2.60.0", "ray_commit": "x", "session_name": "s"}
-            ).encode()
+            facts = {"version": "4", "ray_version": "2.60.0", "ray_commit": "x", "session_name": "s"}
+            body = json.dumps(facts).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()

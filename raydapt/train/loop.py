@@ -22,6 +22,7 @@ from raydapt.settings.groups import TrainSettings
 from raydapt.train import checkpoint as checkpoints_
 from raydapt.train.checkpoint import Checkpoints, TrainState
 from raydapt.train.sampling import StreamOrder, seed_of, steps_per_epoch
+from raydapt.train.tally import Tally
 
 # A clock is read, and on several workers agreed on, only this often.
 _STEPS_BETWEEN_CLOCKS = 50
@@ -135,7 +136,7 @@ class _Trainer:
             s.name: StreamOrder(len(s.index_M), s.batch_size, seed=seed, round_=state.round_, name=s.name)
             for s in state.streams
         }
-        tally = _Tally()
+        tally = Tally()
         while state.step < total:
             if state.step % per_epoch == 0:
                 self.method.begin_epoch(state.round_, state.step // per_epoch + 1, self._over_images)
@@ -185,7 +186,7 @@ class _Trainer:
         self.method.after_step()
         return loss
 
-    def _require_finite(self, tally: "_Tally") -> None:
+    def _require_finite(self, tally: Tally) -> None:
         """Stops a training that has turned to NaN, before the state of it is kept."""
         steps_ago = tally.first_not_finite()
         if steps_ago is None:
@@ -232,7 +233,7 @@ class _Trainer:
         dist.all_gather_object(parts, result)
         return torch.cat(parts)
 
-    def _log(self, tally: "_Tally", learning_rate: float, *, epoch: int, over: bool) -> None:
+    def _log(self, tally: Tally, learning_rate: float, *, epoch: int, over: bool) -> None:
         line: dict[str, Any] = {
             "time_s": self.state.seconds + tally.seconds,
             "round": self.state.round_,
@@ -248,7 +249,7 @@ class _Trainer:
         if self.place.rank == 0:
             self.log(line)
 
-    def _checkpoint_when_due(self, optimizer: torch.optim.Optimizer, tally: "_Tally") -> None:
+    def _checkpoint_when_due(self, optimizer: torch.optim.Optimizer, tally: Tally) -> None:
         due = time.monotonic() - self.last_checkpoint_s >= self.settings.checkpoint_every_s
         if self.place.world > 1:
             # The first worker's clock decides, so that all of them take part.
@@ -271,47 +272,6 @@ class _Trainer:
         progress = {"round": state.round_, "step": state.step, "finished": float(state.finished)}
         self.checkpoints.save(data, progress | {name: score for name, score in scores.items() if score is not None})
         self.last_checkpoint_s = time.monotonic()
-
-
-class _Tally:
-    """Loss, time and images since the last log line and since the last checkpoint."""
-
-    def __init__(self) -> None:
-        self._losses: list[Tensor] = []
-        self._seen = 0
-        self.seconds = self._logged_s = 0.0
-        self._images = self._logged_images = 0
-
-    def add(self, loss: Tensor, seconds: float, images: int) -> None:
-        self._losses.append(loss)
-        self.seconds += seconds
-        self._logged_s += seconds
-        self._images += images
-        self._logged_images += images
-
-    def first_not_finite(self) -> int | None:
-        """How many steps ago the first loss since the last log line was that is NaN or infinite."""
-        fresh = self._losses[self._seen :]
-        bad = (~torch.stack(fresh).isfinite()).nonzero().flatten().tolist() if fresh else []
-        first = len(fresh) - 1 - bad[0] if bad else None
-        self._seen = len(self._losses)
-        return first
-
-    def mean_loss(self) -> float:
-        """Mean since the last call; the only place that waits for the device."""
-        mean = float(torch.stack(self._losses).mean())
-        self._losses, self._seen = [], 0
-        return mean
-
-    def images_per_s(self) -> float:
-        rate = self._logged_images / max(self._logged_s, 1e-9)
-        self._logged_s, self._logged_images = 0.0, 0
-        return rate
-
-    def move_to(self, state: TrainState) -> None:
-        state.seconds += self.seconds
-        state.images += self._images
-        self.seconds, self._images = 0.0, 0
 
 
 def cosine_with_warmup(step: int, *, total: int, warmup: int, final: float = 0.0) -> float:

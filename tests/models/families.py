@@ -1,4 +1,4 @@
-"""Shrunken random models of the kinds of towers that open_clip 3.3 has, in its own classes and those of timm and transformers.
+"""Shrunken random models of the kinds of towers that open_clip 3.3 has, in its classes, timm's and transformers'.
 
 Each stands for the configurations of its family: the same classes and options, fewer and narrower layers.
 """
