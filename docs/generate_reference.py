@@ -34,6 +34,7 @@ GROUPS = (
     ("model", "raydapt.settings.groups", "ModelSettings"),
     ("features", "raydapt.settings.groups", "StageSettings"),
     ("train", "raydapt.settings.groups", "TrainSettings"),
+    ("predict", "raydapt.settings.groups", "PredictSettings"),
     ("fpl", "raydapt.methods.fpl.settings", "FplSettings"),
     ("grip", "raydapt.methods.grip.settings", "GripSettings"),
     ("cpl", "raydapt.methods.cpl.settings", "CplSettings"),

@@ -122,7 +122,12 @@ def test_a_method_without_a_job_file_takes_its_own_recipe(method: str) -> None:
     config = load_config(None, [f"method={method}"])
     assert config == load_config(JOBS / f"{method}.yaml")
     assert config_from_tree(as_tree(config)) == config
-    rates = {"fair": ("adamw", 1e-4), "latteclip": ("adamw_clip", 1e-7), "fpl": ("sgd", 0.1), "coreg": ("sgd", 0.05)}
+    rates = {
+        "fair": ("adamw", "auto"),
+        "latteclip": ("adamw_clip", "auto"),
+        "fpl": ("sgd", "auto"),
+        "coreg": ("sgd", 0.05),
+    }
     if method in rates:
         assert (config.train.optimizer, config.train.learning_rate) == rates[method]
 
@@ -151,6 +156,6 @@ def test_the_settings_are_these() -> None:
     names = all_setting_names(Config())
     groups = sorted({name.split(".")[0] for name in names if "." in name})
     methods = "air coreg cpl fair fpl grip latteclip transduct"
-    shared = "caption data describe features lora model ray synthesis train tune"
+    shared = "caption data describe features lora model predict ray synthesis train tune"
     assert groups == sorted([*methods.split(), *shared.split()])
     assert len(names) == len(set(names))

@@ -46,6 +46,7 @@ class PlanFacts:
         features: The recipe of the images' features.
         teachers: Digests of the finished runs that the settings name, in their order.
         text_tower: False where class embeddings stand for the whole model.
+        width: Of the space that images and texts share.
     """
 
     source: Source
@@ -55,3 +56,4 @@ class PlanFacts:
     features: Recipe
     teachers: tuple[str, ...] = ()
     text_tower: bool = True
+    width: int = 512

@@ -4,7 +4,9 @@ Zero-shot is weak on average but honest about what it is sure of: where it gives
 often, adapted or not. An adapted classifier that contradicts those answers much more often than their own
 probability allows has moved away from the names. The images that zero-shot is unsure of are what adaptation is for:
 there it has to show that images that look alike are answered more alike than before. One that has collapsed onto few
-classes does not, since agreement counts beyond chance alone.
+classes does not, since agreement counts beyond chance alone. And class shares differ from the true ones by no more than
+the share of wrong answers: an adapted classifier whose shares lie farther from zero-shot's than zero-shot expects to be
+wrong has made classes equal, or lost some.
 
 Legend: N images, C classes, D width.
 """
@@ -29,6 +31,8 @@ LEAST_GAIN = 0.02
 """Gain in the agreement of neighbours below which adaptation has shown nothing: zero-shot is kept."""
 CLEAR_GAIN = 0.05
 """Gain from which on the adapted classifier is kept alone."""
+MOST_MOVED = 1.5
+"""Class shares that move by more than this many times what zero-shot expects to be wrong are not believed."""
 _NEIGHBOURS = 5
 _SAMPLE = 4096
 """Images whose neighbours are looked at, and among which they are looked for."""
@@ -44,6 +48,8 @@ class Evidence:
     """The share that zero-shot itself expects to be wrong: the mean of 1 - p, weighted by p^4."""
     moved: float
     """Total variation distance between both classifiers' class shares."""
+    doubt: float
+    """The share of all images that zero-shot expects to be wrong: the mean of 1 - p."""
     changed: float
     """Share of all images with another class than before."""
     neighbours_before: float
@@ -101,6 +107,7 @@ def evidence(zero_NC: Tensor, adapted_NC: Tensor, feature_ND: Tensor) -> Evidenc
         contradicted=float(weight_N @ differs_N),
         expected=float(weight_N @ (1 - sure_N.double())),
         moved=float((shares[0] - shares[1]).abs().sum()) / 2,
+        doubt=float((1 - sure_N.double()).mean()),
         changed=float(differs_N.mean()),
         neighbours_before=_alike(zero_N[row_S], neighbour_SK, n_classes),
         neighbours_after=_alike(adapted_N[row_S], neighbour_SK, n_classes),
@@ -110,7 +117,7 @@ def evidence(zero_NC: Tensor, adapted_NC: Tensor, feature_ND: Tensor) -> Evidenc
 def judge(zero_NC: Tensor, adapted_NC: Tensor, feature_ND: Tensor) -> Guarded:
     """The verdict on an adapted classifier; arguments as of `evidence`.
 
-    Thresholds were chosen on development sets and their shifted variants (docs/results/transduct.md). The mean of both
+    Thresholds were chosen on development sets and their shifted variants (docs/results/guard.md). The mean of both
     softmaxes is the first fallback: it has no parameter, and its worst case is a fraction of the adapted one's.
     """
     found = evidence(zero_NC, adapted_NC, feature_ND)
@@ -125,6 +132,12 @@ def judge(zero_NC: Tensor, adapted_NC: Tensor, feature_ND: Tensor) -> Guarded:
     if found.excess > REJECTED_EXCESS:
         verdict: Verdict = "zero-shot"
         reason = f"Zero-shot is kept, against the adapted classifier: {contradicts}."
+    elif found.moved > MOST_MOVED * found.doubt:
+        verdict = "zero-shot"
+        reason = (
+            f"Zero-shot is kept, since adaptation moves the class shares by {found.moved:.0%} of the images, where "
+            f"zero-shot expects {found.doubt:.0%} to be wrong."
+        )
     elif found.gain < LEAST_GAIN:
         verdict, reason = "zero-shot", f"Zero-shot is kept, since adaptation shows no gain: {alike}."
     elif found.excess > ALLOWED_EXCESS:

@@ -4,6 +4,7 @@ Legend: N rows, T images to predict, B batch, C classes, D width, S side in px.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,26 +23,46 @@ class Predictions:
     """Between image and predicted class, as a share of log C: 0 (all the same, or all undecided) to 1."""
 
 
-@torch.no_grad()
+@dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """A method with the images as it takes them."""
+
+    method: Method
+    """On the device that it answers on."""
+    image_N: Tensor
+    """Features [N, D] or uint8 pixels [N, 3, S, S], a row of all images each."""
+
+    @torch.no_grad()
+    def probabilities(self, row_B: Tensor, device: torch.device) -> Tensor:
+        """float64 [B, C] on the CPU, of the images of these rows."""
+        return self.method.eval().logits(self.image_N[row_B].to(device)).double().softmax(-1).cpu()
+
+
 def predict_classes(
     method: Method, image_N: Tensor, row_T: Tensor, *, batch_size: int, device: torch.device
 ) -> Predictions:
-    """Predicts images by their rows; no more than one batch of probabilities is ever held.
+    """Predicts images by their rows; see `predict_mean`."""
+    return predict_mean([Classifier(method=method, image_N=image_N)], row_T, batch_size=batch_size, device=device)
+
+
+def predict_mean(
+    classifiers: Sequence[Classifier], row_T: Tensor, *, batch_size: int, device: torch.device
+) -> Predictions:
+    """Predicts images by the mean of several classifiers' probabilities; one batch of these is held at a time.
 
     The mutual information is H(mean p) - mean H(p) over the images (Bridle, Heading & MacKay, NIPS 1991).
 
     Args:
-        method: Any method, on `device`.
-        image_N: Features [N, D] or uint8 pixels [N, 3, S, S], as the method takes them.
+        classifiers: One or more, over the same images and classes.
         row_T: int64 rows to predict, at least one.
         batch_size: Images at a time.
-        device: Of the method.
+        device: Of the methods.
     """
-    method.eval()
     classes, confidences = [], []
     sum_C, entropy = torch.zeros(()), 0.0
     for row_B in torch.split(row_T, batch_size):
-        probability_BC = method.logits(image_N[row_B].to(device)).double().softmax(-1).cpu()
+        probability_BC = sum(classifier.probabilities(row_B, device) for classifier in classifiers) / len(classifiers)
+        assert isinstance(probability_BC, Tensor)
         best = probability_BC.max(-1)
         classes.append(best.indices)
         confidences.append(best.values.float())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from raydapt.data.sources import Source
 from raydapt.errors import UserError
 from raydapt.methods.contract import Method, TrainingImages
 from raydapt.methods.deployed import deployed_clip
+from raydapt.methods.rates import Rate
 from raydapt.methods.table import TABLE, setting_groups
 from raydapt.models.clip import Clip
 from raydapt.settings.config import Config
@@ -109,6 +110,8 @@ class MethodSpec(ABC):
     """What `deployable` gives, in words."""
     paradigms: Sequence[str] = ("ul", "ssl", "trzsl")
     """What it can learn with: no labels, a few, or those of seen classes."""
+    published_rate: float = 0.02
+    """What ``train.learning_rate=published`` stands for."""
 
     @property
     def learns(self) -> bool:
@@ -134,6 +137,27 @@ class MethodSpec(ABC):
             UserError: For a user's mistake.
         """
         return config
+
+    def auto_rate(self, config: Config, facts: PlanFacts) -> Rate:
+        """What ``train.learning_rate=auto`` stands for; the published one where no rule was measured.
+
+        Args:
+            config: Resolved in all else.
+            facts: Of the run.
+        """
+        return Rate(self.published_rate, unit_gradient=False)
+
+    def decide_rate(self, config: Config, facts: PlanFacts) -> Config:
+        """The same settings with a number for the learning rate."""
+        train, unit = config.train, config.train.unit_gradient
+        if train.learning_rate == "auto":
+            rate = self.auto_rate(config, facts)
+        elif train.learning_rate == "published":
+            rate = Rate(self.published_rate, unit_gradient=False)
+        else:
+            rate = Rate(train.learning_rate, unit_gradient=False)
+        unit = rate.unit_gradient if unit == "auto" else unit
+        return replace(config, train=replace(train, learning_rate=rate.learning_rate, unit_gradient=unit))
 
     def check_paradigm(self, config: Config) -> None:
         """Refuses labels that the method could not use.

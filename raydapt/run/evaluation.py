@@ -27,8 +27,11 @@ def predictions_table(
     row_T: Tensor,
     before: Predictions,
     after: Predictions,
+    adapted: Predictions,
 ) -> pa.Table:
-    """``predictions.parquet``: one row per test image, with the zero-shot answer beside the adapted one.
+    """``predictions.parquet``: one row per test image, with the zero-shot answer beside the run's and the adapted one.
+
+    The run's answer, ``predicted``, is the adapted one unless its guard kept another (see `raydapt.run.guarding`).
 
     ``label`` is what the source says, ``class`` the name of the class that it means, null for neither.
     """
@@ -46,6 +49,8 @@ def predictions_table(
             "zero_shot_confidence": before.confidence_T.numpy(),
             "predicted": name[after.class_T.numpy()].tolist(),
             "confidence": after.confidence_T.numpy(),
+            "adapted": name[adapted.class_T.numpy()].tolist(),
+            "adapted_confidence": adapted.confidence_T.numpy(),
         }
     )
 

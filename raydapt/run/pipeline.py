@@ -24,13 +24,16 @@ from raydapt.cluster.joining import ensure_ray, require_shared
 from raydapt.data.splits import LabelSplit, divide
 from raydapt.errors import UserError
 from raydapt.methods.contract import Method
-from raydapt.methods.predictions import Predictions, predict_classes
+from raydapt.methods.guard import Guarded, Verdict
+from raydapt.methods.predictions import Classifier, Predictions, predict_classes
 from raydapt.methods.spec import FinishedRun
 from raydapt.methods.table import spec_of
 from raydapt.models.frozen import load_frozen
 from raydapt.progress import TrainingProgress
 from raydapt.run import evaluation
+from raydapt.run.accuracy import evaluate
 from raydapt.run.gallery import gallery_table
+from raydapt.run.guarding import classifiers_of, is_guarded, verdict_of
 from raydapt.run.known_labels import KnownLabels, notes_of, read_known_labels
 from raydapt.run.making import artefacts_of, make_artefacts, make_features
 from raydapt.run.plan import FEATURES, Plan, describe_plan, make_plan
@@ -224,16 +227,20 @@ def _evaluate(
 ) -> dict[str, Any]:
     """Predicts the test images and writes everything about the outcome but metrics.json, which it returns."""
     config, names, record, table = finished.config, finished.classes.names, finished.record, finished.table
-    before, after = predict_tests(job, finished.method, finished)
+    before, adapted = predict_tests(job, finished.method, finished)
     seen, unseen = (split.seen or None), (split.unseen or None)
     row_N, row_T = finished.row_N, finished.row_T
     class_T, notes = known.measured(row_T)
     class_N, _ = known.measured(row_N)
+    unlabelled_U = torch.from_numpy(split.unlabelled_U)
+    guarded, verdict, after = _guarded(job, finished, row_N[unlabelled_U], before, adapted)
     notes = [*notes_of(known.plan, table), *notes]
+    if guarded is not None and guarded.verdict != "adapted":
+        notes = [guarded.sentence, *notes]
     for note in notes:
         _LOG.warning(note)
     accuracies = evaluation.compare_predictions(before, after, class_T, len(names), seen, unseen)
-    predictions = evaluation.predictions_table(table, known.label_N, finished.classes, row_T, before, after)
+    predictions = evaluation.predictions_table(table, known.label_N, finished.classes, row_T, before, after, adapted)
     record.write_table("predictions.parquet", predictions)
     if (confusion_CC := accuracies[1].confusion_CC) is not None:
         record.write_table("confusion.parquet", evaluation.confusion_table(confusion_CC, names))
@@ -241,7 +248,6 @@ def _evaluate(
         id_N = [table.id_N[row] for row in row_N.tolist()]
         record.write_table("pseudo_labels.parquet", evaluation.pseudo_labels_table(state.history, id_N, names))
     record.write_table("gallery.parquet", gallery_table(finished, predictions))
-    unlabelled_U = torch.from_numpy(split.unlabelled_U)
     rounds = evaluation.round_metrics(state.history, class_N, unlabelled_U)
     evaluation.add_scores(rounds, state.lines)
     scorer, spec = job.scorer(finished.method, device=finished.device), spec_of(config.method)
@@ -260,6 +266,9 @@ def _evaluate(
         "labels": known.among(row_T).as_dict(),
         "zero_shot": accuracies[0].as_dict(),
         "adapted": accuracies[1].as_dict(),
+        "answer": verdict,
+        "guard": None if guarded is None else guarded.as_metrics(),
+        "unguarded": evaluate(adapted.class_T, class_T, len(names), seen, unseen).as_dict(),
         "pseudo_labels": rounds[-1] if rounds else {"selected": 0, "accuracy": None},
         "label_free_score": after.mutual_information,
         "scores": None if scorer is None else scorer(finished.method),
@@ -268,6 +277,19 @@ def _evaluate(
         "evaluation": evaluation.evaluation_metrics(*accuracies, names, images=len(row_T), transductive=transductive),
         "train": evaluation.train_metrics(state, config.train),
     }
+
+
+def _guarded(
+    job: TrainingJob, finished: FinishedRun, row_U: torch.Tensor, before: Predictions, adapted: Predictions
+) -> tuple[Guarded | None, Verdict, Predictions]:
+    """The guard's finding, what the run answers with, and that answer for the test images."""
+    zero_shot = Classifier(method=job.zero_shot(finished.device), image_N=finished.table.feature_ND)
+    both = classifiers_of(finished, zero_shot)
+    guarded = both.judged(row_U, finished.table.feature_ND) if is_guarded(job.config) and len(row_U) > 1 else None
+    verdict = verdict_of(job.config, guarded)
+    if verdict == "mean of both" and adapted is not before:
+        return guarded, verdict, both.answer(verdict, finished.row_T)
+    return guarded, verdict, before if verdict == "zero-shot" else adapted
 
 
 def final_method(job: TrainingJob, state: TrainState) -> Method:

@@ -70,9 +70,10 @@ def make_plan(config: Config) -> Plan:
         features=features_recipe(source, clip.identity, image_spec, config.data),
         teachers=tuple(teacher.digest for teacher in teachers),
         text_tower=config.data.class_features is None,
+        width=clip.embed_dim,
     )
     data = replace(config.data, class_names=list(classes.names), templates=list(classes.templates))
-    config = spec.resolve(replace(config, data=data), facts)
+    config = spec.decide_rate(spec.resolve(replace(config, data=data), facts), facts)
     if source.width:
         check_method_of(config, spec, text_tower=facts.text_tower)
     # Given features know nothing of the model, so its identity stands beside theirs.
@@ -188,7 +189,13 @@ def _what_matters(config: Config, spec: MethodSpec) -> dict[str, Any]:
     _leave_out_defaults(matters["data"], matters["model"])
     if spec.learns and not spec.fits_at_once:
         matters["train"] = {key: value for key, value in tree["train"].items() if key not in _RESOURCES}
+        if not config.train.unit_gradient:  # as it was before it could be said
+            del matters["train"]["unit_gradient"]
     matters |= spec.matters(config)
+    if not config.guard:
+        matters["guard"] = False
+    if config.predict.with_frozen:
+        matters["predict"] = tree["predict"]
     if spec.synthetic_images(config) or config.synthesis.held_out:
         left_out = _STAGE_RESOURCES if config.synthesis.held_out else (*_STAGE_RESOURCES, "held_out")
         matters["lora"] = tree["lora"]

@@ -13,11 +13,12 @@ from raydapt.artefacts.inputs import images_of
 from raydapt.data.labels import LabelFindings
 from raydapt.errors import UserError
 from raydapt.methods.configuration import EverySetting, config_from_tree
-from raydapt.methods.predictions import Predictions, predict_classes
+from raydapt.methods.predictions import Classifier, Predictions
 from raydapt.methods.zero_shot.method import ZeroShot
 from raydapt.models.frozen import load_frozen
 from raydapt.run import evaluation
 from raydapt.run.finished import load_learned, open_run
+from raydapt.run.guarding import Classifiers, stored_verdict
 from raydapt.run.known_labels import KnownLabels, notes_of, read_known_labels
 from raydapt.run.making import artefacts_of, make_artefacts
 from raydapt.run.plan import FEATURES, Plan, make_plan
@@ -113,6 +114,9 @@ class _Applied:
     row_T: torch.Tensor
     before: Predictions
     after: Predictions
+    """The run's answer."""
+    adapted: Predictions
+    """The adapted model's, which the run's guard may not have kept."""
     all_images: bool
     """Whether images that cannot be read are rows, too."""
 
@@ -130,8 +134,8 @@ def _apply(run_folder: str, overrides: list[str], *, all_images: bool) -> _Appli
         row_T = torch.tensor(tests, dtype=torch.int64) if tests else row_T
     if not len(row_T):
         raise UserError(f"Setting data.source={wanted.data.source!r} has no image that can be read: give another one.")
-    before, after = _answer(run, plan, artefacts, table, row_T)
-    answers = {"before": before, "after": after}
+    before, after, adapted = _answer(run, plan, artefacts, table, row_T)
+    answers = {"before": before, "after": after, "adapted": adapted}
     return _Applied(run=run, plan=plan, table=table, known=known, row_T=row_T, all_images=all_images, **answers)
 
 
@@ -157,15 +161,21 @@ def _overridden(run: Run, config: Config, overrides: list[str]) -> Config:
 
 def _answer(
     run: Run, plan: Plan, artefacts: dict[str, Artefact], table: FeatureTable, row_T: torch.Tensor
-) -> tuple[Predictions, Predictions]:
-    """Zero-shot and adapted answers."""
+) -> tuple[Predictions, Predictions, Predictions]:
+    """The answers of zero-shot, of the run, and of the adapted model, of which the run's is one or the mean."""
     config, device = plan.config, local_context(plan.config.train).device
-    batch_size, clip = config.train.predict_batch_size, load_frozen(config.data, config.model, device=str(device))
+    clip = load_frozen(config.data, config.model, device=str(device))
     plain = ZeroShot(clip, clip.class_embeddings(plan.classes.names, plan.classes.templates[:1])).to(device)
-    before = predict_classes(plain, table.feature_ND, row_T, batch_size=batch_size, device=device)
     method = load_learned(build_for_prediction(config, plan.classes, device, artefacts), run, config)
-    images = images_of(method.input_kind, table, artefacts)
-    return before, predict_classes(method, images, row_T, batch_size=batch_size, device=device)
+    both = Classifiers(
+        zero_shot=Classifier(method=plain, image_N=table.feature_ND),
+        adapted=Classifier(method=method, image_N=images_of(method.input_kind, table, artefacts)),
+        device=device,
+        batch_size=config.train.predict_batch_size,
+    )
+    before, adapted = both.answer("zero-shot", row_T), both.answer("adapted", row_T)
+    verdict = stored_verdict(run)
+    return before, adapted if verdict == "adapted" else both.answer(verdict, row_T), adapted
 
 
 def run_of_job(config: Config) -> str:
@@ -175,7 +185,13 @@ def run_of_job(config: Config) -> str:
 
 def _table(applied: _Applied) -> pa.Table:
     answered = evaluation.predictions_table(
-        applied.table, applied.known.label_N, applied.plan.classes, applied.row_T, applied.before, applied.after
+        applied.table,
+        applied.known.label_N,
+        applied.plan.classes,
+        applied.row_T,
+        applied.before,
+        applied.after,
+        applied.adapted,
     )
     if not applied.all_images:
         return answered

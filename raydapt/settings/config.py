@@ -8,6 +8,7 @@ from raydapt.settings.groups import (
     DataSettings,
     LoraSettings,
     ModelSettings,
+    PredictSettings,
     RaySettings,
     StageSettings,
     SynthesisSettings,
@@ -40,10 +41,14 @@ class Config:
     """Where run folders lie: a local path or any fsspec URL."""
     store: str = "store"
     """Where artefacts lie, shared by all runs: a local path or any fsspec URL."""
+    guard: bool = True
+    """Without labels, answer with zero-shot or with the mean of both where evidence that reads no label is against the
+    adapted model; ``off`` answers as adapted in any case."""
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     features: StageSettings = field(default_factory=StageSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+    predict: PredictSettings = field(default_factory=PredictSettings)
     synthesis: SynthesisSettings = field(default_factory=SynthesisSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
     caption: CaptionSettings = field(default_factory=CaptionSettings)

@@ -110,8 +110,12 @@ class TrainSettings:
     """Ends a round early; the learning-rate schedule then spans these steps."""
     optimizer: Literal["sgd", "adamw", "adamw_clip"] = "sgd"
     """``adamw_clip``: with the betas 0.9 and 0.98 and the 1e-6 of CLIP's training, and no decay of vectors."""
-    learning_rate: Positive = 0.02
-    """The highest one, reached after the warm-up; a cosine then lowers it step by step."""
+    learning_rate: Positive | Literal["auto", "published"] = "auto"
+    """The highest one, reached after the warm-up; a cosine then lowers it step by step. ``auto``: from the logit scale,
+    the width and the number of steps; ``published``: as the method's authors have it."""
+    unit_gradient: bool | Auto = "auto"
+    """Scale the gradient to length 1 in every step, so that SGD's step is as long as the learning rate says; ``auto``:
+    where ``learning_rate: auto`` counts on it."""
     momentum: Share = 0.9
     """Of SGD; AdamW keeps its own betas."""
     weight_decay: NonNegative = 0.05
@@ -132,6 +136,28 @@ class TrainSettings:
     """Times that lost workers are replaced."""
     predict_batch_size: PositiveInt = 1024
     """Images at a time where nothing is learned; changes no result."""
+
+    @property
+    def rate(self) -> float:
+        """The learning rate as a number.
+
+        Raises:
+            ValueError: While it is not decided (`raydapt.methods.rates`).
+        """
+        if isinstance(self.learning_rate, str):
+            raise ValueError(f"train.learning_rate={self.learning_rate} is resolved before anything is learned")
+        return self.learning_rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictSettings:
+    """What a learned run answers with."""
+
+    __pydantic_config__ = STRICT
+
+    with_frozen: bool = False
+    """Answer with the mean of the frozen and the adapted model's probabilities: about a point less on balanced sets, a
+    fraction of the loss where adaptation harms."""
 
 
 @dataclass(frozen=True, kw_only=True)

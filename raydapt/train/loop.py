@@ -6,7 +6,7 @@ Legend: N training images, U unlabelled, M images of a stream, B batch, C classe
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -142,7 +142,7 @@ class _Trainer:
                 self.method.begin_epoch(state.round_, state.step // per_epoch + 1, self._over_images)
             for group in optimizer.param_groups:
                 share = cosine_with_warmup(state.step, total=int(total), warmup=warmup, final=settings.final_rate_share)
-                group["lr"] = settings.learning_rate * share
+                group["lr"] = settings.rate * share
             started = time.perf_counter()
             loss = self._step(optimizer, orders)
             tally.add(loss, time.perf_counter() - started, min(first.batch_size, len(first.index_M)))
@@ -180,7 +180,9 @@ class _Trainer:
                 part_loss: Tensor = self.model(part) * share
                 torch.autograd.backward(part_loss)
             loss += part_loss.detach()
-        if self.settings.clip_grad_norm:
+        if self.settings.unit_gradient is True:
+            scale_to_unit_length(self.method.parameters())
+        elif self.settings.clip_grad_norm:
             torch.nn.utils.clip_grad_norm_(self.method.parameters(), self.settings.clip_grad_norm)
         optimizer.step()
         self.method.after_step()
@@ -274,6 +276,14 @@ class _Trainer:
         self.last_checkpoint_s = time.monotonic()
 
 
+def scale_to_unit_length(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Divides the gradient of all parameters together by its length; where it is 0 it stays."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    length = torch.nn.utils.get_total_norm(gradients)
+    for gradient in gradients:
+        gradient.div_(length.clamp_min(torch.finfo(length.dtype).tiny).to(gradient.device))
+
+
 def cosine_with_warmup(step: int, *, total: int, warmup: int, final: float = 0.0) -> float:
     """The share of the base learning rate at a 0-based step: linear from 1/warmup, then a cosine to `final`.
 
@@ -336,12 +346,10 @@ def _optimizer(method: Method, settings: TrainSettings) -> torch.optim.Optimizer
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), eps=1e-6)
+        return torch.optim.AdamW(groups, lr=settings.rate, betas=(0.9, 0.98), eps=1e-6)
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    return torch.optim.SGD(
-        parameters, lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
-    )
+        return torch.optim.AdamW(parameters, lr=settings.rate, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(parameters, lr=settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay)
 
 
 def _autocast(settings: TrainSettings, device: torch.device) -> Callable[[], contextlib.AbstractContextManager[None]]:

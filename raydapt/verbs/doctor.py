@@ -19,6 +19,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from raydapt.errors import UserError
+from raydapt.models.encoders import ENCODERS, ON_CPU, ON_GPU
 from raydapt.settings.config import Config
 from raydapt.store.folder import Folder
 
@@ -51,6 +52,7 @@ def examine(config: Config) -> list[Finding]:
         _packages,
         _torchvision,
         _gpu,
+        lambda: _encoder(config),
         _captions,
         lambda: _disk(config),
         _object_store,
@@ -132,6 +134,26 @@ def _gpu() -> Iterable[Finding]:
         yield Finding(name="gpu", state="warning", text="nvidia-smi is there, but torch sees no GPU", remedy=remedy)
     else:
         yield Finding(name="gpu", state="ok", text=f"none; {os.cpu_count()} CPU cores do the work")
+
+
+def _encoder(config: Config) -> Iterable[Finding]:
+    """Which published encoders suit this machine, with their figures: the choice is worth more than a method's."""
+    import torch
+
+    chosen, best = config.model.clip, ON_GPU if torch.cuda.is_available() else ON_CPU
+    yield Finding(
+        name="encoder",
+        state="ok",
+        text=f"model.clip={chosen}; for this machine {best.clip}; aerial views: GeoRSCLIP or RemoteCLIP "
+        "(docs/encoders.md)",
+    )
+    for encoder in ENCODERS:
+        yield Finding(
+            name="encoder",
+            state="ok",
+            text=f"{encoder.clip}: {encoder.gflops:.0f} GFLOPs an image, zero-shot ImageNet {encoder.imagenet}, DTD "
+            f"{encoder.textures}, EuroSAT {encoder.eurosat}, RESISC45 {encoder.resisc45}; {encoder.machine}",
+        )
 
 
 def _captions() -> Iterable[Finding]:

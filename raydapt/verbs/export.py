@@ -23,6 +23,7 @@ from raydapt.settings.config import Config
 from raydapt.store.folder import Folder
 from raydapt.store.run_record import Run
 
+_LOG = logging.getLogger(__name__)
 _TOLERANCE = 1e-3
 
 
@@ -46,6 +47,8 @@ def export(run_folder: str, output: str) -> str:
             "run it with model.clip=… in place of data.class_features."
         )
     metrics = run.read_json("metrics.json")
+    if found := _guarded(metrics):
+        _LOG.warning(found.strip())
     clip, spec = load_clip(config.model.clip), spec_of(config.method)
     method = load_learned(spec.build(BuildContext(config=config, clip=clip, classes=_classes(config))), run, config)
     side_px = spec.deployed_px(config, clip.image_spec)
@@ -124,6 +127,15 @@ def _classes(config: Config) -> ClassSpace:
     return ClassSpace(names=names, labels=names, templates=tuple(config.data.templates))
 
 
+def _guarded(metrics: dict[str, Any]) -> str:
+    """A sentence where the run answers otherwise than the exported model; empty where it does not."""
+    answer = metrics.get("answer", "adapted")
+    if answer == "adapted":
+        return ""
+    reason = f" ({metrics['guard']['reason'].rstrip('.')})" if metrics.get("guard") else ""
+    return f" The run itself answers by {answer}{reason}: this file is the adapted model alone."
+
+
 def _card(
     run: Run,
     config: Config,
@@ -136,11 +148,13 @@ def _card(
 ) -> str:
     """The model card, with measured figures only."""
     text = io.StringIO()
-    before, after = metrics["zero_shot"]["top1"], metrics["adapted"]["top1"]
+    # What is exported is the adapted model, whatever the run's guard kept.
+    before, after = metrics["zero_shot"]["top1"], (metrics.get("unguarded") or metrics["adapted"])["top1"]
     judged = "The images had no labels, so there is no accuracy."
     if after is not None:
         images = metrics["evaluation"]["labelled_images"]
         judged = f"Top-1 accuracy on {images:,} test images: {after:.2f} % (zero-shot CLIP: {before:.2f} %)."
+    judged += _guarded(metrics)
     what = spec_of(config.method).deployed_words
     text.write(
         f"""---

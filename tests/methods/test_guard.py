@@ -36,6 +36,7 @@ def test_evidence_is_the_naive_one(drawn, zero_NC, adapted_NC):
     assert found.expected == pytest.approx(doubt, abs=1e-6)
     assert found.excess == pytest.approx(against - doubt, abs=1e-6)
     assert found.changed == pytest.approx(sum(a != b for a, b in zip(zero, adapted, strict=True)) / n_images)
+    assert found.doubt == pytest.approx(sum(1 - float(row.max()) for row in zero_NC) / n_images, abs=1e-6)
     moved = sum(abs(zero.count(c) - adapted.count(c)) for c in range(n_classes)) / n_images / 2
     assert found.moved == pytest.approx(moved)
     for value, answers in ((found.neighbours_before, zero), (found.neighbours_after, adapted)):
@@ -54,7 +55,7 @@ def test_orders_do_not_matter(drawn, zero_NC, adapted_NC):
     class_C = torch.randperm(8, generator=torch.Generator().manual_seed(1))
     expected = evidence(zero_NC, adapted_NC, drawn.feature_ND)
     found = evidence(zero_NC[image_N][:, class_C], adapted_NC[image_N][:, class_C], 2 * drawn.feature_ND[image_N])
-    for name in ("contradicted", "expected", "moved", "changed", "neighbours_before", "neighbours_after"):
+    for name in ("contradicted", "expected", "moved", "doubt", "changed", "neighbours_before", "neighbours_after"):
         assert getattr(found, name) == pytest.approx(getattr(expected, name), abs=1e-6)
 
 
@@ -108,3 +109,16 @@ def test_the_fallback_between_is_the_mean(drawn, zero_NC, adapted_NC, monkeypatc
 def test_one_image():
     zero_NC = torch.tensor([[0.9, 0.1]])
     assert judge(zero_NC, zero_NC, torch.ones(1, 3)).verdict == "zero-shot"
+
+
+def test_class_shares_that_move_farther_than_zero_shot_doubts_are_not_believed():
+    """Nine of ten images are of one class, and zero-shot is nearly sure of it; the adapted one calls them equal."""
+    class_N = torch.arange(200) % 10 == 0
+    feature_ND = torch.nn.functional.one_hot(class_N.long(), 2).float()
+    zero_NC = torch.where(class_N[:, None], torch.tensor([0.1, 0.9]), torch.tensor([0.8, 0.2]))
+    equal_N = torch.arange(200) < 100
+    adapted_NC = torch.where(equal_N[:, None], torch.tensor([0.9, 0.1]), torch.tensor([0.1, 0.9]))
+    found = judge(zero_NC, adapted_NC, feature_ND)
+    assert found.evidence.moved == pytest.approx(0.4)
+    assert found.evidence.doubt == pytest.approx(0.9 * 0.2 + 0.1 * 0.1)
+    assert found.verdict == "zero-shot"

@@ -13,6 +13,7 @@ from raydapt.methods.air.part import AirPart
 from raydapt.methods.air.settings import AirSettings
 from raydapt.methods.contract import Method
 from raydapt.methods.prompting.spec import PromptSpec, deployed_prompt
+from raydapt.methods.rates import Rate
 from raydapt.methods.spec import BuildContext, FinishedRun, MethodSpec
 from raydapt.methods.table import spec_of
 from raydapt.models.clip import Clip
@@ -43,6 +44,10 @@ class AirSpec(MethodSpec):
                 "raise the weight, or set air.synthetic_only=false."
             )
         return self.base(config).resolve(config, facts)
+
+    def auto_rate(self, config: Config, facts: PlanFacts) -> Rate:
+        """As the base."""
+        return self.base(config).auto_rate(config, facts)
 
     def input_kind(self, config: Config) -> InputKind:
         """As the base."""

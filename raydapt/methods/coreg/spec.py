@@ -36,6 +36,7 @@ class CoregSpec(MethodSpec):
     """See `raydapt.methods.coreg.method.CoReg`."""
 
     name = "coreg"
+    published_rate = 0.01
     deployed_words = "two student networks, summed"
 
     def build(self, context: BuildContext) -> Method:

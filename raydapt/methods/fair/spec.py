@@ -13,6 +13,7 @@ from raydapt.methods.fair.method import Fair, input_kind_of
 from raydapt.methods.fair.outcome import alignment_outcome
 from raydapt.methods.fair.resolve import crop_spec, resolve_fair
 from raydapt.methods.fair.settings import FairSettings
+from raydapt.methods.rates import WAY, Rate, adamw_rate, sgd_rate, steps_of_round
 from raydapt.methods.spec import BuildContext, FinishedRun, MethodSpec
 from raydapt.settings.config import Config
 
@@ -67,12 +68,21 @@ class FairSpec(CropSpecs):
 
     name = "fair"
     paradigms = ("ul",)
+    published_rate = 1e-4
 
     def build(self, context: BuildContext) -> Method:
         """The method."""
         config = context.config
         settings, batch_size = config.of(FairSettings), config.train.batch_size
         return Fair(context.clip, context.classes, context.images, settings=settings, batch_size=batch_size)
+
+    def auto_rate(self, config: Config, facts: PlanFacts) -> Rate:
+        """By how far an anchor may move; LayerNorms go with the same rate."""
+        train = config.train
+        steps = steps_of_round(train, facts.source.rows)
+        if train.optimizer == "sgd":
+            return sgd_rate(WAY, train, steps=steps, n_classes=len(facts.classes.names))
+        return adamw_rate(WAY, train, steps=steps, width=facts.width)
 
     def input_kind(self, config: Config) -> InputKind:
         """Pixels where LayerNorms are learned, else cached features with those of crops."""

@@ -13,6 +13,7 @@ from raydapt.methods.latteclip.method import LatteClip, input_kind_of
 from raydapt.methods.latteclip.outcome import latteclip_outcome
 from raydapt.methods.latteclip.resolve import caption_kinds, check_latteclip, latteclip_learns
 from raydapt.methods.latteclip.settings import LatteclipSettings
+from raydapt.methods.rates import WAY, Rate, adamw_rate, steps_of_round
 from raydapt.methods.spec import BuildContext, FinishedRun, MethodSpec
 from raydapt.models.clip import Clip
 from raydapt.models.deployed import DeployedClip
@@ -24,6 +25,7 @@ class LatteclipSpec(MethodSpec):
 
     name = "latteclip"
     paradigms = ("ul",)
+    published_rate = 1e-7
 
     def build(self, context: BuildContext) -> Method:
         """The method."""
@@ -43,6 +45,14 @@ class LatteclipSpec(MethodSpec):
         """Refuses what cannot work."""
         check_latteclip(config)
         return config
+
+    def auto_rate(self, config: Config, facts: PlanFacts) -> Rate:
+        """Of a residual, by how far class embeddings may move; of all else as published."""
+        train = config.train
+        if config.of(LatteclipSettings).tune != "residual" or train.optimizer == "sgd":
+            return super().auto_rate(config, facts)
+        steps, scale = steps_of_round(train, facts.source.rows), config.model.residual_scale
+        return adamw_rate(WAY, train, steps=steps, width=facts.width, scale=scale)
 
     def input_kind(self, config: Config) -> InputKind:
         """Features for a text prompt, pixels for all else."""

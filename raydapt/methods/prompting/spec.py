@@ -6,10 +6,13 @@ import torch
 from torch import nn
 
 from raydapt.artefacts.inputs import InputKind
+from raydapt.artefacts.spec import PlanFacts
+from raydapt.errors import UserError
 from raydapt.methods.air.part import AirPart
 from raydapt.methods.contract import Method
 from raydapt.methods.deployed import deployed_clip
 from raydapt.methods.prompting.method import PromptMethod
+from raydapt.methods.rates import PROMPT_STEP, WAY, Rate, adamw_rate, sgd_rate, steps_of_round
 from raydapt.methods.spec import BuildContext, MethodSpec
 from raydapt.models.clip import Clip
 from raydapt.models.deployed import DeployedClip
@@ -51,6 +54,26 @@ class PromptSpec(MethodSpec):
                 "the model that made the features in model.clip and leave data.class_features out."
             )
         return None
+
+    def auto_rate(self, config: Config, facts: PlanFacts) -> Rate:
+        """A step of fixed length: of a prompt as published, of a residual by how far class embeddings may move."""
+        train, model = config.train, config.model
+        if model.prompt != "residual":
+            if train.optimizer != "sgd":
+                raise UserError(
+                    f"Setting train.learning_rate=auto knows steps of SGD for prompts, and train.optimizer="
+                    f"{train.optimizer!r}: set train.optimizer=sgd, or give the rate as a number."
+                )
+            return Rate(PROMPT_STEP, unit_gradient=True)
+        steps = steps_of_round(train, self.images_of_round(config, facts))
+        scale = model.residual_scale
+        if train.optimizer == "sgd":
+            return sgd_rate(WAY, train, steps=steps, n_classes=len(facts.classes.names), scale=scale)
+        return adamw_rate(WAY, train, steps=steps, width=facts.width, scale=scale)
+
+    def images_of_round(self, config: Config, facts: PlanFacts) -> int | None:
+        """Images that the longest round learns from; None where the source does not tell."""
+        return facts.source.rows
 
     def learned(self, config: Config) -> str:
         """The kind of prompt."""

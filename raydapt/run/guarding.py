@@ -1,0 +1,78 @@
+"""The guard of a run: which answer it gives, by evidence that reads no label.
+
+Legend: S sampled unlabelled training images, T images to predict, C classes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raydapt.artefacts.inputs import images_of
+from raydapt.methods.guard import Guarded, Verdict, judge
+from raydapt.methods.predictions import Classifier, Predictions, predict_mean
+from raydapt.methods.spec import FinishedRun
+from raydapt.methods.table import spec_of
+from raydapt.settings.config import Config
+from raydapt.store.run_record import Run
+
+_SAMPLE = 4096
+"""Images that the evidence is read off: enough for shares to a percent, and S x C probabilities fit anywhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifiers:
+    """The two that a run holds."""
+
+    zero_shot: Classifier
+    adapted: Classifier
+    device: torch.device
+    batch_size: int
+
+    def answer(self, verdict: Verdict, row_T: Tensor) -> Predictions:
+        """The predictions that a verdict keeps."""
+        kept = {
+            "adapted": [self.adapted],
+            "mean of both": [self.zero_shot, self.adapted],
+            "zero-shot": [self.zero_shot],
+        }[verdict]
+        return predict_mean(kept, row_T, batch_size=self.batch_size, device=self.device)
+
+    def judged(self, row_U: Tensor, feature_ND: Tensor) -> Guarded:
+        """The verdict on the adapted classifier by an even sample of the unlabelled images."""
+        place_S = torch.linspace(0, len(row_U) - 1, min(len(row_U), _SAMPLE)).round().long()
+        row_S = row_U[place_S]
+        zero_SC, adapted_SC = (self._probabilities(one, row_S) for one in (self.zero_shot, self.adapted))
+        return judge(zero_SC, adapted_SC, feature_ND[row_S])
+
+    def _probabilities(self, classifier: Classifier, row_S: Tensor) -> Tensor:
+        chunks = [classifier.probabilities(row_B, self.device).float() for row_B in torch.split(row_S, self.batch_size)]
+        return torch.cat(chunks)
+
+
+def classifiers_of(finished: FinishedRun, zero_shot: Classifier) -> Classifiers:
+    """Zero-shot and what a finished run has learned."""
+    images = images_of(finished.method.input_kind, finished.table, finished.artefacts)
+    return Classifiers(
+        zero_shot=zero_shot,
+        adapted=Classifier(method=finished.method, image_N=images),
+        device=finished.device,
+        batch_size=finished.config.train.predict_batch_size,
+    )
+
+
+def is_guarded(config: Config) -> bool:
+    """Whether there is anything to guard: something is learned, and no label speaks for it."""
+    return config.guard and spec_of(config.method).learns and config.data.paradigm == "ul"
+
+
+def verdict_of(config: Config, guarded: Guarded | None) -> Verdict:
+    """What a run answers with: the guard's verdict, softened where ``predict.with_frozen`` says so."""
+    verdict: Verdict = "adapted" if guarded is None else guarded.verdict
+    return "mean of both" if verdict == "adapted" and config.predict.with_frozen else verdict
+
+
+def stored_verdict(run: Run) -> Verdict:
+    """The verdict of a finished run; runs of earlier releases have none, and answer as adapted."""
+    verdict: Verdict = run.read_json("metrics.json").get("answer", "adapted")
+    return verdict
