@@ -42,6 +42,7 @@ GROUPS = (
     ("synthesis", "raydapt.settings.groups", "SynthesisSettings"),
     ("lora", "raydapt.settings.groups", "LoraSettings"),
     ("fair", "raydapt.methods.fair.settings", "FairSettings"),
+    ("wca", "raydapt.methods.wca.settings", "WcaSettings"),
     ("coreg", "raydapt.methods.coreg.settings", "CoregSettings"),
     ("latteclip", "raydapt.methods.latteclip.settings", "LatteclipSettings"),
     ("transduct", "raydapt.methods.transduct.settings", "TransductSettings"),

@@ -159,6 +159,15 @@ def sample_curve(config: str | None, overrides: tuple[str, ...], counts: str) ->
 
 @cli.command()
 @click.argument("run_folder")
+def status(run_folder: str) -> None:
+    """Tells how far a run is that another shell has started, or where a stopped one will go on."""
+    from raydapt.run.status import status as status_
+
+    click.echo(status_(run_folder))
+
+
+@cli.command()
+@click.argument("run_folder")
 @_OVERRIDES
 @click.option("--output", help="Where to write; the default is the run folder itself.")
 def predict(run_folder: str, overrides: tuple[str, ...], output: str | None) -> None:
@@ -203,6 +212,65 @@ def report(run_folder: str) -> None:
 
 
 @cli.command()
+@click.argument("run_folders", nargs=-1, required=True)
+@click.option("--wanted", type=click.IntRange(min=10), default=60, show_default=True, help="Answers to aim for.")
+@click.option("--seed", default=0, show_default=True, help="Of the sample of a review that begins.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of the page; the default is a free one.")
+@click.option("--no-browser", is_flag=True, help="Print the address, and open nothing.")
+@click.option("--results", is_flag=True, help="Print what the answers so far say, and serve nothing.")
+def review(run_folders: tuple[str, ...], wanted: int, seed: int, port: int, no_browser: bool, results: bool) -> None:
+    """Asks a person about some well-chosen images, and says how good zero-shot and the runs are, within which interval.
+
+    Opens a page on this machine. The first run holds the answers; the same command goes on where it was.
+    """
+    from raydapt.review.results import format_results
+    from raydapt.verbs import review as reviews
+
+    if results:
+        click.echo(reviews.results_of(run_folders))
+        return
+    told = reviews.review(run_folders, seed=seed, wanted=wanted, port=port, browser=not no_browser, say=click.echo)
+    click.echo(format_results(told))
+
+
+@cli.command()
+@click.argument("run_folder")
+@_OVERRIDES
+@click.option(
+    "--precision",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.95,
+    show_default=True,
+    help="Share of right ones that is wanted among the answers taken.",
+)
+@click.option("--folder", help="Write the taken images there, a folder for each class, as links.")
+@click.option("--copy", is_flag=True, help="With --folder: copies in place of links.")
+@click.option("--csv", metavar="FOLDER", help="Write labels.csv, and rest.csv for people, there.")
+@click.option("--label-studio", metavar="FOLDER", help="Write tasks.json of the rest, with predictions, there.")
+def threshold(
+    run_folder: str,
+    overrides: tuple[str, ...],
+    precision: float,
+    folder: str | None,
+    copy: bool,
+    csv: str | None,
+    label_studio: str | None,
+) -> None:
+    """Chooses which answers of a run are sure enough, going by its review, and writes the labelled set.
+
+    Nothing is learned anew: the threshold can be moved as often as one likes. Other images with data.source=….
+    """
+    from raydapt.verbs import threshold as thresholds
+
+    chosen = thresholds.threshold(run_folder, overrides, precision=precision)
+    click.echo(thresholds.in_words(chosen.told))
+    for place in thresholds.write_files(
+        run_folder, overrides, chosen, folder=folder, copy=copy, csv=csv, label_studio=label_studio
+    ):
+        click.echo(place)
+
+
+@cli.command()
 @click.argument("run_folder")
 @click.option("--output", required=True, help="Folder to write to.")
 def export(run_folder: str, output: str) -> None:
@@ -214,11 +282,12 @@ def export(run_folder: str, output: str) -> None:
 
 @cli.command()
 @_OVERRIDES
-def demo(overrides: tuple[str, ...]) -> None:
+@click.option("--features", is_flag=True, help="CLIP features of WHU-RS19 (RAYDAPT_DATA) in place of the digits.")
+def demo(overrides: tuple[str, ...], features: bool) -> None:
     """Runs the built-in handwritten digits through every method, offline, and compares them."""
     from raydapt.verbs import demo as demo_
 
-    demo_.demo(list(overrides))
+    demo_.demo(list(overrides), features=features)
 
 
 @cli.command()

@@ -1,14 +1,17 @@
 """Progress of long pieces of work by tqdm, in terminals and notebooks, and messages by logging.
 
-A terminal or notebook sees one moving line. Elsewhere, and under ``CI``, a single line is logged at the end. Messages
-and these lines go to the logger ``raydapt`` at level INFO; `log_to_console` shows them, as the command line does.
+A terminal or notebook sees one moving line. Elsewhere, and under ``CI``, a line is logged every half a minute and at
+the end. Messages and these lines go to the logger ``raydapt`` at level INFO; `log_to_console` shows them, as the
+command line does.
 """
 
 import logging
 import os
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, TextIO
 
 from tqdm.asyncio import tqdm_asyncio
@@ -16,6 +19,8 @@ from tqdm.auto import tqdm
 
 _LOG = logging.getLogger("raydapt")
 _EVERY_S = 0.25
+_LOG_EVERY_S = 30.0
+_SILENCE_S = 2.0
 _BAR = "{desc}: {percentage:3.0f} %|{bar}| {n_fmt}/{total_fmt} {unit}{postfix}"
 _WITHOUT_TOTAL = "{desc}: {n_fmt} {unit}{postfix}"
 
@@ -57,6 +62,7 @@ class Progress:
         self._title, self._unit, self._logs = title, unit, show is not False and not moving
         self.total, self.done, self.failed = total, done, failed
         self._start, self._before = time.monotonic(), done
+        self._logged = self._start
         self._bar = tqdm(
             desc=title,
             total=total or None,
@@ -81,6 +87,10 @@ class Progress:
         self.failed += failed
         self._bar.set_postfix_str(self._told(rate), refresh=False)
         self._bar.update(rows)
+        ended = self.total is not None and self.done >= self.total  # `close` tells that
+        if self._logs and not ended and time.monotonic() - self._logged >= _LOG_EVERY_S:
+            self._logged = time.monotonic()
+            _LOG.info(self.line(rate))
 
     def close(self, *, rate: tuple[float, str] | None = None) -> None:
         """Leaves the last line; see `add` for the rate."""
@@ -121,7 +131,8 @@ class TrainingProgress:
         if self._progress is None:  # what an earlier session did has no part in the time left
             self._progress = Progress("train", total=self._total, unit="epochs", show=self._show, done=done - 1)
         self._images_per_s.append(float(line.get("images_per_s") or 0.0))
-        self._progress.add(done - self._progress.done, rate=self._rate())
+        # Workers that took the place of lost ones go over the epochs since the last checkpoint again.
+        self._progress.add(max(0, done - self._progress.done), rate=self._rate())
 
     def close(self) -> None:
         """Leaves the last line, if anything was done; rounds that ended early count as whole."""
@@ -132,6 +143,18 @@ class TrainingProgress:
     def _rate(self) -> tuple[float, str]:
         """The median over the log: the first lines are slow, and a line may be of two steps."""
         return sorted(self._images_per_s)[len(self._images_per_s) // 2], "images"
+
+
+@contextmanager
+def said_if_slow(message: str, *, after_s: float = _SILENCE_S) -> Iterator[None]:
+    """Logs what is being done when it takes longer than a moment, so that nobody looks at nothing."""
+    timer = threading.Timer(after_s, _LOG.info, [message])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class _Console(logging.Handler):

@@ -22,7 +22,7 @@ def imported(path: Path) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("pure", ["methods", "models", "data", "artefacts", "report", "settings", "store"])
+@pytest.mark.parametrize("pure", ["methods", "models", "data", "artefacts", "report", "review", "settings", "store"])
 def test_pure_rooms_do_not_know_ray(pure: str) -> None:
     for path in (PACKAGE / pure).rglob("*.py"):
         assert not [name for name in imported(path) if name.split(".")[0] == "ray"], path

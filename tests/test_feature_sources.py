@@ -7,10 +7,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
 
+from raydapt.artefacts.answers import load_answers
 from raydapt.errors import UserError
 from raydapt.methods.configuration import load_config
+from raydapt.methods.transduct.fit import fit
 from raydapt.models.clip import load_clip
+from raydapt.models.frozen import load_frozen
 from raydapt.run import pipeline
 from raydapt.run.plan import make_plan
 from raydapt.run.prediction import predict
@@ -199,3 +203,53 @@ def test_images_and_their_exported_features_get_the_same_answers(tmp_path: Path)
 def _answers(record: Run) -> dict[str, str]:
     table = pq.read_table(Path(record.path) / "predictions.parquet").to_pydict()
     return dict(zip(table["id"], table["predicted"], strict=True))
+
+
+def test_an_unknown_class_prior_leaves_a_run_its_name_and_a_stated_one_does_not(folder: Path) -> None:
+    unknown, before = (make_plan(job(folder, "cpl", *given)) for given in (["data.class_prior=unknown"], []))
+    assert unknown.fingerprint == before.fingerprint
+    assert make_plan(job(folder, "cpl", "data.class_prior=uniform")).fingerprint != before.fingerprint
+    with pytest.raises(UserError, match="did you mean 'cat'"):
+        make_plan(job(folder, "cpl", "data.class_prior={cats: common}"))
+
+
+@pytest.mark.parametrize("method", ["grip", "coreg", "transduct"])
+def test_a_stated_class_prior_moves_the_answers_and_a_contradiction_is_said(folder: Path, method: str) -> None:
+    settings = [setting for setting in JOBS[method] if not setting.startswith("train.epochs") or method == "coreg"]
+    runs = [
+        pipeline.run(job(folder, method, *settings, "train.max_steps_per_round=5", *given))
+        for given in ([], ["data.class_prior={cat: 90, dog: 1, sea lake: 9}"])
+    ]
+    shares = [pq.read_table(run.file("predictions.parquet"))["predicted"].to_pylist().count("cat") for run in runs]
+    assert shares[1] >= shares[0]
+    metrics = json.loads(runs[1].read_bytes("metrics.json"))
+    assert metrics["scores"]["prior_match"] is not None
+    if shares[1] < 30:  # of 60: far from the 90 % that were stated
+        assert any("contradict data.class_prior" in note for note in metrics["notes"])
+    assert not any("class_prior" in note for note in json.loads(runs[0].read_bytes("metrics.json"))["notes"])
+
+
+def test_transduction_over_other_runs_starts_from_their_mean_answer(folder: Path) -> None:
+    teachers = [pipeline.run(job(folder, method, *JOBS[method], "seed=5")) for method in ("fpl", "fair")]
+    over = f"transduct.over=[{', '.join(run.path for run in teachers)}]"
+    record = pipeline.run(job(folder, "transduct", over))
+    told = json.loads(record.read_bytes("metrics.json"))["transduct"]
+    plan = make_plan(job(folder, "transduct", over))
+    artefacts = [plan.store.artefact_of(spec.recipe) for spec in plan.artefacts if spec.kind == "answers"]
+    answers = [load_answers(artefact) for artefact in artefacts]
+    assert len(answers) == 2
+    table = pq.read_table(folder / "x.parquet").to_pydict()
+    train = [i for i, split in enumerate(table["split"]) if split == "train"]
+    truth = torch.tensor([NAMES.index(table["label"][i].replace("_", " ")) for i in train])
+    mean_NC = ((answers[0] + answers[1]) / 2)[train]
+    assert told["over"]["top1"] == pytest.approx(100 * float((mean_NC.argmax(1) == truth).double().mean()))
+    feature_ND = torch.from_numpy(unit(np.array([table["feature"][i] for i in train], dtype=np.float64))).float()
+    clip = load_frozen(plan.config.data, plan.config.model)
+    text_CD = clip.class_embeddings(NAMES, plan.classes.templates)
+    fitted = fit(feature_ND, text_CD, 100.0, base=lambda rows: mean_NC[rows].clamp_min(1e-6).log())
+    expected = [NAMES[c] for c in fitted.probabilities().argmax(1).tolist()]
+    assert pq.read_table(record.file("transductive.parquet"))["predicted"].to_pylist() == expected
+    assert make_plan(job(folder, "transduct")).fingerprint != plan.fingerprint
+    assert Path(predict(record.path, [])).exists()
+    with pytest.raises(UserError, match=r"Setting transduct\.over: run .* tells 3 classes apart"):
+        make_plan(job(folder, "transduct", over, "data.class_names=[cat, dog]"))

@@ -52,3 +52,10 @@ def test_words_that_old_yaml_takes_for_truth_values_name_classes_in_a_job_file(t
     config = load_config(job)
     assert list(config.data.class_names) == ["yes", "no", "on", "Off"]
     assert config.ray.progress is False
+
+
+def test_a_class_prior_may_name_classes_that_yaml_takes_for_something_else() -> None:
+    given = load_config(None, ["data.class_prior={no: rare, 7: common, oak: 0.5}"]).data.class_prior
+    assert given == {"no": "rare", "7": "common", "oak": 0.5}
+    assert load_config(None, ["data.class_prior=uniform"]).data.class_prior == "uniform"
+    assert load_config().data.class_prior == "unknown"

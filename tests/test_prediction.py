@@ -81,6 +81,14 @@ def test_evaluation_of_its_own_set_repeats_the_run(adapted: Run) -> None:
     assert measured["images"] == metrics["evaluation"]["images"]
 
 
+def test_evaluation_marks_images_that_were_adapted_to(adapted: Run, others: Path) -> None:
+    marks = {}
+    for overrides in ((), ("data.test_splits=[train]",), (f"data.source={others}",)):
+        text = evaluate_on(adapted.path, list(overrides))
+        marks[overrides] = json.loads(text[: text.rindex("}") + 1])["transductive"]
+    assert list(marks.values()) == [False, True, False]
+
+
 def test_evaluation_counts_what_is_right(adapted: Run, others: Path) -> None:
     text = evaluate_on(adapted.path, [f"data.source={others}"])
     measured = json.loads(text[: text.rindex("}") + 1])

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from raydapt.progress import Progress, TrainingProgress
+from raydapt.progress import Progress, TrainingProgress, said_if_slow
 
 
 class Terminal(io.StringIO):
@@ -104,6 +104,36 @@ def test_quiet_where_nobody_watches(
     assert ("\r" in stream.getvalue()) == moves
     assert moves or stream.getvalue() == ""
     assert logged == ["features: 2/2 images (100 %), 1 images/s, 00:02 in all"][:lines]
+
+
+def test_a_log_hears_of_long_work_every_half_minute(clock: list[float], logged: list[str]) -> None:
+    progress = Progress("features", total=100, file=io.StringIO())
+    for _ in range(10):
+        clock[0] += 10
+        progress.add(10)
+    progress.close()
+    assert [line.split(" images")[0] for line in logged] == [
+        "features: 30/100", "features: 60/100", "features: 90/100", "features: 100/100",
+    ]  # fmt: skip
+    assert logged[0] == "features: 30/100 images (30 %), 1 images/s, 01:10 left"
+
+
+def test_slow_steps_are_told_and_quick_ones_are_not(logged: list[str]) -> None:
+    with said_if_slow("loading", after_s=60):
+        pass
+    with said_if_slow("loading a large model", after_s=0):
+        while not logged:
+            pass
+    assert logged == ["loading a large model"]
+
+
+def test_training_that_goes_over_epochs_again_counts_them_once(clock: list[float], logged: list[str]) -> None:
+    progress = TrainingProgress(rounds=1, epochs=4)
+    for epoch in (1, 2, 3, 2, 3, 4):
+        clock[0] += 1
+        progress({"round": 1, "epoch": epoch, "images_per_s": 10.0})
+    progress.close()
+    assert logged == ["train: 4/4 epochs (100 %), 10 images/s, 00:05 in all"]
 
 
 def test_training_tells_images_a_second_whatever_the_epochs(clock: list[float], logged: list[str]) -> None:

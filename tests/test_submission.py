@@ -173,7 +173,7 @@ def test_a_folder_of_one_machine_is_refused_on_several(
 ) -> None:
     nodes = [{"Alive": True, "NodeManagerHostname": name} for name in machines]
     nodes.append({"Alive": False, "NodeManagerHostname": "gone"})
-    monkeypatch.setattr(cluster.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
     monkeypatch.setattr(cluster, "_file_system", lambda path: kind)
     if refused:
         with pytest.raises(UserError, match=r"store='.*2 machines"):

@@ -11,6 +11,7 @@ import torch
 from raydapt.artefacts.features import load_features, load_labels
 from raydapt.artefacts.synthesis import SynthesisPlan, plan_synthesis
 from raydapt.errors import UserError
+from raydapt.methods.air.settings import AirSettings
 from raydapt.methods.air.specs import synthetic_specs
 from raydapt.methods.configuration import load_config
 from raydapt.models.diffusion_lora import adapter_weights, add_adapters, lora_bytes
@@ -115,6 +116,24 @@ def test_the_surest_images_of_the_training_split_teach(plan: Plan, features: Art
         int(truth[row]) == class_ for row, class_ in zip(chosen.row_M.tolist(), chosen.class_M.tolist(), strict=True)
     ]
     assert sum(right) / len(right) > 0.8
+
+
+def test_in_trzsl_images_of_unseen_classes_teach_airs_lora(plan: Plan, features: Artefact) -> None:
+    everything, taught = choose_images(plan, features), choose_images(plan, features, taught=(2, 5))
+    assert set(everything.class_M.tolist()) > set(taught.class_M.tolist()) == {2, 5}
+    wanted = torch.isin(everything.class_M, torch.tensor([2, 5]))
+    assert taught.row_M.tolist() == everything.row_M[wanted].tolist()
+    data = dataclasses.replace(plan.config.data, paradigm="trzsl")
+    recipes = {}
+    for classes in ("unseen", "all"):
+        own = {"air": AirSettings(trzsl_classes=classes)}
+        config = dataclasses.replace(plan.config, method="air", data=data, own=own)
+        (lora, *_) = synthetic_specs(config, plan.facts, samples=3, pixels=False)
+        assert lora.recipe is not None
+        recipes[classes] = lora.recipe.fingerprint
+    (usual, *_) = synthetic_specs(plan.config, plan.facts, samples=3, pixels=False)
+    assert usual.recipe is not None
+    assert recipes["unseen"] != recipes["all"] == usual.recipe.fingerprint
 
 
 def test_the_lora_is_made_once(plan: Plan, features: Artefact) -> None:

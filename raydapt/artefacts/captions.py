@@ -80,7 +80,11 @@ def caption_recipes(
     shared |= {"image_px": captioner.image_px, "max_model_len": captioner.max_model_len}
     if classes is not None and not all_splits:
         shared["splits"] = [data.train_splits, data.test_splits]
-    words = {} if classes is None else {"class_names": list(classes.names), "template": classes.templates[0]}
+    words: dict[str, Any] = (
+        {} if classes is None else {"class_names": list(classes.names), "template": classes.templates[0]}
+    )
+    if classes is not None and data.class_prior != "unknown":  # it shifts the zero-shot classes
+        words["class_prior"] = data.class_prior
     canvas = {"canvas_px": captioner.canvas_px, "gap_px": captioner.gap_px, "seed": captioner.seed}
     recipes = {}
     for kind, prompt, own in ((IMAGE_CAPTIONS, image_prompt, {}), (GROUP_CAPTIONS, group_prompt, canvas)):

@@ -45,6 +45,10 @@ def lora_recipe(
         "size_px": sampling.size_px,
         "seed": sampling.seed,
     }
+    if (
+        data.class_prior != "unknown"
+    ):  # it decides how many images of a class teach; without one names stay as they were
+        settings["class_prior"] = data.class_prior
     return Recipe(kind=KIND, settings=settings, inputs=(features.fingerprint,), weights=identity)
 
 

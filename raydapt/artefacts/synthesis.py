@@ -67,10 +67,18 @@ class SynthesisPlan:
     """Complete but for the weights of a LoRA that is to be trained first."""
     lora: Recipe | None
     """The LoRA that is to be trained first; None when there is none, or a given one."""
+    taught: tuple[int, ...] | None = None
+    """The classes whose images teach it; None: all."""
 
 
 def plan_synthesis(
-    settings: SynthesisSettings, lora: LoraSettings, data: DataSettings, classes: ClassSpace, features: Recipe
+    settings: SynthesisSettings,
+    lora: LoraSettings,
+    data: DataSettings,
+    classes: ClassSpace,
+    features: Recipe,
+    *,
+    taught: tuple[int, ...] | None = None,
 ) -> SynthesisPlan:
     """Resolves the settings of the synthetic images; loads no model.
 
@@ -80,6 +88,7 @@ def plan_synthesis(
         data: Splits and templates of the images that the LoRA is taught by.
         classes: The classes of the run.
         features: The recipe of its features, which the LoRA's pseudo-labels depend on.
+        taught: The classes whose images teach the LoRA; None: all.
 
     Raises:
         UserError: For a pipeline, a LoRA folder or a template that cannot work.
@@ -110,4 +119,6 @@ def plan_synthesis(
     if not lora.enabled:
         return SynthesisPlan(job=job, lora=None)
     recipe = lora_recipe(lora, data, classes.names, template, sampling, features=features, identity=job.identity)
-    return SynthesisPlan(job=replace(job, lora_identity=recipe.fingerprint), lora=recipe)
+    if taught is not None:
+        recipe = replace(recipe, settings={**recipe.settings, "taught": list(taught)})
+    return SynthesisPlan(job=replace(job, lora_identity=recipe.fingerprint), lora=recipe, taught=taught)

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raydapt.cluster.addresses import check_address, given_address
 from raydapt.cluster.nodes import address_of
 from raydapt.errors import UserError
+from raydapt.progress import said_if_slow
 from raydapt.settings.groups import RaySettings
 from raydapt.store.folder import Folder
 
@@ -27,6 +26,8 @@ def ensure_ray(settings: RaySettings) -> None:
     Raises:
         UserError: When there is no cluster at the address.
     """
+    import ray
+
     if ray.is_initialized():
         return
     address = address_of(settings)
@@ -37,8 +38,10 @@ def ensure_ray(settings: RaySettings) -> None:
         start = {"num_cpus": _logical_cpus(settings), "include_dashboard": False}
     given = given_address(settings)
     check_address(address, given)
+    doing = "starting Ray on this machine …" if address == "local" else f"joining the Ray cluster at {address} …"
     try:
-        _init(address, start)
+        with said_if_slow(doing):
+            _init(address, start)
     except (ConnectionError, ValueError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(
@@ -65,6 +68,8 @@ def require_shared(url: str, *, setting: str) -> None:
     Raises:
         UserError: When the connected cluster has several machines and the folder lies on a local disk.
     """
+    import ray
+
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     machines = {node["NodeManagerHostname"] for node in nodes if node["Alive"]}
     if len(machines) < 2 or ("://" in url and not url.startswith(("file://", "local://"))):
@@ -88,6 +93,9 @@ def require_reachable(folder: Folder) -> None:
     """
     if folder.local:
         return
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
     look = ray.remote(num_cpus=0, max_retries=0)(_reason_not_to_reach)
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     asked = []  # of all nodes before any answer is awaited
@@ -119,6 +127,8 @@ def _file_system(path: Path) -> str:
 
 def _init(address: str, start: dict[str, Any]) -> None:
     """Connects; a busy machine may take longer than the fixed 30 s that Ray gives a new node, so it has three tries."""
+    import ray
+
     for tries_left in (2, 1, 0):
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **start)

@@ -1,17 +1,16 @@
 """Which nodes of the cluster do what: decoding on CPU nodes, models on GPU nodes, told apart by node labels.
 
 Ray places nothing on a node without the label, and waits for one for ever. So before a stage or a training starts,
-its needs are held against the nodes there are; on a cluster that can grow they are asked for and awaited.
+its needs are held against the nodes there are; on a cluster that can grow they are asked for and awaited. Ray is
+imported where it is used: what stays in this process does without.
 """
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
-
-import ray
-from ray.autoscaler.sdk import request_resources
 
 from raydapt.errors import UserError
 from raydapt.settings.groups import RaySettings
@@ -33,6 +32,12 @@ def address_of(settings: RaySettings) -> str:
     if settings.address != "auto":
         return settings.address
     return os.environ.get("RAY_ADDRESS") or "local"
+
+
+def may_stay(settings: RaySettings) -> bool:
+    """Whether work may be done in this process: not where the settings name ``local``, a cluster or a kind of node."""
+    named = settings.address != "auto" or os.environ.get("RAY_ADDRESS") not in (None, "", "local")
+    return not (named or settings.decode_nodes or settings.model_nodes or _has_several_nodes())
 
 
 def capacity(label: str | None = None) -> dict[str, float]:
@@ -79,6 +84,8 @@ def require_nodes(
         return
     patience = 0.0 if address_of(settings) == "local" else settings.wait_for_nodes_s
     if patience:
+        from ray.autoscaler.sdk import request_resources
+
         _LOG.warning(f"waiting up to {patience:g} s for {_words(label, need, count)} (ray.wait_for_nodes_s)")
         request_resources(bundles=[dict(need)] * count, bundle_label_selectors=[selector(label) or {}] * count)
     deadline = time.monotonic() + patience
@@ -93,6 +100,12 @@ def require_nodes(
     raise UserError(_sentence(settings, label, need, count, setting))
 
 
+def _has_several_nodes() -> bool:
+    """Whether this process is connected to several nodes, as a driver within a cluster is; imports no Ray."""
+    connected = sys.modules.get("ray")
+    return connected is not None and connected.is_initialized() and len(connected.nodes()) > 1
+
+
 def _room(label: str | None, need: Mapping[str, float]) -> int:
     """How many times the nodes hold what is needed; a need is never divided between nodes."""
     fits = 0
@@ -104,6 +117,8 @@ def _room(label: str | None, need: Mapping[str, float]) -> int:
 
 
 def _nodes(label: str | None) -> list[dict[str, Any]]:
+    import ray
+
     wanted = (selector(label) or {}).items()
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return [node for node in nodes if node["Alive"] and wanted <= node["Labels"].items()]

@@ -9,6 +9,7 @@ Legend: H height, W width, S side in px.
 
 import hashlib
 import io
+import threading
 import warnings
 from dataclasses import dataclass
 
@@ -50,6 +51,30 @@ class BadImage(Exception):  # noqa: N818 - it is a verdict on a row, not a failu
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class _Quiet:
+    """Silences warnings while at least one thread is within; `warnings.catch_warnings` alone mixes threads up."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = threading.Lock(), 0, warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = warnings.catch_warnings()
+                self._before.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._before.__exit__(None, None, None)
+
+
+_QUIET = _Quiet()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,16 +125,14 @@ def decode_rgb(data: bytes, *, max_pixels: int, max_bytes: int) -> Image.Image:
         raise BadImage("empty")
     if len(data) > max_bytes:
         raise BadImage("too_many_bytes")
-    with warnings.catch_warnings():  # Pillow warns of bombs, broken EXIF and more; the outcome says all that matters
-        warnings.simplefilter("ignore")
-        with _open(data) as image:
-            if image.width * image.height > max_pixels:
-                raise BadImage("too_many_pixels")
-            try:
-                deep = wide_rgb(image)
-                return to_rgb(_upright(image, image if deep is None else deep))
-            except Exception as error:  # parsers raise nearly anything on broken or hostile bytes
-                raise BadImage("corrupt") from error
+    with _QUIET, _open(data) as image:  # Pillow warns of bombs, broken EXIF and more; the outcome says all that matters
+        if image.width * image.height > max_pixels:
+            raise BadImage("too_many_pixels")
+        try:
+            deep = wide_rgb(image)
+            return to_rgb(_upright(image, image if deep is None else deep))
+        except Exception as error:  # parsers raise nearly anything on broken or hostile bytes
+            raise BadImage("corrupt") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

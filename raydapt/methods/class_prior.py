@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -39,6 +41,20 @@ class ClassPrior:
     def known(self) -> bool:
         """Whether somebody said how often classes occur; else readers treat equal shares as a guess."""
         return self.kind != "unknown"
+
+    def among(self, class_K: Tensor) -> ClassPrior:
+        """The same of some of the classes alone, such as those that a pseudo-label may name; int64 `class_K`.
+
+        Where the statement gives all of them nothing, they are equally frequent.
+        """
+        share_K = self.share_C[class_K.cpu()]
+        total = float(share_K.sum())
+        share_K = share_K / total if total > 0 else torch.full_like(share_K, 1 / len(share_K))
+        return ClassPrior(kind=self.kind, share_C=share_K)
+
+    def places(self, per_class: int) -> int | npt.NDArray[np.int64]:
+        """What boards take for their size: `per_class` for all while nothing is known, else `quotas` [C]."""
+        return self.quotas(per_class).numpy() if self.known else per_class
 
     def quotas(self, per_class: int) -> Tensor:
         """Places int64 [C] for pseudo-labels, of `per_class` on average, at least 1 for a class that may occur.
@@ -87,6 +103,16 @@ class ClassPrior:
         None where nothing is known: such a score then rewards equality as such and must not decide.
         """
         return self.share_C.float() if self.known else None
+
+    def weighed(self, probability_BC: Tensor) -> Tensor:
+        """Probabilities times C shares, renormalised: Bayes' rule for a model that took all classes for equal.
+
+        Unchanged where nothing is known.
+        """
+        if not self.known:
+            return probability_BC
+        weighed_BC = probability_BC * (len(self.share_C) * self.share_C).to(probability_BC)
+        return weighed_BC / weighed_BC.sum(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
 
     def balance(self, predicted_C: Tensor) -> float | None:
         """1 - KL(predicted || prior) / log C, at least 0; None where nothing is known.

@@ -69,6 +69,8 @@ class TrainingImages:
     """What an annotation holds for possible, of all training images; for the methods that learn from it."""
     image_captions: Captions | None = None
     """A description of every training image; for the methods that read them."""
+    answer_NC: Tensor | None = None
+    """float32 CPU, the mean class probabilities that finished runs give the training images; for `transduct.over`."""
     group_captions: Captions | None = None
     """For every training image, the description of a group of images of its zero-shot class."""
 

@@ -20,9 +20,18 @@ DENSITY_TEMPERATURE = 0.05
 """Published value (Saito et al. 2021, section 3.2)."""
 
 
-def mutual_information(probability_NC: Tensor) -> float:
-    """H(mean p) - mean H(p) as a share of log C (Bridle, Heading & MacKay, NIPS 1991): sure answers, all classes."""
+def mutual_information(probability_NC: Tensor, share_C: Tensor | None = None) -> float:
+    """H(mean p) - mean H(p) as a share of log C (Bridle, Heading & MacKay, NIPS 1991): sure answers, all classes.
+
+    With stated shares pi, H(mean p) becomes H(pi) - KL(mean p || pi), which is greatest where the mean prediction is
+    pi; with equal shares it is H(mean p) again.
+    """
     mean_of_entropies = torch.special.entr(probability_NC).sum(dim=1).mean()
+    if share_C is not None:
+        mean_C, share_C = probability_NC.mean(dim=0).double(), share_C.double().clamp_min(1e-6)
+        divergence = (torch.special.xlogy(mean_C, mean_C) - mean_C * share_C.log()).sum()
+        expected = torch.special.entr(share_C).sum() - divergence
+        return float(expected - mean_of_entropies) / math.log(probability_NC.shape[1])
     entropy_of_mean = torch.special.entr(probability_NC.mean(dim=0)).sum()
     return float(entropy_of_mean - mean_of_entropies) / math.log(probability_NC.shape[1])
 

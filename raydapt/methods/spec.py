@@ -22,6 +22,7 @@ from raydapt.data.classes import ClassSpace
 from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source
 from raydapt.errors import UserError
+from raydapt.methods.class_prior import ClassPrior, class_prior
 from raydapt.methods.contract import Method, TrainingImages
 from raydapt.methods.deployed import deployed_clip
 from raydapt.methods.rates import Rate
@@ -56,6 +57,11 @@ class BuildContext:
     classes: ClassSpace
     images: TrainingImages | None = None
     synthetic: SyntheticImages | None = None
+
+    @property
+    def prior(self) -> ClassPrior:
+        """How often classes occur, as far as anybody said."""
+        return class_prior(self.config.data.class_prior, self.classes.names)
 
     def zero_shot_embeddings(self) -> Tensor:
         """Class embeddings [C, D] of the plain prompt."""
@@ -108,6 +114,10 @@ class MethodSpec(ABC):
     """True where building it with images is all there is to learn: no rounds, no optimiser steps."""
     deployed_words: str = "CLIP's image tower and class embeddings"
     """What `deployable` gives, in words."""
+    teachers_setting: str = ""
+    """The setting that names finished runs (see `teacher_runs`), for messages."""
+    reads_answers: bool = False
+    """True where the answers of those runs are read in learning, and not by another artefact alone."""
     paradigms: Sequence[str] = ("ul", "ssl", "trzsl")
     """What it can learn with: no labels, a few, or those of seen classes."""
     published_rate: float = 0.02
@@ -224,9 +234,30 @@ class MethodSpec(ABC):
         """Rounds of learning, at most."""
         return 1 if self.learns else 0
 
+    def check_accumulation(self, config: Config) -> None:
+        """Refuses gradients that are summed over parts of a batch where that is another objective.
+
+        Raises:
+            UserError: See above.
+        """
+        parts, reason = config.train.gradient_accumulation, self.whole_batch(config)
+        if parts > 1 and reason:
+            raise UserError(
+                f"Setting train.gradient_accumulation={parts} would change what {self.name} learns, since {reason}: "
+                "set it to 1, and lower train.batch_size or raise train.workers if memory is short."
+            )
+
     def learned(self, config: Config) -> str:
         """What is learned, in words that dry run, report and comparison share."""
         return "nothing"
+
+    def whole_batch(self, config: Config) -> str | None:
+        """What of its loss is no mean over images, so that a batch cannot be cut into parts; None if all of it is one.
+
+        Args:
+            config: Resolved.
+        """
+        return None
 
     def prompt(self, config: Config) -> str | None:
         """The kind of prompt that is learned (``text``, ``visual``, ``both``); None where none is."""

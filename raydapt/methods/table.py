@@ -20,6 +20,7 @@ from raydapt.methods.fpl.settings import FplSettings
 from raydapt.methods.grip.settings import GripSettings
 from raydapt.methods.latteclip.settings import LatteclipSettings
 from raydapt.methods.transduct.settings import TransductSettings
+from raydapt.methods.wca.settings import WcaSettings
 
 if TYPE_CHECKING:
     from raydapt.methods.spec import MethodSpec
@@ -49,7 +50,7 @@ class Room:
 TABLE: dict[str, Room] = {
     "zero_shot": Room(adapts=False, learns=False),
     "ensemble": Room(learns=False),
-    "wca": Room(groups=lambda tree: ("fair",), learns=False),
+    "wca": Room(settings=WcaSettings, groups=lambda tree: ("fair", "wca"), learns=False),
     "fpl": Room(settings=FplSettings),
     "grip": Room(settings=GripSettings),
     "cpl": Room(settings=CplSettings),

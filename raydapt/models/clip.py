@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from raydapt.data.classes import fill_template
 from raydapt.data.decode import ImageSpec
 from raydapt.errors import UserError
+from raydapt.models import lend_transformers, passed_over
 from raydapt.models.hugging_face_text import text_tower_of
 from raydapt.models.text_tower import require_whole_prompts
 from raydapt.store.fingerprint import files_digest
@@ -133,13 +134,16 @@ def load_clip(name: str, *, device: str | torch.device = "cpu") -> Clip:
     arguments = _open_clip_arguments(name)
     model_name, pretrained = arguments["model_name"], arguments["pretrained"]
     try:
+        if "hf_model_name" in (open_clip.get_model_config(model_name) or {}).get("text_cfg", {}):
+            lend_transformers()
         if pretrained == RANDOM:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(_RANDOM_SEED)
                 model = open_clip.create_model(model_name, pretrained=None, pretrained_image=False)
         else:
             model = open_clip.create_model(**arguments, require_pretrained=True)
-        tokenizer = open_clip.get_tokenizer(model_name)
+        with passed_over("sklearn"):
+            tokenizer = open_clip.get_tokenizer(model_name)
         embed_dim = int(open_clip.get_model_config(model_name)["embed_dim"])
     except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(

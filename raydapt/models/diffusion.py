@@ -103,6 +103,12 @@ def pipeline_identity(name: str) -> str:
     return files_digest(used, folder)
 
 
+def weight_bytes(name: str, component: str) -> int:
+    """Size of the weights of one component, without loading it; 0 where the pipeline is no folder."""
+    folder = _folder(name)
+    return sum(path.stat().st_size for path in (folder / component).glob("*.safetensors")) if folder else 0
+
+
 def native_size_px(name: str) -> int:
     """Side of the images that a pipeline was trained for, from its configuration alone.
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from open_clip.hf_model import HFTextEncoder
 from torch import Tensor, nn
 
 from raydapt.models.text_tower import TextTower
@@ -67,5 +66,6 @@ class HuggingFaceTextTower(TextTower):
 
 def text_tower_of(model: nn.Module, tokenizer: Any) -> TextTower:
     """The view of a model's text half that fits its class."""
-    kind = HuggingFaceTextTower if isinstance(getattr(model, "text", None), HFTextEncoder) else TextTower
-    return kind(model, tokenizer)
+    # By name: the class itself is in a module that imports transformers, which takes seconds.
+    is_encoder = type(getattr(model, "text", None)).__name__ == "HFTextEncoder"
+    return (HuggingFaceTextTower if is_encoder else TextTower)(model, tokenizer)

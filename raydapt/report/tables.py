@@ -13,6 +13,7 @@ _SCORES = {
     "that are taken for their class.",
     "agreement": "Share of images that other classifiers take for the same class.",
     "class_balance": "Entropy of the predicted classes, 1 when all are predicted equally often.",
+    "prior_match": "1 when classes are predicted as often as data.class_prior says.",
     "mutual_information": "High when each image is sure and the classes are even.",
     "neighbourhood_density": "High when images lie in dense groups of like answers.",
     "calibrated_accuracy": "Accuracy that the confidence predicts, after calibration on held-out synthetic images.",

@@ -27,6 +27,18 @@ def open_run(run_folder: str) -> tuple[Run, Config]:
     return run, spec_of(config.method).finished(config)
 
 
+def open_folder(run_folder: str) -> tuple[Run, Config]:
+    """A run and its resolved settings, finished or not.
+
+    Raises:
+        UserError: If the folder is no run.
+    """
+    run = Run.at(run_folder)
+    if not run.exists("config.yaml"):
+        raise UserError(f"Folder {run_folder!r} is not a run: give a folder such as runs/NAME.")
+    return run, config_from_tree(yaml.safe_load(run.read_bytes("config.yaml")), of_a_run=True)
+
+
 def load_learned(method: Method, run: Run, config: Config) -> Method:
     """A method that is only to predict, with what a finished run of these settings has learned."""
     if spec_of(config.method).learns:

@@ -8,12 +8,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from raydapt.artefacts.answers import ANSWERS
 from raydapt.artefacts.features import load_features
 from raydapt.artefacts.inputs import images_of
 from raydapt.artefacts.spec import ArtefactSpec
 from raydapt.run.finished import load_learned
 from raydapt.run.plan import FEATURES, Plan, artefacts_of_run, make_plan
-from raydapt.run.teachers import ANSWERS, TeacherRun
+from raydapt.run.teachers import TeacherRun
 from raydapt.stages.makers import MAKERS, Maker
 from raydapt.stages.place import StagePlace, is_there
 from raydapt.store.artefact import Artefact, StageResult

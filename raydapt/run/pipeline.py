@@ -13,6 +13,7 @@ Each step leaves its result behind and is passed over when it is there: running 
 import json
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -37,7 +38,8 @@ from raydapt.run.guarding import classifiers_of, is_guarded, verdict_of
 from raydapt.run.known_labels import KnownLabels, notes_of, read_known_labels
 from raydapt.run.making import artefacts_of, make_artefacts, make_features
 from raydapt.run.plan import FEATURES, Plan, describe_plan, make_plan
-from raydapt.run.reporting import write_run_report
+from raydapt.run.stated_prior import prior_notes
+from raydapt.run.status import PROGRESS, NotedProgress
 from raydapt.run.tensorboard import write_events
 from raydapt.settings.config import Config
 from raydapt.settings.tree import as_tree
@@ -47,7 +49,7 @@ from raydapt.store.environment import environment
 from raydapt.store.run_record import Run
 from raydapt.train.checkpoint import TrainState
 from raydapt.train.job import CHECKPOINT, DIVISION, FileCheckpoints, TrainingJob, build_for_prediction, division_bytes
-from raydapt.train.ray_train import local_context, train_on_workers
+from raydapt.train.ray_train import local_context, train_on_workers, trains_here
 
 _LOG = logging.getLogger(__name__)
 
@@ -72,6 +74,8 @@ def run(config: Config, *, overwrite: bool = False) -> Run:
         else:
             _run(record, plan)
         if not record.exists("report.html"):
+            from raydapt.run.reporting import write_run_report  # matplotlib imports for a second
+
             write_run_report(record.folder)
     return record
 
@@ -166,19 +170,24 @@ def _train(job: TrainingJob) -> TrainState:
     checkpoints = FileCheckpoints(record)
     rounds = spec.rounds(job.config)
     progress = TrainingProgress(rounds=rounds, epochs=settings.epochs, show=job.config.ray.progress)
-    if settings.workers == 0 or spec.fits_at_once:
-        state = job(local_context(settings), checkpoints, progress)
+    noted = NotedProgress(record, rounds=rounds, epochs=settings.epochs)
+
+    def log(line: Mapping[str, Any]) -> None:
+        noted(line)
+        progress(line)
+
+    if trains_here(settings, job.config.ray) or spec.fits_at_once:
+        state = job(local_context(settings), checkpoints, log)
     else:
         ensure_ray(job.config.ray)
         require_shared(job.config.store, setting="store")
         require_shared(job.config.runs, setting="runs")
         fingerprint = record.read_json("fingerprint.json")["fingerprint"]
         storage = record.folder.child("ray_train")
-        state = train_on_workers(
-            job, settings, ray_settings=job.config.ray, storage=storage, name=fingerprint, log=progress
-        )
+        state = train_on_workers(job, settings, ray_settings=job.config.ray, storage=storage, name=fingerprint, log=log)
         checkpoints.save_state(state)
     progress.close()
+    record.remove(PROGRESS)
     record.write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in state.lines))
     write_events(record, state.lines)
     return state
@@ -234,7 +243,7 @@ def _evaluate(
     class_N, _ = known.measured(row_N)
     unlabelled_U = torch.from_numpy(split.unlabelled_U)
     guarded, verdict, after = _guarded(job, finished, row_N[unlabelled_U], before, adapted)
-    notes = [*notes_of(known.plan, table), *notes]
+    notes = [*notes_of(known.plan, table), *notes, *prior_notes(finished)]
     if guarded is not None and guarded.verdict != "adapted":
         notes = [guarded.sentence, *notes]
     for note in notes:

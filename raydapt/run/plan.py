@@ -12,6 +12,7 @@ from raydapt.artefacts.synthetic_images import HELD_OUT, HELD_OUT_FEATURES, HELD
 from raydapt.data.classes import resolve_classes
 from raydapt.data.labels import check_numbers
 from raydapt.data.sources import resolve_source
+from raydapt.methods.class_prior import class_prior
 from raydapt.methods.spec import MethodSpec
 from raydapt.methods.table import spec_of
 from raydapt.methods.without_images import NO_IMAGES, check_method_of, check_source_of, decide_prompt
@@ -20,9 +21,11 @@ from raydapt.models.residual_prompt import PUBLISHED_SCALE
 from raydapt.run.teachers import TeacherRun, answers_spec, open_teacher
 from raydapt.settings.config import Config
 from raydapt.settings.tree import as_tree
+from raydapt.stages.makers import where_made
 from raydapt.stages.place import StagePlace, is_there
 from raydapt.store.fingerprint import fingerprint
 from raydapt.store.run_record import Run, run_name
+from raydapt.train.ray_train import training_place
 
 FEATURES = "features"
 # Where a run happens and how often it saves: settings that change no result, and so no fingerprint.
@@ -57,10 +60,13 @@ def make_plan(config: Config) -> Plan:
     spec.check_paradigm(config)
     source = resolve_source(config.data.source, rows_per_part=config.features.rows_per_part, limit=config.data.limit)
     classes = resolve_classes(config.data, source)
+    class_prior(config.data.class_prior, classes.names)
     check_numbers(classes, dict(source.label_counts or ()), setting=f"data.source={config.data.source!r}")
     clip = load_frozen(config.data, config.model)
     check_source_of(config, source, clip)
-    teachers = tuple(open_teacher(folder, classes) for folder in spec.teacher_runs(config))
+    teachers = tuple(
+        open_teacher(folder, classes, setting=spec.teachers_setting) for folder in spec.teacher_runs(config)
+    )
     image_spec = clip.image_spec or NO_IMAGES
     facts = PlanFacts(
         source=source,
@@ -74,6 +80,7 @@ def make_plan(config: Config) -> Plan:
     )
     data = replace(config.data, class_names=list(classes.names), templates=list(classes.templates))
     config = spec.decide_rate(spec.resolve(replace(config, data=data), facts), facts)
+    spec.check_accumulation(config)
     if source.width:
         check_method_of(config, spec, text_tower=facts.text_tower)
     # Given features know nothing of the model, so its identity stands beside theirs.
@@ -110,7 +117,8 @@ def artefacts_of_run(
         stored = spec.stored_spec(config, facts.image_spec)
         recipe = pixels_recipe(facts.source, stored, config.data)
         specs.append(ArtefactSpec(name=PIXELS, kind=PIXELS, recipe=recipe))
-    specs += [answers_spec(number, teacher, facts) for number, teacher in enumerate(teachers)] if to_learn else []
+    step = not spec.reads_answers
+    specs += [answers_spec(i, teacher, facts, step=step) for i, teacher in enumerate(teachers)] if to_learn else []
     own = spec.artefacts(config, facts, to_learn=to_learn)
     if to_learn and config.synthesis.held_out:  # before the method's own, which are the first of the same images
         own = [*held_out_artefacts(config, facts, first=spec.synthetic_images(config), pixels=pixels), *own]
@@ -140,8 +148,8 @@ def describe_plan(plan: Plan) -> str:
     record = Run(config.runs, plan.run_name)
     rows = "an unknown number of" if source.rows is None else f"{source.rows:,}"
     names = ", ".join(plan.classes.names[:5]) + (", …" if len(plan.classes.names) > 5 else "")
-    where = f"{config.train.workers} Ray Train workers" if config.train.workers else "this process"
-    learned = f"{spec.learned(config)}, {config.train.epochs} epochs a round, in {where}" if spec.learns else "nothing"
+    where = training_place(config.train, config.ray)
+    learned = f"{spec.learned(config)}, {config.train.epochs} epochs a round, {where}" if spec.learns else "nothing"
     learned = f"{spec.learned(config)}, at once" if spec.fits_at_once else learned
     return "\n".join(
         [
@@ -151,11 +159,16 @@ def describe_plan(plan: Plan) -> str:
             f"prompt    {plan.classes.templates[0]!r} and {len(plan.classes.templates) - 1} more",
             f"model     {_model(plan)}",
             f"method    {config.method}, {config.data.paradigm}, seed {config.seed}",
-            *(f"stage     {_described(plan, artefact)}" for artefact in plan.artefacts),
+            *artefact_lines(plan),
             f"train     {learned}",
             "then      predictions.parquet, metrics.json, report.html",
         ]
     )
+
+
+def artefact_lines(plan: Plan) -> list[str]:
+    """What a run makes to learn, a line each: how much of it is there, and where the rest will be made."""
+    return [f"stage     {_described(plan, artefact)}" for artefact in plan.artefacts]
 
 
 def _model(plan: Plan) -> str:
@@ -175,8 +188,9 @@ def _described(plan: Plan, spec: ArtefactSpec) -> str:
         return f"{spec.name} {artefact.fingerprint}: there{rows}"
     wanted = set(spec.parts) if spec.parts is not None else {part.index for part in plan.source.parts}
     there = len(artefact.committed_parts() & wanted)
-    state = f"{there:,} of {len(wanted):,} parts there" if there else "to be made"
-    return f"{spec.name} {artefact.fingerprint}: {state}"
+    state = f"{there:,} of {len(wanted):,} parts there, the rest" if there else "to be made"
+    place = where_made(plan, spec, 1 - there / max(1, len(wanted)))
+    return f"{spec.name} {artefact.fingerprint}: {state} {place}"
 
 
 def _what_matters(config: Config, spec: MethodSpec) -> dict[str, Any]:
@@ -205,6 +219,8 @@ def _what_matters(config: Config, spec: MethodSpec) -> dict[str, Any]:
 
 def _leave_out_defaults(data: dict[str, Any], model: dict[str, Any]) -> None:
     """Settings that a run does not go by, so that it keeps the name that it had before they could be said."""
+    if data["class_prior"] == "unknown":
+        del data["class_prior"]
     given = data.pop("class_features") is not None  # what matters of the file is its content, an input of the run
     if given:
         del model["clip"]

@@ -2,15 +2,17 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import torch
 
-from raydapt.artefacts.features import FeatureTable, load_features, require_readable_tests
+from raydapt.artefacts.features import FeatureTable, load_features, require_readable_tests, rows_of_splits
 from raydapt.artefacts.inputs import images_of
 from raydapt.data.labels import LabelFindings
+from raydapt.data.splits import seen_unseen_classes
 from raydapt.errors import UserError
 from raydapt.methods.configuration import EverySetting, config_from_tree
 from raydapt.methods.predictions import Classifier, Predictions
@@ -69,8 +71,9 @@ def measure(run_folder: str, overrides: list[str]) -> tuple[dict[str, Any], str]
     """Measures an adapted run on labelled images of its classes, by default the test images of its own set.
 
     Returns:
-        The measured accuracies in percent; the same stands in ``metrics.json`` beside the predictions. And the path of
-        these.
+        The measured accuracies in percent (in TRZSL also of seen and unseen classes, with their harmonic mean), and
+        whether images that were adapted to are among the measured ones (``transductive``); the same stands in
+        ``metrics.json`` beside the predictions. And the path of these.
 
     Raises:
         UserError: As `predict`, and when no image has a label that is one of the classes.
@@ -82,7 +85,9 @@ def measure(run_folder: str, overrides: list[str]) -> tuple[dict[str, Any], str]
     notes = [*notes_of(applied.plan, applied.table), *([found.sentence] if found.sentence else [])]
     class_T = applied.known.class_N[applied.row_T]
     n_classes = len(applied.plan.classes.names)
-    before, after = evaluation.compare_predictions(applied.before, applied.after, class_T, n_classes, None, None)
+    before, after = evaluation.compare_predictions(
+        applied.before, applied.after, class_T, n_classes, *_seen_and_unseen(applied)
+    )
     if after.top1 is None:
         raise UserError(
             f"Setting data.source={applied.plan.config.data.source!r} has no image with a label among the classes of "
@@ -95,6 +100,7 @@ def measure(run_folder: str, overrides: list[str]) -> tuple[dict[str, Any], str]
         "run": applied.run.name,
         "dataset": applied.plan.config.data.source,
         "images": after.images,
+        "transductive": applied.transductive,
         "zero_shot": before.as_dict(),
         "adapted": after.as_dict(),
         "notes": notes,
@@ -119,27 +125,72 @@ class _Applied:
     """The adapted model's, which the run's guard may not have kept."""
     all_images: bool
     """Whether images that cannot be read are rows, too."""
+    learned: Config
+    """The run's own settings."""
+    transductive: bool
+    """Whether images that were adapted to are among the rows."""
+
+
+def _seen_and_unseen(applied: _Applied) -> tuple[Sequence[int] | None, Sequence[int] | None]:
+    """The classes whose labels were learned from in TRZSL, and the others; none for other classes than the run's."""
+    data, names = applied.learned.data, applied.plan.classes.names
+    if data.paradigm != "trzsl" or list(names) != list(data.class_names):
+        return None, None
+    return seen_unseen_classes(len(names), data.split_seed, data.seen_share)
 
 
 def _apply(run_folder: str, overrides: list[str], *, all_images: bool) -> _Applied:
     run, config = open_run(run_folder)
-    wanted = _overridden(run, config, overrides)
+    wanted = overridden(run, config, overrides)
     plan = make_plan(wanted)
     artefacts = artefacts_of(make_artefacts(plan, to_learn=False))
     table, known = load_features(artefacts[FEATURES], plan.source), read_known_labels(plan, artefacts[FEATURES])
-    row_T = table.valid_N.nonzero().flatten()
-    if not all_images:
-        require_readable_tests(wanted.data, table)
-        tests = [i for i in row_T.tolist() if table.split_N[i] in (None, *wanted.data.test_splits)]
-        row_T = torch.tensor(tests, dtype=torch.int64) if tests else row_T
+    row_T, own = table.valid_N.nonzero().flatten(), wanted.data.source == config.data.source
     if not len(row_T):
         raise UserError(f"Setting data.source={wanted.data.source!r} has no image that can be read: give another one.")
+    row_N = rows_of_splits(config.data, table)[0] if own else row_T[:0]
+    if not all_images:
+        row_T = _test_rows(wanted, table, row_N)
     before, after, adapted = _answer(run, plan, artefacts, table, row_T)
-    answers = {"before": before, "after": after, "adapted": adapted}
-    return _Applied(run=run, plan=plan, table=table, known=known, row_T=row_T, all_images=all_images, **answers)
+    return _Applied(
+        run=run,
+        plan=plan,
+        table=table,
+        known=known,
+        row_T=row_T,
+        before=before,
+        after=after,
+        adapted=adapted,
+        all_images=all_images,
+        learned=config,
+        transductive=bool(torch.isin(row_T, row_N).any()),
+    )
 
 
-def _overridden(run: Run, config: Config, overrides: list[str]) -> Config:
+def _test_rows(config: Config, table: FeatureTable, row_N: torch.Tensor) -> torch.Tensor:
+    """The images that are measured: those of the test splits, and those without a split.
+
+    Args:
+        config: With the source and the splits that were asked for.
+        table: Its features.
+        row_N: The images that were adapted to, if these are the run's own; measured where there are no test images.
+
+    Raises:
+        UserError: If there are none, or none that can be read.
+    """
+    require_readable_tests(config.data, table)
+    wanted = (None, *config.data.test_splits)
+    rows = [i for i in table.valid_N.nonzero().flatten().tolist() if table.split_N[i] in wanted]
+    if rows or len(row_N):
+        return torch.tensor(rows, dtype=torch.int64) if rows else row_N
+    found = ", ".join(sorted({split for split in table.split_N if split is not None}))
+    raise UserError(
+        f"Setting data.test_splits={config.data.test_splits}: data.source={config.data.source!r} has no such image, "
+        f"but the splits {found}: name those to be measured on."
+    )
+
+
+def overridden(run: Run, config: Config, overrides: list[str]) -> Config:
     """The settings of a run applied to other images.
 
     Raises:
@@ -148,6 +199,8 @@ def _overridden(run: Run, config: Config, overrides: list[str]) -> Config:
     tree: dict[str, Any] = as_tree(config)
     if any(item.startswith("data.source=") for item in overrides):
         tree["data"]["limit"] = None  # it counted the run's own images
+    if any(item.startswith("data.class_names=") for item in overrides):
+        tree["data"]["class_prior"] = "unknown"  # it was said of the run's own classes
     for item in overrides:
         apply_override(tree, item, kind=EverySetting)
         key = item.partition("=")[0]

@@ -7,6 +7,7 @@ any wording, so the small students of `coreg` can start from its answers: adapt 
 import hashlib
 from dataclasses import dataclass
 
+from raydapt.artefacts.answers import ANSWERS
 from raydapt.artefacts.spec import ArtefactSpec, PlanFacts
 from raydapt.data.classes import ClassSpace
 from raydapt.errors import UserError
@@ -15,9 +16,6 @@ from raydapt.settings.config import Config
 from raydapt.store.fingerprint import Recipe
 from raydapt.store.run_record import Run
 from raydapt.train.job import CHECKPOINT
-
-ANSWERS = "answers"
-"""The kind of artefact: class probabilities of every image, in the order of the features."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +33,8 @@ class TeacherRun:
     digest: str
 
 
-def open_teacher(folder: str, classes: ClassSpace) -> TeacherRun:
-    """A finished run of the same classes.
+def open_teacher(folder: str, classes: ClassSpace, *, setting: str) -> TeacherRun:
+    """A finished run of the same classes, which `setting` names.
 
     Raises:
         UserError: For a folder that is no finished run, a run of other classes, or one that has seen labels.
@@ -44,12 +42,12 @@ def open_teacher(folder: str, classes: ClassSpace) -> TeacherRun:
     run, config = open_run(folder)
     if list(config.data.class_names) != list(classes.names):
         raise UserError(
-            f"Setting coreg.voters: run {folder!r} tells {len(config.data.class_names)} classes apart that are not "
+            f"Setting {setting}: run {folder!r} tells {len(config.data.class_names)} classes apart that are not "
             f"the {len(classes.names)} of this job: give a run of the same classes in the same order."
         )
     if config.data.paradigm != "ul":
         raise UserError(
-            f"Setting coreg.voters: run {folder!r} was given labels (data.paradigm={config.data.paradigm}): only "
+            f"Setting {setting}: run {folder!r} was given labels (data.paradigm={config.data.paradigm}): only "
             "runs without any can teach."
         )
     learned = run.read_bytes(CHECKPOINT) if run.exists(CHECKPOINT) else b""
@@ -57,8 +55,8 @@ def open_teacher(folder: str, classes: ClassSpace) -> TeacherRun:
     return TeacherRun(run=run, config=config, digest=digest)
 
 
-def answers_spec(number: int, teacher: TeacherRun, facts: PlanFacts) -> ArtefactSpec:
-    """A teacher's answers for the images of a run; nothing but other artefacts reads them."""
+def answers_spec(number: int, teacher: TeacherRun, facts: PlanFacts, *, step: bool) -> ArtefactSpec:
+    """A teacher's answers for the images of a run; a `step` is read by nothing but other artefacts."""
     recipe = Recipe(
         kind=ANSWERS,
         settings={"class_names": list(facts.classes.names)},
@@ -66,5 +64,5 @@ def answers_spec(number: int, teacher: TeacherRun, facts: PlanFacts) -> Artefact
         weights=facts.clip_identity,
     )
     return ArtefactSpec(
-        name=f"{ANSWERS}_{number}", kind=ANSWERS, recipe=recipe, depends_on=("features",), step=True, job=teacher
+        name=f"{ANSWERS}_{number}", kind=ANSWERS, recipe=recipe, depends_on=("features",), step=step, job=teacher
     )

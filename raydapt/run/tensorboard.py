@@ -5,8 +5,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from raydapt.store.run_record import Run
 
 
@@ -17,6 +15,8 @@ def write_events(run: Run, lines: Iterable[Mapping[str, Any]]) -> None:
         run: The run.
         lines: The log lines of the training (see `raydapt.train.checkpoint.TrainState.lines`).
     """
+    from torch.utils.tensorboard import SummaryWriter  # it imports for a second
+
     with tempfile.TemporaryDirectory() as folder:
         with SummaryWriter(folder) as writer:
             step = before = 0

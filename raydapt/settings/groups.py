@@ -40,6 +40,9 @@ class DataSettings:
     """Share of the classes that is seen in TRZSL."""
     limit: PositiveInt | None = None
     """Use the first images of the source alone."""
+    class_prior: str | dict[str, str | float] = "unknown"
+    """How often classes occur: ``unknown``, ``uniform``, levels as ``{oak: common, birch: rare}`` (16 : 4 : 1, others
+    ``normal``), or numbers for all classes; see docs/own-data.md."""
     max_error_share: Share = 0.01
     """The stage fails when a larger share of its rows cannot be read."""
     max_image_pixels: PositiveInt = 100_000_000
@@ -97,7 +100,8 @@ class TrainSettings:
     __pydantic_config__ = STRICT
 
     workers: Count = 0
-    """Ray Train workers; 0 trains in this process."""
+    """Ray Train workers; 0 trains in this process, and so does 1 where ``ray.address`` and RAY_ADDRESS name no
+    cluster."""
     gpus_per_worker: NonNegative | Auto = "auto"
     """GPUs that each worker reserves; ``auto``: one where there are some."""
     cpus_per_worker: Positive = 1.0
@@ -228,7 +232,8 @@ class RaySettings:
     __pydantic_config__ = STRICT
 
     address: str = "auto"
-    """``local`` starts a cluster here, ``auto`` does so unless RAY_ADDRESS names one, else an address to join."""
+    """``local`` starts a cluster here, ``auto`` does so unless RAY_ADDRESS names one, else an address to join. With
+    ``auto`` and no cluster, a stage of less than 30 s of estimated work is done in this process, without Ray."""
     cpus: PositiveInt | Auto = "auto"
     """Logical CPUs of a local cluster; ``auto``: at least 4."""
     progress: bool | Auto = "auto"

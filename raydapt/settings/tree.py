@@ -106,6 +106,8 @@ def _value_of(text: str, hint: Any) -> Any:
     """What the text after the ``=`` means, for a setting of that type (None: not known)."""
     stripped = text.strip()
     takes = _choices(hint)
+    if stripped.startswith("{") and any(get_origin(one) is dict for one in takes):
+        return _mapping_of(text, stripped)
     is_text = str in takes and stripped.lower() not in ({"null", "~"} if type(None) in takes else set())
     loader = yaml.BaseLoader if is_text or list[str] in takes else yaml.SafeLoader
     try:
@@ -116,6 +118,15 @@ def _value_of(text: str, hint: Any) -> Any:
         return value if stripped[0] in "[{" and (not is_text or list[str] in takes) else stripped
     quoted = len(stripped) > 1 and stripped[0] == stripped[-1] and stripped[0] in "\"'"
     return stripped if not quoted and (isinstance(value, str) or is_text) else value
+
+
+def _mapping_of(text: str, stripped: str) -> Any:
+    """A mapping whose keys are texts also where YAML would read a number or a truth value (``{no: rare}``)."""
+    try:
+        keys, values = yaml.load(text, Loader=yaml.BaseLoader), yaml.safe_load(text)
+    except yaml.YAMLError:
+        return stripped
+    return dict(zip(keys, values.values(), strict=False)) if isinstance(values, dict) else stripped
 
 
 def _choices(hint: Any) -> tuple[Any, ...]:

@@ -16,6 +16,7 @@ from raydapt.artefacts.spec import ArtefactSpec
 from raydapt.data.classes import ClassSpace
 from raydapt.data.groups import draw_groups
 from raydapt.data.sources import Source
+from raydapt.methods.class_prior import class_prior
 from raydapt.models.clip import load_clip
 from raydapt.models.language import engine_address
 from raydapt.settings.config import Config
@@ -81,7 +82,11 @@ def _known_rows(place: StagePlace, features: Artefact, *, all_splits: bool) -> K
     if not all_splits:
         row_N, _, _ = rows_of_splits(config.data, table)
         wanted_N = torch.zeros_like(wanted_N).index_fill_(0, row_N, True)
-    class_N = (table.feature_ND @ class_CD.T).argmax(dim=1).masked_fill_(~wanted_N, -1).numpy()
+    score_NC = table.feature_ND @ class_CD.T
+    log_prior_C = class_prior(config.data.class_prior, place.classes.names).log_prior()
+    if log_prior_C is not None:
+        score_NC = clip.logit_scale * score_NC + log_prior_C
+    class_N = score_NC.argmax(dim=1).masked_fill_(~wanted_N, -1).numpy()
     sizes = [shard.rows for shard in features.manifest.shards]
     return KnownRows(
         first_row_of=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),

@@ -4,8 +4,6 @@ import logging
 import math
 from dataclasses import dataclass
 
-from ray.data import DataContext
-
 from raydapt.cluster.nodes import address_of, capacity, require_nodes, selector
 from raydapt.errors import UserError
 from raydapt.settings.groups import DataSettings, RaySettings, StageSettings
@@ -80,6 +78,12 @@ def plan_actors(settings: StageSettings, *, parts: int, ray_settings: RaySetting
     return ActorPlan(actors=actors, cpus=settings.cpus_per_actor, gpus=gpus_each, nodes=nodes)
 
 
+def plan_here(settings: StageSettings, *, gpu: bool) -> ActorPlan:
+    """What an actor of this stage would have, for its code in this process."""
+    gpus = float(gpu) if settings.gpus_per_actor == "auto" else settings.gpus_per_actor
+    return ActorPlan(actors=1, cpus=settings.cpus_per_actor, gpus=gpus)
+
+
 def configure(*, block_bytes: int = 128 * _MEBIBYTE, in_flight_bytes: float = math.inf) -> None:
     """Sets Ray Data's options for the datasets that are built next.
 
@@ -88,6 +92,8 @@ def configure(*, block_bytes: int = 128 * _MEBIBYTE, in_flight_bytes: float = ma
         in_flight_bytes: What may lie in the object store between the operators, at least 256 MiB; Ray's own limit, a
             share of the store, holds besides.
     """
+    from ray.data import DataContext
+
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False

@@ -17,6 +17,7 @@ from raydapt.models.clip import Clip
 from raydapt.models.views import crop_view, whole_view
 from raydapt.stages.context import StageContext
 from raydapt.stages.features import Encoder, encoding_stage
+from raydapt.stages.work import encoding_s
 from raydapt.store.artefact import StageResult
 
 _BLOCK_BYTES = 8 * 1024 * 1024
@@ -29,6 +30,12 @@ class CropEncoder(Encoder):
     def __init__(self, crops: CropSpec, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._crops = crops
+
+    @classmethod
+    def image_s(cls, *arguments: Any) -> float:
+        """Estimated seconds of an image and its crops."""
+        crops, clip_name, *_ = arguments
+        return encoding_s(clip_name, views=1 + crops.crops)
 
     def encode(self, table: pa.Table, pixel_N3PP: np.ndarray[Any, Any]) -> pa.FixedSizeListArray:
         """Column ``feature``: (1 + K) D numbers a row, null for images in error."""

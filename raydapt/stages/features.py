@@ -3,29 +3,33 @@
 Legend: N images, B batch, D width of the feature, S image side in px.
 """
 
+from __future__ import annotations
+
 import platform
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import ray.data
 import torch
-from ray.data import ActorPoolStrategy
 
 from raydapt.artefacts.features import features_recipe
 from raydapt.artefacts.pixels import pixels_of
-from raydapt.cluster.nodes import capacity
 from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source
 from raydapt.errors import UserError
-from raydapt.models.clip import Clip, load_clip
-from raydapt.stages.context import ActorPlan, StageContext, configure, plan_actors
-from raydapt.stages.reading import dataset_of_images, part_bytes, unpack, with_part
-from raydapt.stages.run import MODEL_S, run_stage, stage_of_images
+from raydapt.models.clip import Clip
+from raydapt.models.frozen import shared_clip
+from raydapt.stages.context import ActorPlan, StageContext, configure, plan_actors, plan_here
+from raydapt.stages.reading import dataset_of_images, decoded_here, part_bytes, unpack, with_part
+from raydapt.stages.run import MODEL_S, Parts, run_stage, stage_of_images
+from raydapt.stages.work import DECODE_S, device_kind, encoding_s
 from raydapt.store.artefact import StageResult
 from raydapt.store.fingerprint import Recipe
+
+if TYPE_CHECKING:
+    import ray.data
 
 _BLOCK_BYTES = 1024 * 1024
 
@@ -38,7 +42,7 @@ class Encoder:
         device = "cuda" if plan.gpus and torch.cuda.is_available() else "cpu"
         if device == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32: several times faster, features equal to about 1e-3
-        self._clip = load_clip(clip_name, device=device)
+        self._clip = shared_clip(clip_name, device=device)
         if self._clip.identity != clip_identity:
             raise UserError(
                 f"Setting model.clip={clip_name!r} holds other weights on node {platform.node()!r}, or they changed "
@@ -46,9 +50,17 @@ class Encoder:
             )
         self._batch_size = batch_size
 
+    @classmethod
+    def image_s(cls, *arguments: Any) -> float:
+        """Estimated seconds of an image, from what the actor is made with."""
+        return encoding_s(arguments[0])
+
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Encodes one packed part (see `raydapt.stages.reading.pack`)."""
-        part, table = unpack(batch)
+        return self.encode_part(*unpack(batch))
+
+    def encode_part(self, part: int, table: pa.Table) -> pa.Table:
+        """Encodes one decoded part."""
         start = time.perf_counter()
         feature_ND = self.encode(table, pixels_of(table))
         seconds_each = (time.perf_counter() - start) / max(table.num_rows, 1)
@@ -123,7 +135,17 @@ def encoding_stage(
     part_of = {part.index: part for part in source.parts}
     settings, ray_settings = context.settings, context.ray
 
+    def here(pending: Sequence[int]) -> Parts:
+        actor: Callable[..., Encoder] = encoder
+        encode = actor(*arguments, plan_here(settings, gpu=device_kind() == "cuda")).encode_part
+        for part, table in decoded_here([part_of[index] for index in pending], context.data, image_spec):
+            yield part, encode(part, table)
+
     def dataset_of(pending: Sequence[int]) -> tuple[ray.data.Dataset, int]:
+        from ray.data import ActorPoolStrategy
+
+        from raydapt.cluster.nodes import capacity
+
         plan = plan_actors(settings, parts=len(pending), ray_settings=ray_settings)
         size = part_bytes(settings.rows_per_part, image_spec)
         cpus = capacity(ray_settings.decode_nodes)["CPU"]
@@ -148,4 +170,7 @@ def encoding_stage(
         )
         return encoded, plan.actors
 
-    return run_stage(context.store, stage_of_images(source, context, recipe, dataset_of))
+    stage = stage_of_images(
+        source, context, recipe, dataset_of, here=here, row_s=lambda: DECODE_S + encoder.image_s(*arguments)
+    )
+    return run_stage(context.store, stage)

@@ -4,14 +4,12 @@ They are read, brought to unit length and committed part by part: no model, so n
 reads features (`raydapt.stages.features.load_features`) finds the same columns.
 """
 
-from collections.abc import Iterator, Sequence
-
-import pyarrow as pa
+from collections.abc import Sequence
 
 from raydapt.data.embeddings import read
 from raydapt.data.sources import Source
 from raydapt.settings.groups import DataSettings, RaySettings
-from raydapt.stages.run import Stage, run_stage
+from raydapt.stages.run import Parts, Stage, run_stage
 from raydapt.store.artefact import StageResult, Store
 from raydapt.store.fingerprint import Recipe
 
@@ -33,17 +31,18 @@ def given_features_stage(
     """
     part_of = {part.index: part for part in source.parts}
 
-    def tables_of(pending: Sequence[int]) -> tuple[Iterator[tuple[int, pa.Table]], int]:
-        return ((part.index, table) for part, table in read([part_of[index] for index in pending])), 0
+    def here(pending: Sequence[int]) -> Parts:
+        for part, table in read([part_of[index] for index in pending]):
+            yield part.index, table
 
     stage = Stage(
         recipe=recipe,
         parts=list(part_of),
-        dataset_of=tables_of,
+        dataset_of=None,
+        here=here,
         rows=source.rows,
         max_error_share=data.max_error_share,
         ray=ray_settings,
         unit="features",
-        uses_ray=False,
     )
     return run_stage(store, stage)

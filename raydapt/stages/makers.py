@@ -5,16 +5,17 @@ from collections.abc import Callable, Mapping
 from raydapt.artefacts import crops, features, lora, partial_labels, pixels, synthetic_images
 from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS
 from raydapt.artefacts.spec import ArtefactSpec
+from raydapt.cluster.nodes import may_stay
 from raydapt.data.sources import Source, resolve_source
 from raydapt.stages.annotate import make_partial_labels
-from raydapt.stages.captioning import make_captions
 from raydapt.stages.crops import crops_stage
 from raydapt.stages.features import features_stage
 from raydapt.stages.given_features import given_features_stage
 from raydapt.stages.pixels import pixels_stage
 from raydapt.stages.place import StagePlace
-from raydapt.stages.synthetic import make_lora, make_synthetic
+from raydapt.stages.work import DECODE_S, encoding_s, is_small
 from raydapt.store.artefact import StageResult
+from raydapt.train.ray_train import training_place
 
 Made = Mapping[str, StageResult]
 """What is there already, by name."""
@@ -55,6 +56,27 @@ def make_crops(place: StagePlace, spec: ArtefactSpec, made: Made) -> StageResult
     )
 
 
+def make_captions(place: StagePlace, spec: ArtefactSpec, made: Made) -> StageResult:
+    """Captions of the run's images."""
+    from raydapt.stages import captioning  # language models, and Ray, import for seconds
+
+    return captioning.make_captions(place, spec, made)
+
+
+def make_lora(place: StagePlace, spec: ArtefactSpec, made: Made) -> StageResult:
+    """The LoRA that synthetic images need."""
+    from raydapt.stages import synthetic  # diffusers imports for seconds
+
+    return synthetic.make_lora(place, spec, made)
+
+
+def make_synthetic(place: StagePlace, spec: ArtefactSpec, made: Made) -> StageResult:
+    """Synthetic images."""
+    from raydapt.stages import synthetic  # diffusers imports for seconds
+
+    return synthetic.make_synthetic(place, spec, made)
+
+
 MAKERS: dict[str, Maker] = {
     features.KIND: make_features,
     pixels.KIND: make_pixels,
@@ -64,6 +86,49 @@ MAKERS: dict[str, Maker] = {
     GROUP_CAPTIONS: make_captions,
     lora.KIND: make_lora,
     synthetic_images.KIND: make_synthetic,
+}
+
+
+def where_made(place: StagePlace, spec: ArtefactSpec, share: float = 1.0) -> str:
+    """Where what is missing of an artefact will be made, in words: the rule that `raydapt.stages.run` goes by.
+
+    Args:
+        place: Where and with what.
+        spec: What is to be made.
+        share: How much of it is missing, from 0 to 1.
+    """
+    if spec.kind == lora.KIND:
+        return training_place(place.config.train, place.config.ray)
+    if spec.kind in (IMAGE_CAPTIONS, GROUP_CAPTIONS):
+        return "on Ray"
+    if (row_s_of := _ROW_S.get(spec.kind)) is None or (spec.kind == features.KIND and place.source.width):
+        return "in this process"
+    row_s, rows = row_s_of(place, spec), place.source.rows
+    if spec.kind == synthetic_images.KIND:
+        rows = len(spec.parts or ()) * place.config.synthesis.batch_size
+    seconds = None if row_s is None or rows is None else row_s * rows * share
+    return "in this process" if may_stay(place.config.ray) and is_small(seconds) else "on Ray"
+
+
+def _feature_s(place: StagePlace, spec: ArtefactSpec) -> float:
+    return DECODE_S + encoding_s(place.config.model.clip)
+
+
+def _crop_s(place: StagePlace, spec: ArtefactSpec) -> float:
+    return DECODE_S + encoding_s(place.config.model.clip, views=1 + spec.job.crops)
+
+
+def _drawn_s(place: StagePlace, spec: ArtefactSpec) -> float | None:
+    from raydapt.stages.synthesis import image_s  # diffusers imports for seconds
+
+    return image_s(spec.job[0].job)
+
+
+_ROW_S: dict[str, Callable[[StagePlace, ArtefactSpec], float | None]] = {
+    features.KIND: _feature_s,
+    pixels.KIND: lambda place, spec: DECODE_S,
+    crops.KIND: _crop_s,
+    synthetic_images.KIND: _drawn_s,
 }
 
 

@@ -3,18 +3,22 @@
 Legend: N images, S image side in px.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
 
-import ray.data
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from raydapt.artefacts.pixels import pixels_recipe
-from raydapt.cluster.nodes import capacity
 from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source
 from raydapt.stages.context import StageContext, configure
-from raydapt.stages.reading import dataset_of_images, part_bytes
-from raydapt.stages.run import run_stage, stage_of_images
+from raydapt.stages.reading import dataset_of_images, decoded_here, part_bytes, with_part
+from raydapt.stages.run import Parts, run_stage, stage_of_images
+from raydapt.stages.work import DECODE_S
 from raydapt.store.artefact import StageResult
+
+if TYPE_CHECKING:
+    import ray.data
 
 _BLOCK_BYTES = 32 * 1024 * 1024
 
@@ -27,7 +31,13 @@ def pixels_stage(source: Source, context: StageContext, *, image_spec: ImageSpec
     part_of = {part.index: part for part in source.parts}
     settings, ray_settings = context.settings, context.ray
 
+    def here(pending: Sequence[int]) -> Parts:
+        for part, table in decoded_here([part_of[index] for index in pending], context.data, image_spec):
+            yield part, with_part(table, part)
+
     def dataset_of(pending: Sequence[int]) -> tuple[ray.data.Dataset, int]:
+        from raydapt.cluster.nodes import capacity
+
         size = part_bytes(settings.rows_per_part, image_spec)
         cpus = capacity(ray_settings.decode_nodes)["CPU"]
         configure(block_bytes=_BLOCK_BYTES, in_flight_bytes=int(2 * cpus * size))
@@ -42,4 +52,5 @@ def pixels_stage(source: Source, context: StageContext, *, image_spec: ImageSpec
         return images, 0
 
     recipe = pixels_recipe(source, image_spec, context.data)
-    return run_stage(context.store, stage_of_images(source, context, recipe, dataset_of))
+    stage = stage_of_images(source, context, recipe, dataset_of, here=here, row_s=lambda: DECODE_S)
+    return run_stage(context.store, stage)

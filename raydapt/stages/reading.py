@@ -3,21 +3,28 @@
 Legend: N images of a part, S image side in px.
 """
 
+from __future__ import annotations
+
+import os
 import pickle
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import ray.data
 
-from raydapt.cluster.nodes import require_cpu
 from raydapt.data.decode import BadImage, ImageSpec, decode_image
 from raydapt.data.sources import Part, group_parts, read_parts
 from raydapt.settings.groups import DataSettings, RaySettings
 from raydapt.stages.run import PART, PART_ROWS
 
+if TYPE_CHECKING:
+    import ray.data
+
+_MOST_THREADS = 8
+_ROWS_PER_TASK = 32
 PACKED = "packed"
 """Column of a whole part in one row, as an Arrow stream. The model's batches are then cut within a part, whatever else
 is in flight: the same part gives the same bytes, on one actor or many, resumed or not."""
@@ -39,6 +46,10 @@ def dataset_of_images(
     Raises:
         UserError: When the cluster has no node to decode on.
     """
+    import ray.data
+
+    from raydapt.cluster.nodes import require_cpu
+
     nodes = require_cpu(ray_settings, ray_settings.decode_nodes, setting="ray.decode_nodes")
     items = [{"parts": pickle.dumps(group)} for group in group_parts(parts)]
     decode = partial(read_and_decode, data=data, spec=spec, packed=packed)
@@ -67,27 +78,66 @@ def read_and_decode(batch: pa.Table, *, data: DataSettings, spec: ImageSpec, pac
             yield with_part(decoded, part.index)
 
 
+def decoded_here(parts: Sequence[Part], data: DataSettings, spec: ImageSpec) -> Iterator[tuple[int, pa.Table]]:
+    """Reads parts and yields them decoded, by threads of this process: the next part is decoded meanwhile.
+
+    Pillow leaves the interpreter to others while it decodes and resizes.
+    """
+    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as threads:
+        waiting: tuple[int, _Decoding] | None = None
+        for part, table in read_parts(parts, data):
+            begun = part.index, _Decoding(table, data, spec, threads)
+            if waiting is not None:
+                yield waiting[0], waiting[1].table()
+            waiting = begun
+        if waiting is not None:
+            yield waiting[0], waiting[1].table()
+
+
 def decode_table(table: pa.Table, data: DataSettings, spec: ImageSpec) -> pa.Table:
     """Replaces the column ``image`` (encoded bytes) by ``pixel`` (uint8 [3, S, S] as fixed binary).
 
     A row that cannot be decoded keeps its place, with the reason in ``error`` and a null pixel.
     """
-    side = spec.size_px
-    pixel_N3SS = np.zeros((table.num_rows, 3, side, side), dtype=np.uint8)
-    errors: list[str | None] = table["error"].to_pylist()
-    for index, image in enumerate(table["image"]):
-        if errors[index] is not None:
-            continue
-        try:
-            pixel_N3SS[index] = decode_image(
-                image.as_py(), spec, max_pixels=data.max_image_pixels, max_bytes=data.max_image_bytes
-            )
-        except BadImage as error:
-            errors[index] = error.reason
-    valid = np.array([error is None for error in errors], dtype=bool)
-    columns = table.drop_columns(["image", "error"])
-    columns = columns.append_column("error", pa.array(errors, pa.string()))
-    return columns.append_column("pixel", fixed_binary(pixel_N3SS, valid))
+    return _Decoding(table, data, spec).table()
+
+
+class _Decoding:
+    """The decoding of one table, done at once or begun on threads."""
+
+    def __init__(
+        self, table: pa.Table, data: DataSettings, spec: ImageSpec, threads: ThreadPoolExecutor | None = None
+    ) -> None:
+        self._table, self._data, self._spec = table, data, spec
+        self._pixel_N3SS = np.zeros((table.num_rows, 3, spec.size_px, spec.size_px), dtype=np.uint8)
+        self._errors: list[str | None] = table["error"].to_pylist()
+        self._begun: list[Future[None]] = []
+        if threads is None:
+            self._decode(0, table.num_rows)
+            return
+        for start in range(0, table.num_rows, _ROWS_PER_TASK):
+            self._begun.append(threads.submit(self._decode, start, min(start + _ROWS_PER_TASK, table.num_rows)))
+
+    def _decode(self, start: int, stop: int) -> None:
+        """Fills in some of the rows."""
+        most = {"max_pixels": self._data.max_image_pixels, "max_bytes": self._data.max_image_bytes}
+        for index in range(start, stop):
+            if self._errors[index] is not None:
+                continue
+            try:
+                image = self._table["image"][index].as_py()
+                self._pixel_N3SS[index] = decode_image(image, self._spec, **most)
+            except BadImage as error:
+                self._errors[index] = error.reason
+
+    def table(self) -> pa.Table:
+        """The result, once all of it is there."""
+        for begun in self._begun:
+            begun.result()
+        valid = np.array([error is None for error in self._errors], dtype=bool)
+        columns = self._table.drop_columns(["image", "error"])
+        columns = columns.append_column("error", pa.array(self._errors, pa.string()))
+        return columns.append_column("pixel", fixed_binary(self._pixel_N3SS, valid))
 
 
 def fixed_binary(value_N: np.ndarray[Any, np.dtype[np.uint8]], valid: np.ndarray[Any, np.dtype[np.bool_]]) -> pa.Array:

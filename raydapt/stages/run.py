@@ -1,43 +1,47 @@
-"""Running a stage: Ray Data makes rows, the driver commits them part by part.
+"""Running a stage: Ray Data or this process makes rows, the driver commits them part by part.
 
 Any stage goes through `run_stage`. What is committed is never made again; what is not is invisible. The driver holds
-the rows of unfinished parts alone.
+the rows of unfinished parts alone. Either way gives the same parts of the same bytes, and goes on where the other was.
 """
 
-import re
+from __future__ import annotations
+
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray.data
-from ray.data.exceptions import ExecutionTimeoutError
-from ray.exceptions import RayError
 
-from raydapt.cluster.joining import ensure_ray, require_shared
+from raydapt.cluster.nodes import may_stay
 from raydapt.data.sources import Source
 from raydapt.errors import UserError
 from raydapt.progress import Progress
 from raydapt.settings.groups import RaySettings
-from raydapt.stages.context import StageContext, configure
-from raydapt.stages.metrics import StageMetrics
+from raydapt.stages.context import StageContext
+from raydapt.stages.work import HERE_S, is_small, torch_as_before
 from raydapt.store.artefact import Artefact, StageResult, Store
 from raydapt.store.environment import versions
 from raydapt.store.fingerprint import Recipe
+
+if TYPE_CHECKING:  # Ray takes seconds to import, and small stages do without
+    import ray.data
+
+    MakeRows = Callable[[Sequence[int]], tuple[ray.data.Dataset, int]]
+    """Builds the result rows of the given parts, and tells how many actors that takes; see `Stage`."""
 
 PART, PART_ROWS, MODEL_S = "part", "part_rows", "model_s"
 """Columns that a result row carries for the driver: its part, how many rows that part has, and the seconds that its
 share of the model's work took (optional). They are not stored."""
 STOPPED = "stopped: "
 """Begins the error of a row that was not made because its maker gave up; what follows is the sentence for the user."""
-_USER_ERROR = re.compile(r"raydapt\.errors\.UserError: (.+)")
-
-
-MakeRows = Callable[[Sequence[int]], tuple[ray.data.Dataset | Iterator[tuple[int, pa.Table]], int]]
-"""Builds the result rows of the given parts, and tells how many actors that takes; see `Stage`."""
+Parts = Generator[tuple[int, pa.Table], None, None]
+"""Whole parts with their numbers, rows in order."""
+MakeHere = Callable[[Sequence[int]], Parts]
+"""The same parts from this process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,29 +52,38 @@ class Stage:
         recipe: What the artefact depends on.
         parts: Numbers of all its parts.
         dataset_of: Builds the Ray Dataset of result rows of the given parts, and tells how many actors it uses. Its
-            rows have the columns `PART`, `PART_ROWS`, ``row`` (order within the part), ``path`` and ``error``. Or, for
-            what is no work at all, an iterator of whole parts with their numbers, made here without Ray.
+            rows have the columns `PART`, `PART_ROWS`, ``row`` (order within the part), ``path`` and ``error``. None for
+            what is always made in this process.
+        here: Makes the given parts in this process by the same code, whole and in their order; None for what needs Ray.
+        row_s: Estimated seconds of work that a row is, on one core; None where nobody knows.
         rows: Rows of all parts together, where known.
         max_error_share: Largest share of rows in error.
         ray: The cluster and whether to show progress.
         unit: What a row is, for people.
         grows: Whether the artefact may hold more or fewer parts than are asked for; those that are missing are added.
-        uses_ray: Whether `dataset_of` needs a cluster.
     """
 
     recipe: Recipe
     parts: Sequence[int]
-    dataset_of: MakeRows
+    dataset_of: MakeRows | None
     rows: int | None
     max_error_share: float
     ray: RaySettings
     unit: str = "images"
     grows: bool = False
-    uses_ray: bool = True
+    here: MakeHere | None = None
+    row_s: Callable[[], float | None] | None = None
+
+    def seconds(self, pending: Sequence[int]) -> float | None:
+        """Estimated work of the pending parts, which count alike; looked at only where there is a choice."""
+        row_s = self.row_s() if self.row_s else None
+        if row_s is None or self.rows is None:
+            return None
+        return row_s * self.rows * len(pending) / max(1, len(self.parts))
 
 
 @dataclass
-class _Tally:
+class Tally:
     """What this session has done; ``startup_s`` ends when the first part, of ``startup_rows`` rows, is there."""
 
     rows: int = 0
@@ -82,6 +95,7 @@ class _Tally:
     example: str = ""
 
     def stats(self, rows: int) -> dict[str, Any]:
+        """For the manifest of an artefact that has so many rows now."""
         seconds = time.monotonic() - self.started
         share = self.model_s / (seconds * self.actors) if self.actors else 0.0
         return {
@@ -98,12 +112,22 @@ class _Tally:
         }
 
 
-def stage_of_images(source: Source, context: StageContext, recipe: Recipe, dataset_of: MakeRows) -> Stage:
-    """A stage that makes one row of each image of a source."""
+def stage_of_images(
+    source: Source,
+    context: StageContext,
+    recipe: Recipe,
+    dataset_of: MakeRows,
+    *,
+    here: MakeHere | None = None,
+    row_s: Callable[[], float] | None = None,
+) -> Stage:
+    """A stage that makes one row of each image of a source; see `Stage` for how and where."""
     return Stage(
         recipe=recipe,
         parts=[part.index for part in source.parts],
         dataset_of=dataset_of,
+        here=here,
+        row_s=row_s,
         rows=source.rows,
         max_error_share=context.data.max_error_share,
         ray=context.ray,
@@ -125,7 +149,7 @@ def run_stage(store: Store, stage: Stage) -> StageResult:
         if _done(artefact, stage):  # another process made it while this one waited for the lock
             _check_errors(stage, artefact.manifest.errors, artefact.manifest.rows, artefact, "")
             return StageResult(artefact=artefact, reused=True)
-        tally = _Tally()
+        tally = Tally()
         present = artefact.committed_parts() & set(stage.parts)
         pending = [part for part in stage.parts if part not in present]
         empty = _make(artefact, stage, pending, tally) if pending else set()
@@ -143,13 +167,8 @@ def _done(artefact: Artefact, stage: Stage) -> bool:
     return not stage.grows or set(stage.parts) <= {shard.part for shard in artefact.manifest.shards}
 
 
-def _make(artefact: Artefact, stage: Stage, pending: Sequence[int], tally: _Tally) -> set[int]:
+def _make(artefact: Artefact, stage: Stage, pending: Sequence[int], tally: Tally) -> set[int]:
     """Computes and commits the pending parts; returns those that turned out to have no rows."""
-    if stage.uses_ray:
-        ensure_ray(stage.ray)
-        require_shared(artefact.folder.url, setting="store")
-        configure()
-    dataset, tally.actors = stage.dataset_of(pending)
     failed = sum(artefact.committed_errors().values())
     progress = Progress(
         stage.recipe.kind,
@@ -159,29 +178,17 @@ def _make(artefact: Artefact, stage: Stage, pending: Sequence[int], tally: _Tall
         done=artefact.committed_rows(),
         failed=failed,
     )
-    metrics = StageMetrics(stage.recipe.kind)
     unseen, given_up = set(pending), ""
     try:
-        for part, table in _parts(dataset):
-            unseen.discard(part)
-            if reason := _reason_of_stop(table):
-                given_up = given_up or reason
-                continue  # other parts were whole before, and are kept
-            errors = _commit(artefact, part, table, tally, progress)
-            metrics.add(table.num_rows, errors, time.monotonic() - tally.started)
-            if stage.rows and progress.failed > stage.max_error_share * stage.rows:
-                break  # no need to read on, it is sure already that too many rows are bad
-    except ExecutionTimeoutError as error:
-        patience = ray.data.DataContext.get_current().execution_no_progress_timeout_s
-        raise UserError(
-            f"The stage {stage.recipe.kind} stood still for {patience:g} s, as when nodes are lost for good: "
-            "start nodes and run the same command again, what was committed is kept."
-        ) from error
-    except RayError as error:
-        # What a worker raises arrives as text within Ray's own errors; a mistake of the user stays one sentence.
-        if sentence := _USER_ERROR.search(str(error)):
-            raise UserError(sentence[1]) from error
-        raise
+        with closing(_parts(stage, pending, artefact, tally)) as parts:
+            for part, table in parts:
+                unseen.discard(part)
+                if reason := _reason_of_stop(table):
+                    given_up = given_up or reason
+                    continue  # other parts were whole before, and are kept
+                _commit(artefact, part, table, tally, progress)
+                if stage.rows and progress.failed > stage.max_error_share * stage.rows:
+                    break  # no need to read on, it is sure already that too many rows are bad
     finally:
         progress.close()
     if given_up:
@@ -195,10 +202,30 @@ def _reason_of_stop(table: pa.Table) -> str:
     return str(stopped["error"][0].as_py()).removeprefix(STOPPED) if stopped.num_rows else ""
 
 
-def _parts(made: ray.data.Dataset | Iterator[tuple[int, pa.Table]]) -> Iterator[tuple[int, pa.Table]]:
-    if isinstance(made, ray.data.Dataset):
-        return whole_parts(made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
-    return made
+def _parts(stage: Stage, pending: Sequence[int], artefact: Artefact, tally: Tally) -> Parts:
+    """The pending parts: from this process while their work is small, and from Ray what is left."""
+    left = list(pending)
+    if stage.here and (stage.dataset_of is None or (may_stay(stage.ray) and is_small(stage.seconds(pending)))):
+        yield from _parts_here(stage, left, stage.here, tally)
+    if left and stage.dataset_of is not None:
+        from raydapt.stages.through_ray import parts_through_ray
+
+        yield from parts_through_ray(stage, left, artefact, tally)
+
+
+def _parts_here(stage: Stage, left: list[int], make: MakeHere, tally: Tally) -> Parts:
+    """Makes parts in this process and takes them from those that are left; stops where Ray is worth its start."""
+    pending, started, on_ray = list(left), time.monotonic(), stage.dataset_of is not None
+    tally.actors = int(on_ray)
+    with torch_as_before(), closing(make(pending)) as made:
+        for part, table in made:
+            left.remove(part)
+            if table.num_rows or not on_ray:  # Ray tells nothing of a part without rows either
+                yield part, table.sort_by("row").combine_chunks()
+            each_s = (time.monotonic() - started) / (len(pending) - len(left))
+            if on_ray and each_s * len(left) > 2 * HERE_S:
+                return  # the estimate was wrong
+    left.clear()
 
 
 def whole_parts(tables: Iterable[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
@@ -219,9 +246,14 @@ def whole_parts(tables: Iterable[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
         raise RuntimeError(f"the stage ended with {len(waiting)} parts unfinished: {sorted(waiting)[:5]}")
 
 
-def _commit(artefact: Artefact, part: int, table: pa.Table, tally: _Tally, progress: Progress) -> Counter[str]:
-    """Commits a part; returns its errors by reason."""
-    errors = Counter(reason for reason in table["error"].to_pylist() if reason is not None)
+def reasons_of(table: pa.Table) -> Counter[str]:
+    """How many rows of a part are in error, by reason."""
+    return Counter(reason for reason in table["error"].to_pylist() if reason is not None)
+
+
+def _commit(artefact: Artefact, part: int, table: pa.Table, tally: Tally, progress: Progress) -> None:
+    """Commits a part and counts it."""
+    errors = reasons_of(table)
     if errors and not tally.example:
         tally.example = str(table.filter(pc.is_valid(table["error"]))["path"][0].as_py())
     if MODEL_S in table.column_names:
@@ -232,7 +264,6 @@ def _commit(artefact: Artefact, part: int, table: pa.Table, tally: _Tally, progr
     stored = [name for name in table.column_names if name not in (PART, PART_ROWS, MODEL_S)]
     artefact.commit_part(part, table.select(stored), errors)
     progress.add(table.num_rows, errors.total())
-    return errors
 
 
 def _check_errors(stage: Stage, errors: dict[str, int], rows: int, artefact: Artefact, example: str) -> None:

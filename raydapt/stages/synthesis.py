@@ -7,29 +7,34 @@ alone; its rows read like any Parquet image set, labelled with what they were as
 Legend: M synthetic images, B batch, S image side in px.
 """
 
+from __future__ import annotations
+
 import io
 import platform
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import ray.data
 import torch
 from PIL import Image
-from ray.data import ActorPoolStrategy
 
 from raydapt.artefacts.synthesis import SynthesisJob
 from raydapt.data.classes import fill_template
 from raydapt.data.decode import image_id
 from raydapt.errors import UserError
-from raydapt.models.diffusion import ImageMaker, image_seed, load_pipeline, pipeline_identity
+from raydapt.models.diffusion import ImageMaker, image_seed, load_pipeline, pipeline_identity, weight_bytes
 from raydapt.models.diffusion_lora import apply_lora
 from raydapt.settings.groups import RaySettings, StageSettings, SynthesisSettings
-from raydapt.stages.context import ActorPlan, configure, plan_actors
-from raydapt.stages.run import MODEL_S, PART, PART_ROWS, Stage, run_stage
+from raydapt.stages.context import ActorPlan, configure, plan_actors, plan_here
+from raydapt.stages.run import MODEL_S, PART, PART_ROWS, Parts, Stage, run_stage
+from raydapt.stages.work import device_kind, drawing_s
 from raydapt.store.artefact import StageResult, Store
+
+if TYPE_CHECKING:
+    import ray.data
 
 NOT_FINITE = "not_finite"
 
@@ -52,7 +57,10 @@ class Synthesizer:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
         """Makes one part."""
-        part = int(batch[PART][0])
+        return self.make(int(batch[PART][0]))
+
+    def make(self, part: int) -> pa.Table:
+        """Makes the part of a number."""
         class_, indices = self._job.place(part)
         before = self._maker.unet_seconds
         table = make_part(self._maker, self._job, class_, indices)
@@ -123,7 +131,16 @@ def synthesize_stage(
         actors=settings.actors, cpus_per_actor=settings.cpus_per_actor, gpus_per_actor=settings.gpus_per_actor
     )
 
+    def here(pending: Sequence[int]) -> Parts:
+        check_room(store, len(pending) * settings.batch_size, job.sampling.size_px)
+        synthesizer = Synthesizer(job, plan_here(spread, gpu=device_kind() == "cuda"))
+        for part in pending:
+            yield part, synthesizer.make(part)
+
     def dataset_of(pending: Sequence[int]) -> tuple[ray.data.Dataset, int]:
+        import ray.data
+        from ray.data import ActorPoolStrategy
+
         check_room(store, len(pending) * settings.batch_size, job.sampling.size_px)
         plan = plan_actors(spread, parts=len(pending), ray_settings=ray_settings, key="synthesis")
         configure()
@@ -143,12 +160,22 @@ def synthesize_stage(
         recipe=job.recipe,
         parts=parts,
         dataset_of=dataset_of,
+        here=here,
+        row_s=lambda: image_s(job),
         rows=len(parts) * settings.batch_size,
         max_error_share=max_error_share,
         ray=ray_settings,
         grows=True,
     )
     return run_stage(store, stage)
+
+
+def image_s(job: SynthesisJob) -> float | None:
+    """Estimated seconds of one image; None for a pipeline that is yet to be fetched."""
+    unet_bytes, how = weight_bytes(job.pipeline, "unet"), job.sampling
+    if not unet_bytes:
+        return None
+    return drawing_s(unet_bytes, size_px=how.size_px, steps=how.steps, guidance=how.guidance)
 
 
 def check_room(store: Store, images: int, size_px: int) -> None:

@@ -19,6 +19,7 @@ from raydapt.artefacts.spec import ArtefactSpec
 from raydapt.data.classes import fill_template
 from raydapt.data.decode import BadImage, ImageSpec, decode_image
 from raydapt.data.reread import reread_images
+from raydapt.methods.class_prior import class_prior
 from raydapt.models.clip import load_clip
 from raydapt.stages.place import StagePlace, is_there
 from raydapt.stages.synthesis import synthesize_stage
@@ -60,7 +61,7 @@ def make_lora(place: StagePlace, spec: ArtefactSpec, made: Mapping[str, StageRes
     artefact = place.store.artefact_of(spec.recipe)
     if artefact.complete():
         return StageResult(artefact=artefact, reused=True)
-    chosen = choose_images(place, made["features"].artefact)
+    chosen = choose_images(place, made["features"].artefact, taught=wanted.taught)
     size_px = wanted.job.sampling.size_px
     kept, pixel_M3SS = _pixels(place, chosen.row_M.tolist(), size_px)
     job = LoraJob(
@@ -75,15 +76,25 @@ def make_lora(place: StagePlace, spec: ArtefactSpec, made: Mapping[str, StageRes
     return tune_lora(spec.recipe, job, train=config.train, ray_settings=config.ray, store=place.store)
 
 
-def choose_images(place: StagePlace, features: Artefact) -> ConfidentImages:
-    """The training images that the frozen CLIP is surest of, with rows of the source; labels are not looked at."""
+def choose_images(place: StagePlace, features: Artefact, *, taught: tuple[int, ...] | None = None) -> ConfidentImages:
+    """The training images that the frozen CLIP is surest of, with rows of the source; labels are not looked at.
+
+    Args:
+        place: Where and with what.
+        features: Of the images.
+        taught: Only images that the frozen CLIP takes for one of these classes; None: for any.
+    """
     config = place.config
     table = load_features(features, place.source)
     row_N, _, _ = rows_of_splits(config.data, table)
     clip = load_clip(config.model.clip)
     class_CD = clip.class_embeddings(place.classes.names, place.classes.templates[:1])
     probability_NC = (clip.logit_scale * table.feature_ND[row_N] @ class_CD.T).softmax(dim=1)
-    chosen = confident_images(probability_NC, config.lora.images_per_class)
+    prior = class_prior(config.data.class_prior, place.classes.names)
+    chosen = confident_images(prior.weighed(probability_NC), config.lora.images_per_class, prior)
+    if taught is not None:
+        is_taught_M = torch.isin(chosen.class_M, torch.tensor(taught))
+        chosen = ConfidentImages(row_M=chosen.row_M[is_taught_M], class_M=chosen.class_M[is_taught_M])
     return ConfidentImages(row_M=table.row_N[row_N[chosen.row_M]], class_M=chosen.class_M)
 
 

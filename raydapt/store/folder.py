@@ -174,6 +174,20 @@ class Folder:
         finally:
             lock.release()
 
+    def held(self) -> bool | None:
+        """Whether a process holds this folder; None where nobody can tell, on an object store."""
+        if not self.local:
+            return None
+        if not Path(self.file(_LOCK)).exists():
+            return False
+        lock = FileLock(self.file(_LOCK))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
     def _sweep(self) -> None:
         """Removes what a killed writer left half-written; the lock is held, so nobody is writing."""
         for name in self.sizes():

@@ -9,6 +9,7 @@ import torch
 from safetensors.numpy import load, save
 from torch import Tensor
 
+from raydapt.artefacts.answers import mean_answers
 from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS, Captions, captions_of, load_captions
 from raydapt.artefacts.crops import load_crops
 from raydapt.artefacts.features import load_features
@@ -141,6 +142,7 @@ class TrainingJob:
         row_N = torch.from_numpy(tensors["row"])
         pixels, crops = self.artefacts.get("pixels"), self.artefacts.get("crops")
         partial = self.artefacts.get("partial_labels")
+        answer_AC = mean_answers(self.artefacts) if spec_of(self.config.method).reads_answers else None
         return TrainingImages(
             feature_ND=table.feature_ND if len(row_N) == len(table.feature_ND) else table.feature_ND[row_N],
             n_classes=len(self.classes.names),
@@ -151,6 +153,7 @@ class TrainingJob:
             pixels=None if pixels is None else PixelRows(load_pixels(pixels, SCRATCH), row_N),
             crop_NKD=None if crops is None else load_crops(crops)[row_N],
             partial=None if partial is None else load_partial_labels(partial).rows(row_N),
+            answer_NC=None if answer_AC is None else answer_AC[row_N],
             synthetic=synthetic_of(self.config, self.classes, self.artefacts),
             image_captions=captions_in(self.artefacts, IMAGE_CAPTIONS, row_N),
             group_captions=captions_in(self.artefacts, GROUP_CAPTIONS, row_N),

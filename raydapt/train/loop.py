@@ -172,7 +172,8 @@ class _Trainer:
         }
         optimizer.zero_grad(set_to_none=True)
         n_first = len(batches[state.streams[0].name].index_B)
-        n_parts = min(self.settings.gradient_accumulation, n_first)
+        # Every part holds images of every stream: one without labelled images would weigh those of the others less.
+        n_parts = min(self.settings.gradient_accumulation, *(len(batch.index_B) for batch in batches.values()))
         loss = torch.zeros((), device=place.device)
         for i, part in enumerate(_parts(batches, n_parts)):
             share = len(part[state.streams[0].name].index_B) / n_first

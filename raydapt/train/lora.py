@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raydapt.cluster.joining import ensure_ray
 from raydapt.errors import UserError
+from raydapt.methods.class_prior import ClassPrior
 from raydapt.models.diffusion import load_pipeline
 from raydapt.models.diffusion_lora import (
     WEIGHTS_FILE,
@@ -36,7 +37,7 @@ from raydapt.store.environment import versions
 from raydapt.store.fingerprint import Recipe
 from raydapt.train.checkpoint import Checkpoints, TrainState, from_bytes, optimizer_tensors, restore_optimizer, to_bytes
 from raydapt.train.loop import Log, WorkerContext
-from raydapt.train.ray_train import local_context, train_on_workers
+from raydapt.train.ray_train import local_context, train_on_workers, trains_here
 from raydapt.train.sampling import StreamOrder, seed_of
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -56,14 +57,19 @@ class ConfidentImages:
     """int64 pseudo-labels."""
 
 
-def confident_images(probability_NC: Tensor, images_per_class: int) -> ConfidentImages:
-    """The `images_per_class` images that each class wins with the highest probability; fewer where it wins fewer."""
+def confident_images(probability_NC: Tensor, images_per_class: int, prior: ClassPrior | None = None) -> ConfidentImages:
+    """The `images_per_class` images that each class wins with the highest probability; fewer where it wins fewer.
+
+    With a known prior a class gets as many as its share allows, `images_per_class` on average.
+    """
     confidence_N, class_N = probability_NC.max(dim=1)
+    equal_C = torch.full((probability_NC.shape[1],), images_per_class)
+    places_C = (prior.quotas(images_per_class) if prior is not None and prior.known else equal_C).tolist()
     rows = []
     for class_ in range(probability_NC.shape[1]):
         won_N = (class_N == class_).nonzero().flatten()
         order_N = torch.argsort(confidence_N[won_N], descending=True, stable=True)
-        rows.append(won_N[order_N[:images_per_class]])
+        rows.append(won_N[order_N[: places_C[class_]]])
     row_M = torch.cat(rows)
     return ConfidentImages(row_M=row_M, class_M=class_N[row_M])
 
@@ -254,7 +260,7 @@ def tune_lora(
             return StageResult(artefact=artefact, reused=True)
         started = time.monotonic()
         checkpoints = ArtefactCheckpoints(artefact)
-        if train.workers == 0:
+        if trains_here(train, ray_settings):
             state = job(local_context(train), checkpoints, log)
         else:
             ensure_ray(ray_settings)

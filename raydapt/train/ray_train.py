@@ -1,22 +1,31 @@
-"""Runs the training loop on Ray Train workers, or in this process when there are none."""
+"""Runs the training loop on Ray Train workers, or in this process when there are none.
+
+Ray Train is imported where it is used: a training in this process does without.
+"""
+
+from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ray.train
-import ray.train.torch
 import torch
 
 from raydapt.cluster.joining import require_reachable
-from raydapt.cluster.nodes import capacity, require_nodes, selector
+from raydapt.cluster.nodes import capacity, may_stay, require_nodes, selector
 from raydapt.settings.groups import RaySettings, TrainSettings
 from raydapt.store.folder import Folder
 from raydapt.train.checkpoint import Checkpoints, TrainState, from_bytes
 from raydapt.train.loop import Log, WorkerContext
 
+if TYPE_CHECKING:
+    import ray.train
+
 _FILE = "state.safetensors"
+_LISTEN_EVERY_S = 1.0
 
 TrainFunction = Callable[[WorkerContext, Checkpoints, Log], TrainState]
 """Builds the method and its images where it runs, and calls `raydapt.train.loop.fit`."""
@@ -27,11 +36,15 @@ class RayCheckpoints:
 
     def load(self) -> bytes | None:
         """The latest reported checkpoint of this run."""
+        import ray.train
+
         checkpoint = ray.train.get_checkpoint()
         return None if checkpoint is None else _read(checkpoint)
 
     def save(self, data: bytes | None, metrics: Mapping[str, float]) -> None:
         """Reports a checkpoint; a barrier, so every worker calls it, the first alone with data."""
+        import ray.train
+
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = None
             if data is not None:
@@ -58,18 +71,22 @@ def train_on_workers(
         ray_settings: On which nodes, and how long to wait for them.
         storage: Folder that every node reaches.
         name: The same storage and name resume the same training.
-        log: Called in this process with the log lines once training is over.
+        log: Called in this process with the log lines, as the first worker writes them.
         callbacks: Of Ray Train, such as the one that passes reports on to Ray Tune.
 
     Raises:
         UserError: When the cluster cannot place the workers, or they cannot reach the storage.
     """
+    import ray.train
+    import ray.train.torch
+
     resources = _resources_per_worker(settings, ray_settings)
     require_nodes(ray_settings, ray_settings.model_nodes, resources, count=settings.workers, setting="train.workers")
     require_reachable(storage)
+    lines = ray.remote(num_cpus=0)(_Lines).remote()
     trainer = ray.train.torch.TorchTrainer(
         _worker,
-        train_loop_config={"train": train},
+        train_loop_config={"train": train, "lines": lines},
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.workers,
             use_gpu="GPU" in resources,
@@ -85,13 +102,81 @@ def train_on_workers(
             callbacks=list(callbacks),
         ),
     )
-    checkpoint = trainer.fit().checkpoint
+    heard: set[tuple[Any, ...]] = set()
+
+    def hear(line: Mapping[str, Any]) -> None:
+        if _place(line) not in heard:  # a checkpoint holds the lines of all sessions, and so of those heard already
+            heard.add(_place(line))
+            log(line)
+
+    with _listening(lines, hear):
+        checkpoint = trainer.fit().checkpoint
     if checkpoint is None:
         raise RuntimeError("Ray Train ended without a checkpoint.")
     state = from_bytes(_read(checkpoint))
     for line in state.lines:
-        log(line)
+        hear(line)
     return state
+
+
+class _Lines:
+    """An actor that keeps the log lines of the first worker until this process takes them."""
+
+    def __init__(self) -> None:
+        self._lines: list[dict[str, Any]] = []
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Keeps a line."""
+        self._lines.append(dict(line))
+
+    def take(self) -> list[dict[str, Any]]:
+        """Gives away what was kept."""
+        taken, self._lines = self._lines, []
+        return taken
+
+
+@contextmanager
+def _listening(lines: Any, hear: Log) -> Iterator[None]:
+    """Passes on the lines of the first worker while training goes on, from a thread of this process."""
+    import ray
+    from ray.exceptions import RayError
+
+    over = threading.Event()
+
+    def listen() -> None:
+        last = False
+        while not last:
+            last = over.wait(_LISTEN_EVERY_S)
+            try:
+                for line in ray.get(lines.take.remote()):
+                    hear(line)
+            except RayError:  # the cluster is going: training itself will say so
+                return
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _place(line: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Where in the training a line was written."""
+    return line["round"], line["epoch"], line["step"]
+
+
+def trains_here(settings: TrainSettings, ray_settings: RaySettings) -> bool:
+    """Whether a training needs no Ray Train: without workers, or with the one that this process can be."""
+    return settings.workers == 0 or (settings.workers == 1 and may_stay(ray_settings))
+
+
+def training_place(settings: TrainSettings, ray_settings: RaySettings) -> str:
+    """Where a training happens, in words."""
+    if trains_here(settings, ray_settings):
+        return "in this process"
+    return f"on {settings.workers} Ray Train worker{'' if settings.workers == 1 else 's'}"
 
 
 def local_context(settings: TrainSettings) -> WorkerContext:
@@ -101,11 +186,16 @@ def local_context(settings: TrainSettings) -> WorkerContext:
 
 
 def _worker(config: dict[str, Any]) -> None:
+    import ray.train
+    import ray.train.torch
+
     context = ray.train.get_context()
     place = WorkerContext(
         device=ray.train.torch.get_device(), rank=context.get_world_rank(), world=context.get_world_size()
     )
-    config["train"](place, RayCheckpoints(), lambda line: None)
+    lines = config["lines"]
+    log: Log = lines.add.remote if place.rank == 0 else (lambda line: None)
+    config["train"](place, RayCheckpoints(), log)
 
 
 def _read(checkpoint: ray.train.Checkpoint) -> bytes:

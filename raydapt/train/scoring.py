@@ -21,6 +21,7 @@ from raydapt.data.descriptions import check_descriptions, packaged_descriptions
 from raydapt.errors import UserError
 from raydapt.methods import scores
 from raydapt.methods.air.rules import centred, class_weights
+from raydapt.methods.class_prior import ClassPrior, class_prior
 from raydapt.methods.contract import Method, TrainingImages
 from raydapt.methods.table import spec_of
 from raydapt.models.clip import Clip
@@ -31,16 +32,18 @@ SCORES = (
     "synthetic_accuracy",
     "agreement",
     "class_balance",
+    "prior_match",
     "mutual_information",
     "neighbourhood_density",
     "calibrated_accuracy",
     "stability",
 )
 """The scores, each None where there is nothing to compute it from."""
-DECISIVE = ("synthetic_accuracy", "agreement", "class_balance", "mutual_information")
+DECISIVE = ("synthetic_accuracy", "agreement", "prior_match", "mutual_information")
 """Those that a choice goes by: on the four development sets each alone goes with accuracy (Spearman 0.4 or more, see
 docs/results/experiments.md). The others do not (0.2 or less): they go by how sure or smooth answers are, which is most
-so where classes died out. They are told only."""
+so where classes died out. They are told only. `class_balance` goes with accuracy where classes are equally frequent and
+against it where they are not, so it decides only as `prior_match`, measured against a stated prior."""
 MEAN = "mean"
 """The plain mean of the decisive ones, which guides a search while it runs."""
 
@@ -66,6 +69,8 @@ class LabelFreeScorer:
     """Synthetic images that nothing learns from."""
     batch_size: int
     device: torch.device
+    prior: ClassPrior
+    """How often classes occur, as far as anybody said."""
 
     def __call__(self, method: Method) -> dict[str, float | None]:
         """All scores, and the mean of those that a choice goes by."""
@@ -93,14 +98,15 @@ class LabelFreeScorer:
     def _answer(self, method: Method, image_B: Tensor) -> Tensor:
         return method.logits(image_B.to(self.device)).softmax(-1).float().cpu()
 
-    def _of_answers(self, probability_EC: Tensor, view_EC: Tensor) -> dict[str, float]:
+    def _of_answers(self, probability_EC: Tensor, view_EC: Tensor) -> dict[str, float | None]:
         class_E, n_classes = probability_EC.argmax(dim=1), probability_EC.shape[1]
         vote_E = scores.neighbours_vote(probability_EC, self.neighbour_EK)
         others = [*self.heads.values(), vote_E]
         return {
             "agreement": scores.mean_of(scores.agreement(class_E, other_E, n_classes) for other_E in others),
             "class_balance": scores.class_balance(probability_EC),
-            "mutual_information": scores.mutual_information(probability_EC),
+            "prior_match": self.prior.balance(probability_EC.mean(dim=0)),
+            "mutual_information": scores.mutual_information(probability_EC, self.prior.score_reference()),
             "neighbourhood_density": scores.neighbourhood_density(probability_EC),
             "stability": scores.agreement(class_E, view_EC.argmax(dim=1), n_classes),
         }
@@ -174,6 +180,7 @@ def scorer_of(
         held_out=held_out,
         batch_size=config.train.predict_batch_size,
         device=clip.device,
+        prior=class_prior(config.data.class_prior, classes.names),
     )
 
 

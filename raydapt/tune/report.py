@@ -15,6 +15,7 @@ _TITLES = {
     "synthetic_accuracy": "held-out synthetic images right",
     "agreement": "agreement with other heads",
     "class_balance": "even classes",
+    "prior_match": "class shares as stated",
     "mutual_information": "mutual information",
     "neighbourhood_density": "soft neighbourhood density",
     "calibrated_accuracy": "accuracy predicted by confidence",

@@ -12,6 +12,7 @@ _SHORT = {
     "synthetic_accuracy": "synth",
     "agreement": "agree",
     "class_balance": "even",
+    "prior_match": "prior",
     "mutual_information": "MI",
     "neighbourhood_density": "SND",
     "calibrated_accuracy": "calib",

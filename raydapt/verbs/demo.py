@@ -1,39 +1,71 @@
-"""The demonstration: the built-in handwritten digits through every method there is, offline."""
+"""The demonstration: handwritten digits through every method, offline, or real CLIP features through those that fit."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
+from raydapt.errors import UserError
 from raydapt.methods.configuration import EverySetting, config_from_tree
-from raydapt.methods.table import METHODS, recipe_file
+from raydapt.methods.table import METHODS, recipe_file, spec_of
+from raydapt.methods.without_images import decide_prompt
 from raydapt.report.compare import format_table
 from raydapt.run import pipeline
 from raydapt.run.reporting import compare_runs
 from raydapt.settings.config import Config
 from raydapt.settings.tree import merge_trees, read_yaml
 from raydapt.store.folder import Folder
+from raydapt.train.scoring import MEAN
 
 SETTINGS = Path(__file__).with_name("demo.yaml")
+FEATURES = "openai-clip-vit-B-32-whurs19"
+_NEXT = """
+Your own images:  raydapt run {method} data.source=photos/ 'data.class_names=[oak, birch]' model.clip=ViT-B-32/openai
+New images:       raydapt predict {folder} data.source=more_photos/"""
+_NEXT_FEATURES = """
+Your own features:  raydapt run {method} data.source=features.parquet data.class_features=classes.parquet
+                    (raydapt features data.source=photos/ 'data.class_names=[oak, birch]' --output=FOLDER writes both)
+New features:       raydapt predict {folder} data.source=more.parquet"""
 
 
-def demo(overrides: list[str]) -> list[Folder]:
+def demo(overrides: list[str], *, features: bool = False) -> list[Folder]:
     """Runs ``demo.yaml`` over every method's own recipe, prints the comparison, returns the run folders.
 
     Args:
         overrides: ``key=value`` settings on top.
+        features: CLIP features of WHU-RS19 (``RAYDAPT_DATA``) in place of the digits, through the methods that features
+            and class embeddings are enough for.
 
     Raises:
-        UserError: For a setting that is not valid.
+        UserError: For a setting that is not valid, or when the features are not there.
     """
+    given = [*features_settings(), *overrides] if features else overrides
+    configs = [demo_config(method, given) for method in METHODS]
+    if features:
+        configs = [config for config in configs if _takes_features(config)]
     folders: list[Folder] = []
-    for method in METHODS:
-        click.echo(f"[{len(folders) + 1}/{len(METHODS)}] {method}")
-        folders.append(pipeline.run(demo_config(method, overrides)).folder)
+    for config in configs:
+        click.echo(f"[{len(folders) + 1}/{len(configs)}] {config.method}")
+        folders.append(pipeline.run(config).folder)
     click.echo()
     click.echo(format_table(compare_runs(folders)))
-    click.echo(f"Report of the last run: {folders[-1].file('report.html')}")
+    best = best_without_labels([folder.read_json("metrics.json") for folder in folders])
+    chosen = len(folders) - 1 if best is None else best
+    why = "the last one" if best is None else "the best by scores that read no label"
+    click.echo(f"\nReport of {why}, {configs[chosen].method}: {folders[chosen].address('report.html')}")
+    click.echo(
+        (_NEXT_FEATURES if features else _NEXT).format(method=configs[chosen].method, folder=folders[chosen].path)
+    )
     return folders
+
+
+def best_without_labels(metrics: Sequence[Mapping[str, Any]]) -> int | None:
+    """Which run has the highest mean of the decisive label-free scores (`raydapt.train.scoring`); None without any."""
+    scored = [((run.get("scores") or {}).get(MEAN), place) for place, run in enumerate(metrics)]
+    known = [(score, -place) for score, place in scored if score is not None]
+    return -max(known)[1] if known else None
 
 
 def demo_config(method: str, overrides: Sequence[str] = ()) -> Config:
@@ -41,3 +73,24 @@ def demo_config(method: str, overrides: Sequence[str] = ()) -> Config:
     own = recipe_file(method).with_name("demo.yaml")
     trees = [read_yaml(SETTINGS), {"method": method}, read_yaml(own) if own.exists() else {}]
     return config_from_tree(merge_trees(*trees, overrides=overrides, kind=EverySetting))
+
+
+def features_settings() -> list[str]:
+    """The settings that put CLIP's features of WHU-RS19, 1,005 views from above, in the place of the digits.
+
+    Raises:
+        UserError: When ``RAYDAPT_DATA`` does not hold them.
+    """
+    folder = Path(os.environ.get("RAYDAPT_DATA") or ".") / "clip_features"
+    source, classes = folder / f"{FEATURES}.parquet", folder / f"{FEATURES}.classes.parquet"
+    if not (source.is_file() and classes.is_file()):
+        raise UserError(
+            f"Option --features needs {FEATURES}.parquet and {FEATURES}.classes.parquet in the folder clip_features of "
+            "RAYDAPT_DATA: set that variable, or write features of your own with 'raydapt features … --output=FOLDER'."
+        )
+    return [f"data.source={source}", f"data.class_features={classes}"]
+
+
+def _takes_features(config: Config) -> bool:
+    """Whether features and class embeddings are enough for a method."""
+    return not spec_of(config.method).unfit_for_features(decide_prompt(config), text_tower=False)

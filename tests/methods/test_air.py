@@ -261,3 +261,25 @@ def test_a_learned_state_predicts_with_the_scale_that_the_last_round_found(fusio
     else:
         assert torch.equal(predictor.logits(images.feature_ND), method.logits(images.feature_ND))
         assert build_method(settings, clip, CLASSES).air is None  # synthetic images are not needed to predict
+
+
+@pytest.mark.parametrize("base", ["cpl", "grip", "fpl"])
+@pytest.mark.parametrize(("classes", "learned_from"), [("unseen", {1, 3}), ("all", {0, 1, 2, 3})])
+def test_in_trzsl_synthetic_images_of_unseen_classes_are_learned_from(base, classes, learned_from):
+    clip = tiny_clip()
+    for paradigm, expected in (("trzsl", learned_from), ("ssl", {0, 1, 2, 3})):
+        images = with_synthetic(paradigm, clip=clip)
+        method = build_method(config(base=base, trzsl_classes=classes), clip, CLASSES, images)
+        stream = method.begin_round(1, lambda: torch.zeros(0))[-1]
+        assert set(stream.target_MC.argmax(dim=1).tolist()) == expected
+        assert images.synthetic.class_M[stream.index_M].tolist() == stream.target_MC.argmax(dim=1).tolist()
+
+
+def test_fusion_at_test_of_synthetic_images_alone_knows_the_mean_and_the_scale():
+    clip = tiny_clip()
+    images = with_synthetic(clip=clip)
+    alone = config(synthetic_only=True, fusion_at_test=True, centred=True, image_scale="matched")
+    method = build_method(alone, clip, CLASSES, images)
+    method.begin_round(1, lambda: torch.zeros(0))
+    torch.testing.assert_close(method.air.centre_D, images.feature_ND.mean(dim=0))
+    assert float(method.air.scale) != clip.logit_scale

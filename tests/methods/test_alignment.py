@@ -80,8 +80,23 @@ def test_agreeing_heads_weigh_1():
     assert sample_weights("agreement", score, 0.5 * score).tolist() == [1.0] * 50
 
 
+def of_one_batch(logits, target_C=None):
+    return fairness_loss(logits, torch.full((4,), 0.25), 0.0, target_C)[0]
+
+
 def test_fairness_is_least_when_all_classes_are_predicted_equally_often():
     logits = 5 * unit(7, 4)
     mean = [sum(float(row.softmax(0)[c]) for row in logits) / 7 for c in range(4)]
-    assert float(fairness_loss(logits)) == pytest.approx(-sum(math.log(p) for p in mean) / 4, abs=1e-5)
-    assert float(fairness_loss(50 * torch.eye(4))) == pytest.approx(math.log(4), abs=1e-5)
+    assert float(of_one_batch(logits)) == pytest.approx(-sum(math.log(p) for p in mean) / 4, abs=1e-5)
+    assert float(of_one_batch(50 * torch.eye(4))) == pytest.approx(math.log(4), abs=1e-5)
+
+
+def test_fairness_with_stated_shares_is_the_cross_entropy_to_them_and_least_there():
+    logits, target_C = 5 * unit(7, 4), torch.tensor([0.5, 0.2, 0.2, 0.1])
+    mean = [sum(float(row.softmax(0)[c]) for row in logits) / 7 for c in range(4)]
+    expected = -sum(float(q) * math.log(p) for q, p in zip(target_C, mean, strict=True))
+    assert float(of_one_batch(logits, target_C)) == pytest.approx(expected, abs=1e-5)
+    assert float(of_one_batch(logits, torch.full((4,), 0.25))) == pytest.approx(float(of_one_batch(logits)), abs=1e-6)
+    least = target_C.log()[None].requires_grad_(True)
+    of_one_batch(least, target_C).backward()
+    torch.testing.assert_close(least.grad, torch.zeros(1, 4), atol=1e-6, rtol=0)

@@ -102,3 +102,33 @@ def test_a_contradiction_is_said_in_a_sentence():
 def test_mistakes_are_told(stated, said):
     with pytest.raises(UserError, match=said):
         class_prior(stated, NAMES)
+
+
+def test_of_some_classes_alone_it_is_renormalised():
+    found = class_prior({"oak": 30, "birch": 10, "pine": 60, "elm": 0}, NAMES)
+    torch.testing.assert_close(found.among(torch.tensor([1, 2])).share_C, torch.tensor([1, 6]).double() / 7)
+    torch.testing.assert_close(found.among(torch.tensor([3])).share_C, torch.ones(1).double())
+    assert found.among(torch.tensor([3])).known
+    assert class_prior("unknown", NAMES).among(torch.tensor([0, 1])).places(5) == 5
+    assert found.places(5).tolist() == [6, 2, 12, 0]
+
+
+def test_weighed_probabilities_are_bayes_rule():
+    found = class_prior({"oak": 30, "birch": 10, "pine": 60, "elm": 0}, NAMES)
+    probability_BC = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.0, 0.0, 0.1, 0.9]])
+    for row_C, weighed_C in zip(probability_BC.tolist(), found.weighed(probability_BC).tolist(), strict=True):
+        joint = [p * share for p, share in zip(row_C, (0.3, 0.1, 0.6, 0.0), strict=True)]
+        assert weighed_C == pytest.approx([value / sum(joint) for value in joint], abs=1e-6)
+    assert class_prior("unknown", NAMES).weighed(probability_BC) is probability_BC
+
+
+def test_mutual_information_is_greatest_where_the_mean_prediction_is_the_prior():
+    share_C = torch.tensor([0.5, 0.25, 0.25])
+    like_it, even = torch.eye(3)[[0, 0, 1, 2]], torch.eye(3)[[0, 1, 2]]
+    most = scores.mutual_information(like_it, share_C)
+    entropy = -sum(p * math.log(p) for p in share_C.tolist())
+    assert most == pytest.approx(entropy / math.log(3), abs=1e-6)
+    assert scores.mutual_information(even, share_C) < most
+    for probability_NC in (like_it, even, torch.rand(9, 3).softmax(dim=1)):
+        expected = scores.mutual_information(probability_NC)
+        assert scores.mutual_information(probability_NC, torch.full((3,), 1 / 3)) == pytest.approx(expected, abs=1e-6)

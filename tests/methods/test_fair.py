@@ -9,6 +9,7 @@ from raydapt.artefacts.crops import CropSpec, boxes_of
 from raydapt.artefacts.pixels import PixelRows
 from raydapt.errors import UserError
 from raydapt.methods.fair.method import TRAIN, Anchors, Fair
+from raydapt.methods.fair.rules import fairness_loss
 from raydapt.methods.fair.settings import FairSettings
 from raydapt.methods.wca.method import Wca
 from raydapt.models.views import strong_view, whole_view
@@ -96,6 +97,7 @@ def test_without_crops_it_is_plain_self_training_bit_for_bit():
     images = images_with(clip, settings)
     prompt = clip.class_embeddings(NAMES, CLASSES.templates)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=TRAIN_SETTINGS.weight_decay)
+    predicted = torch.full((4,), 0.25)
     order = StreamOrder(40, 16, seed=1, round_=1, name=TRAIN)
     for step in range(4):
         optimizer.param_groups[0]["lr"] = 1e-2 * 0.5 * (1 + math.cos(math.pi * step / 4))
@@ -108,7 +110,9 @@ def test_without_crops_it_is_plain_self_training_bit_for_bit():
             label = logits.argmax(1)
             weight = torch.exp(other.gather(1, label[:, None])[:, 0] - other.max(1).values)
         z = 100.0 * plain.tower.encode(strong_view(image, SIDE_PX, least_area=0.3, flip=True)) @ plain.anchors().T
-        loss = (weight * F.cross_entropy(z, label, reduction="none")).mean() - z.softmax(1).mean(0).log().mean()
+        predicted = 0.5 * predicted + 0.5 * z.softmax(1).mean(0)
+        loss = (weight * F.cross_entropy(z, label, reduction="none")).mean() - predicted.log().mean() / 0.5
+        predicted = predicted.detach()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(plain.parameters(), TRAIN_SETTINGS.clip_grad_norm)
@@ -116,9 +120,10 @@ def test_without_crops_it_is_plain_self_training_bit_for_bit():
     for learned, expected in zip(method.parameters(), plain.parameters(), strict=True):
         assert torch.equal(learned, expected)
     again, _ = trained(clip, settings)
-    with_crops, _ = trained(clip, SETTINGS)
     assert torch.equal(method.anchors.vector_MD, again.anchors.vector_MD)
-    assert not torch.equal(method.anchors.vector_MD, with_crops.anchors.vector_MD)
+    # Weights by margins see the crops even where they change no label.
+    without, with_crops = (trained(clip, dataclasses.replace(s, weighting="margin"))[0] for s in (settings, SETTINGS))
+    assert not torch.equal(without.anchors.vector_MD, with_crops.anchors.vector_MD)
 
 
 def test_crops_draw_nothing_that_the_rest_draws(monkeypatch):
@@ -134,7 +139,7 @@ def test_crops_draw_nothing_that_the_rest_draws(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["class", "description"])
-@pytest.mark.parametrize("mean", ["plain", "weighted"])
+@pytest.mark.parametrize("mean", ["plain", "weighted", "softmax"])
 def test_anchors_start_as_means_of_the_descriptions(kind, mean):
     clip = tiny_clip()
     settings = dataclasses.replace(SETTINGS, anchors_per=kind, anchor_mean=mean)
@@ -142,8 +147,7 @@ def test_anchors_start_as_means_of_the_descriptions(kind, mean):
     prompt_CD = clip.class_embeddings(NAMES, CLASSES.templates)
     for c, name in enumerate(NAMES):
         embedding = clip.encode_text(TEXTS[name])
-        weight = [float(e @ prompt_CD[c]) if mean == "weighted" else 1.0 for e in embedding]
-        expected = sum(w * e for w, e in zip(weight, embedding, strict=True)) / sum(weight)
+        expected = sum(w * e for w, e in zip(naive_weights(mean, embedding, prompt_CD[c]), embedding, strict=True))
         if kind == "class":
             expected = expected / expected.norm()
         torch.testing.assert_close(anchor_CD[c], expected, atol=1e-5, rtol=0)
@@ -164,6 +168,7 @@ def test_anchors_of_names_are_the_prompt_ensemble():
         {"layer_norms": False, "crops": 0},
         {"anchors_per": "description", "weighting": "margin"},
         {"alignment": 0.1, "fairness": 0.0},
+        {"fairness_memory": 0.9},
         {"learn_anchors": False, "rand_augment": False},
         {"logit_scale": "model", "score_at_test": True, "weighting": "none"},
     ],
@@ -207,11 +212,80 @@ def test_a_tower_without_layer_norms_is_one_sentence():
         Fair(clip, CLASSES, None, settings=SETTINGS, batch_size=16)
 
 
-def test_wca_is_the_double_sum_over_crops_and_descriptions():
+def test_pseudo_labels_are_made_in_single_precision_within_autocast():
+    """In bf16 scores of 100 cosines are multiples of a half: labels of images between classes would flip."""
+    clip = tiny_clip()
+    method = Fair(clip, CLASSES, images_with(clip, SETTINGS), settings=SETTINGS, batch_size=16)
+    image = pixels(40)
+    label, weight, whole = method.pseudo_label(image, 7)
+    with torch.autocast("cpu", torch.bfloat16):
+        label_16, weight_16, whole_16 = method.pseudo_label(image, 7)
+    assert torch.equal(label, label_16)
+    assert torch.equal(weight, weight_16)
+    assert torch.equal(whole, whole_16)
+    assert {weight_16.dtype, whole_16.dtype} == {torch.float32}
+
+
+@pytest.mark.parametrize("memory", [0.0, 0.5, 0.9])
+def test_the_fairness_term_follows_the_moving_average(memory):
+    logits, past = torch.randn(5, 7, generator=torch.Generator().manual_seed(1)), torch.full((7,), 1 / 7)
+    for _ in range(3):
+        share = [sum(float(logits[b].softmax(0)[c]) for b in range(5)) / 5 for c in range(7)]
+        mixed = [memory * float(past[c]) + (1 - memory) * share[c] for c in range(7)]
+        loss, past = fairness_loss(logits, past, memory)
+        assert float(loss) == pytest.approx(-sum(map(math.log, mixed)) / 7 / (1 - memory), rel=1e-5)
+        assert past.tolist() == pytest.approx(mixed, rel=1e-5)
+        logits = 2 * logits
+
+
+def test_classes_that_a_batch_cannot_hold_cost_less_with_a_memory():
+    """500 classes, 64 sure and right images a batch: one batch alone pulls every image towards the absent classes."""
+    generator, n_classes = torch.Generator().manual_seed(2), 500
+    force = {}
+    for memory in (0.0, 0.5, 0.9):
+        past, pulls = torch.full((n_classes,), 1 / n_classes), []
+        generator.manual_seed(2)
+        for _ in range(20):
+            class_B = torch.randint(n_classes, (64,), generator=generator)
+            logits = (12 * F.one_hot(class_B, n_classes)).float().requires_grad_()
+            loss, past = fairness_loss(logits, past, memory)
+            (gradient,) = torch.autograd.grad(loss, logits)
+            pulls.append(float(gradient.gather(1, class_B[:, None]).clamp_min(0).sum()))
+        force[memory] = sum(pulls[10:]) / 10
+    assert force[0.9] < force[0.5] < 0.9 * force[0.0]
+
+
+def naive_weights(kind, embedding, prompt):
+    cosine = [float(row @ prompt) for row in embedding]
+    value = {"plain": [1.0] * len(cosine), "weighted": cosine}.get(kind) or [math.exp(math.e**2 * x) for x in cosine]
+    return [v / sum(value) for v in value]
+
+
+@pytest.mark.parametrize("kind", ["plain", "weighted", "softmax"])
+def test_wca_compares_the_normalised_means_of_crops_and_descriptions(kind):
+    clip = tiny_clip()
+    settings = dataclasses.replace(SETTINGS, anchor_mean=kind, temperature=0.0183)
+    feature = images_with(clip, settings).crop_NKD[:5]
+    method = Wca(clip, CLASSES, settings=settings)
+    logits, prompt = method.logits(feature), clip.class_embeddings(NAMES, CLASSES.templates)
+    torch.testing.assert_close(method.text_CD.norm(dim=1), torch.ones(4))
+    for b in range(5):
+        similarity = [float(feature[b, 1 + i] @ feature[b, 0]) for i in range(3)]
+        kept = sorted(range(3), key=lambda i: -similarity[i])[:2]
+        rho = torch.tensor([similarity[i] / 0.0183 for i in kept]).softmax(0)
+        image = sum(r * feature[b, 1 + i] for r, i in zip(rho, kept, strict=True))
+        for c, name in enumerate(NAMES):
+            embedding = clip.encode_text(TEXTS[name])
+            text = sum(v * e for v, e in zip(naive_weights(kind, embedding, prompt[c]), embedding, strict=True))
+            expected = clip.logit_scale * float(image @ text / image.norm() / text.norm())
+            assert float(logits[b, c]) == pytest.approx(expected, abs=1e-3)
+
+
+def test_wca_without_unit_means_is_the_double_sum_over_crops_and_descriptions():
     clip = tiny_clip()
     settings = dataclasses.replace(SETTINGS, anchor_mean="weighted", temperature=0.1)
     feature = images_with(clip, settings).crop_NKD[:5]
-    logits = Wca(clip, CLASSES, settings=settings).logits(feature)
+    logits = Wca(clip, CLASSES, settings=settings, unit_means=False).logits(feature)
     prompt = clip.class_embeddings(NAMES, CLASSES.templates)
     for b in range(5):
         similarity = [float(feature[b, 1 + i] @ feature[b, 0]) for i in range(3)]

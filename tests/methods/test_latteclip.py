@@ -233,3 +233,18 @@ def test_images_without_captions_and_pixels_suffice_for_a_text_prompt():
     images = training_images(n=24, clip=clip)
     method = train_latteclip(clip, MemoryCheckpoints(), change(tune="text_prompt"), images=images)
     assert method.logits(images.feature_ND).shape == (24, 4)
+
+
+def test_pseudo_labels_are_made_in_single_precision_within_autocast():
+    """In bf16 neighbouring cosines are equal, and the first class of them would win."""
+    clip = tiny_clip()
+    method = latteclip(clip, captioned_images(clip))
+    close_CD = F.normalize(method.start_CD[:1] + 1e-3 * torch.randn(4, EMBED_DIM), dim=1)
+    method.prototype_CD.copy_(close_CD)
+    feature_BD, index_B = F.normalize(torch.randn(24, EMBED_DIM), dim=1), torch.arange(24)
+    expected_B = torch.tensor(
+        [max(range(4), key=lambda c, v=v: float(v @ method.class_embeddings()[c])) for v in feature_BD]
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        finetuned_B = method._pseudo_labels(feature_BD, index_B)[0]
+    assert torch.equal(finetuned_B, expected_B)

@@ -8,10 +8,18 @@ import torch
 from raydapt.errors import UserError
 from raydapt.methods.contract import Batch
 from raydapt.methods.cpl.settings import CplSettings
+from raydapt.methods.fpl.settings import FplSettings
 from raydapt.methods.grip.settings import GripSettings
-from raydapt.methods.prompting.hard_labels import loss_weights
+from raydapt.methods.prompting.hard_labels import Weighting, loss_weights
 from raydapt.methods.prompting.method import zero_shot_probability
-from raydapt.methods.prompting.pseudo_labels import cpl_candidates, cpl_select, leader_board, restrict_probability
+from raydapt.methods.prompting.pseudo_labels import (
+    cpl_candidates,
+    cpl_select,
+    leader_board,
+    published_leader_board,
+    restrict_probability,
+    top_k_per_class,
+)
 from raydapt.settings.groups import DataSettings, ModelSettings, TrainSettings
 from tests.methods.cases import CLASSES, build_method, config_of, tiny_clip, training_images
 
@@ -196,11 +204,56 @@ def test_grip_grows_its_boards(board):
 
 def test_weights_of_labelled_and_pseudo_labelled_images():
     ul, ssl, trzsl = (training_images(paradigm) for paradigm in ("ul", "ssl", "trzsl"))
-    assert loss_weights(ul, 24, "auto") == (0.0, 1.0)
-    assert loss_weights(ssl, 24, "auto") == (24 / 8, 1.0)
-    assert loss_weights(trzsl, 24, "auto") == (1.0, 30 / 30)
-    assert loss_weights(trzsl, 24, 0.5) == (0.5, 1.0)
-    assert loss_weights(ul, 24, 0.5) == (0.0, 1.0)
+    assert loss_weights(ul, 0, 24, Weighting()) == (0.0, 1.0)
+    assert loss_weights(ssl, 8, 24, Weighting()) == (24 / 8, 1.0)
+    assert loss_weights(trzsl, 30, 24, Weighting()) == (1.0, 30 / 24)  # the public code of GRIP
+    assert loss_weights(trzsl, 30, 24, Weighting(trzsl="unlabelled")) == (1.0, 30 / 30)  # its paper
+    assert loss_weights(trzsl, 30, 24, Weighting(labelled=0.5)) == (0.5, 1.0)
+    assert loss_weights(ul, 0, 24, Weighting(labelled=0.5)) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("weight", ["selected", "unlabelled"])
+@pytest.mark.parametrize("name", ["grip", "fpl"])
+def test_trzsl_weighs_unseen_images_by_what_the_round_selected(name, weight):
+    settings = {"grip": GripSettings(rounds=4, trzsl_weight=weight), "fpl": FplSettings(shots=3, trzsl_weight=weight)}
+    images = training_images("trzsl")
+    method = build_method(config(name, **settings), tiny_clip(), CLASSES, images)
+    streams = method.begin_round(1, lambda: torch.zeros(0))
+    method.enter_round(1, streams)
+    n_selected = len(method.pseudo_labels.index_M)
+    assert n_selected == 6
+    assert method._weights == (1.0, 30 / (n_selected if weight == "selected" else 30))
+
+
+def test_fpl_takes_the_top_of_each_column_or_the_leader_board():
+    images = training_images()
+    for selection, chosen in (("top", top_k_per_class), ("board", published_leader_board)):
+        fpl = FplSettings(shots=5, selection=selection)
+        method = build_method(config("fpl", fpl=fpl), tiny_clip(), CLASSES, images)
+        method.begin_round(1, lambda: torch.zeros(0))
+        clip = tiny_clip()
+        class_CD = clip.class_embeddings(CLASSES.names, CLASSES.templates[:1])
+        expected = chosen(zero_shot_probability(images.feature_ND, class_CD, clip.logit_scale).numpy(), 5)
+        assert method.pseudo_labels.index_M.tolist() == expected.row_M.tolist()
+        assert method.pseudo_labels.class_M.tolist() == expected.class_M.tolist()
+
+
+@pytest.mark.parametrize("paradigm", ["ul", "ssl", "trzsl"])
+def test_grip_may_put_a_fifth_of_both_groups_aside(paradigm):
+    images = training_images(paradigm)
+    whole, most = (
+        build_method(config("grip", grip=GripSettings(rounds=4, train_share=s)), tiny_clip(), CLASSES, images)
+        for s in (1.0, 0.8)
+    )
+    (all_,), (kept,) = (m.begin_round(1, lambda: torch.zeros(0)) for m in (whole, most))
+    pseudo, labelled = len(whole.pseudo_labels.index_M), len(images.labelled_L)
+    n_labelled = int(torch.isin(kept.index_M, images.labelled_L).sum())
+    assert (len(kept.index_M) - n_labelled, n_labelled) == (int(0.8 * pseudo), int(0.8 * labelled))
+    rows = {(i, tuple(t)) for i, t in zip(all_.index_M.tolist(), all_.target_MC.tolist(), strict=True)}
+    assert {(i, tuple(t)) for i, t in zip(kept.index_M.tolist(), kept.target_MC.tolist(), strict=True)} <= rows
+    most.enter_round(1, [kept])
+    if paradigm == "trzsl":
+        assert most._weights == (1.0, n_labelled / int(0.8 * pseudo))
 
 
 def test_grip_loss_weighs_the_two_groups_also_after_resuming():

@@ -20,11 +20,16 @@ def pairs(selection):
     return set(zip(selection.row_M.tolist(), selection.class_M.tolist(), strict=True))
 
 
+def of(k, c):
+    """The places of a class: one number for all, or one of each."""
+    return k if isinstance(k, int) else int(k[c])
+
+
 def naive_top_k(probability, k):
     chosen = set()
     for c in range(probability.shape[1]):
         rows = sorted(range(len(probability)), key=lambda row: (-probability[row, c], row))
-        chosen |= {(row, c) for row in rows[:k]}
+        chosen |= {(row, c) for row in rows[: of(k, c)]}
     return chosen
 
 
@@ -41,7 +46,7 @@ def naive_boards(probability, candidates, k, order):
             c = classes[wish[row]]
             wish[row] += 1
             boards[c].append(row)
-            if len(boards[c]) <= k:
+            if len(boards[c]) <= of(k, c):
                 break
             worst = min(boards[c], key=lambda r: (probability[r, c], -r))
             boards[c].remove(worst)
@@ -55,16 +60,16 @@ def naive_published_board(probability, k):
     boards = [[] for _ in range(n_classes)]
     for row, p in enumerate(probability):
         top = int(np.argmax(p))
-        if len(boards[top]) < k:
+        if len(boards[top]) < of(k, top):
             boards[top].append((p[top], row))
-        elif boards[top][-1][0] < p[top]:
-            boards[top] = sorted([*boards[top], (p[top], row)], reverse=True)[:k]
+        elif boards[top] and boards[top][-1][0] < p[top]:
+            boards[top] = sorted([*boards[top], (p[top], row)], reverse=True)[: of(k, top)]
         else:
             for score, c in sorted([(p[c], c) for c in range(n_classes) if c != top], reverse=True):
-                if len(boards[c]) < k:
+                if len(boards[c]) < of(k, c):
                     boards[c].append((score, row))
-                elif boards[c][-1][0] < score:
-                    boards[c] = sorted([*boards[c], (score, row)], reverse=True)[:k]
+                elif boards[c] and boards[c][-1][0] < score:
+                    boards[c] = sorted([*boards[c], (score, row)], reverse=True)[: of(k, c)]
     return {(row, c) for c, board in enumerate(boards) for _, row in board}
 
 
@@ -94,6 +99,26 @@ def test_restricted_probabilities_are_a_softmax_over_the_candidates():
     np.testing.assert_allclose(actual, kept, rtol=1e-5)
     certain = np.array([[1.0, 0.0, 0.0]], np.float32)
     np.testing.assert_array_equal(restrict_probability(certain, np.array([1, 2])), [[0.5, 0.5]])
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_boards_of_unequal_size_equal_the_loops(ties):
+    probability, k_C = probabilities(40, 5, seed=2, ties=ties), np.array([0, 1, 3, 9, 20])
+    everything = np.ones(probability.shape, bool)
+    assert pairs(leader_board(probability, k_C)) == naive_boards(probability, everything, k_C, list(range(40)))
+    assert pairs(published_leader_board(probability, k_C)) == naive_published_board(probability, k_C)
+    assert pairs(top_k_per_class(probability, k_C)) == naive_top_k(probability, k_C)
+    candidates = cpl_candidates(probability, 0.75, 0.5)
+    expected = naive_boards(probability, candidates, k_C, list(range(40)))
+    assert pairs(cpl_select(probability, candidates, k_C)) == expected
+    equal_C = np.full(5, 4)
+    assert pairs(leader_board(probability, equal_C)) == pairs(leader_board(probability, 4))
+
+
+def test_candidates_with_a_threshold_of_each_class_equal_the_loop():
+    probability, beta_C = probabilities(30, 4, seed=3), np.array([0.0, 0.5, 0.9, 1.0])
+    expected = np.stack([naive_candidates(probability, 0.5, beta)[:, c] for c, beta in enumerate(beta_C)], axis=1)
+    np.testing.assert_array_equal(cpl_candidates(probability, 0.5, beta_C), expected)
 
 
 def test_counts_grow_to_an_equal_share_and_never_below_one():

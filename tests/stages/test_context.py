@@ -68,7 +68,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What the autoscaler was asked for; time passes only by sleeping."""
     requests: list[dict[str, Any]] = []
     clock = [0.0]
-    monkeypatch.setattr(nodes, "request_resources", lambda **words: requests.append(words))
+    monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda **words: requests.append(words))
     monkeypatch.setattr(nodes.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(nodes.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
     monkeypatch.setattr("ray.nodes", lambda: [node(CPU=0), *([node(GPU_NODES, CPU=8, GPU=1)] if clock[0] > 5 else [])])

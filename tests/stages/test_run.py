@@ -4,7 +4,7 @@ import random
 import stat
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -282,7 +282,7 @@ def test_finished_stage_needs_no_ray(tmp_path: Path, monkeypatch: pytest.MonkeyP
     store, stage = Store(str(tmp_path)), stage_of({0: (3, ())}, [])
     artefact = store.artefact_of(stage.recipe)
     artefact.commit_part(0, pa.table({"row": [0, 1, 2]}))
-    monkeypatch.setattr("raydapt.stages.run.ensure_ray", None)
+    monkeypatch.setattr("raydapt.stages.through_ray.ensure_ray", None)
     assert not run_stage(store, stage).reused
     assert run_stage(store, stage).reused
 
@@ -304,16 +304,16 @@ def test_parts_that_were_made_before_the_maker_gave_up_are_kept(tmp_path: Path) 
     recipe, asked = Recipe(kind="captions", settings={}, inputs=()), []
 
     def stage(*, gives_up_at: int | None) -> Stage:
-        def make(pending: Sequence[int]) -> tuple[Iterator[tuple[int, pa.Table]], int]:
+        def make(pending: Sequence[int]) -> Generator[tuple[int, pa.Table], None, None]:
             asked.append(list(pending))
             for_part = {part: result_rows(part, 3) for part in pending}
             for part in pending:
                 if gives_up_at is not None and part >= gives_up_at:
                     for_part[part][1]["error"] = "stopped: The server is gone: start it."
-            return iter([(part, table_of(rows)) for part, rows in for_part.items()]), 0
+            yield from ((part, table_of(rows)) for part, rows in for_part.items())
 
         return Stage(
-            recipe=recipe, parts=range(5), dataset_of=make, rows=15, max_error_share=0.0, ray=SETTINGS, uses_ray=False
+            recipe=recipe, parts=range(5), dataset_of=None, here=make, rows=15, max_error_share=0.0, ray=SETTINGS
         )
 
     with pytest.raises(UserError, match=r"^The server is gone: start it\.$"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from raydapt.errors import UserError
-from raydapt.methods.contract import Batch
+from raydapt.methods.contract import Batch, Stream
 from raydapt.settings.groups import TrainSettings
 from raydapt.train.checkpoint import TrainState, from_bytes, to_bytes
 from raydapt.train.loop import WorkerContext, cosine_with_warmup, fit, predict
@@ -175,3 +175,26 @@ def test_a_loss_that_is_no_number_stops_the_training_before_it_is_kept(bad_step:
         fit(Failing(images), images, SETTINGS, seed=0, place=PLACE, checkpoints=checkpoints, log=lambda line: None)
     for data in checkpoints.saved:
         assert all(bool(tensor.isfinite().all()) for tensor in from_bytes(data).method.values())
+
+
+def test_every_part_of_a_batch_holds_images_of_every_stream() -> None:
+    class TwoStreams(Toy):
+        def begin_round(self, round_, probability_UC):
+            (first,) = super().begin_round(round_, probability_UC)
+            return [first, Stream(name="few", index_M=first.index_M, target_MC=first.target_MC, batch_size=2)]
+
+        def forward(self, batches):
+            return sum(
+                -(batch.target_BC * self.logits(batch.image_B).log_softmax(-1)).sum(-1).mean()
+                for batch in batches.values()
+            )
+
+    weights = []
+    for parts in (1, 2, 8):
+        images = toy_images()
+        method = TwoStreams(images)
+        settings = TrainSettings(epochs=2, learning_rate=0.1, gradient_accumulation=parts)
+        fit(method, images, settings, seed=1, place=PLACE, checkpoints=MemoryCheckpoints(), log=lambda line: None)
+        weights.append(method.weight_CD.detach())
+    torch.testing.assert_close(weights[0], weights[1])
+    torch.testing.assert_close(weights[0], weights[2])

@@ -10,6 +10,7 @@ import torch
 
 from raydapt.artefacts.lora import load_lora
 from raydapt.errors import UserError
+from raydapt.methods.class_prior import class_prior
 from raydapt.settings.groups import LoraSettings, RaySettings, TrainSettings
 from raydapt.store.artefact import Store
 from raydapt.store.fingerprint import Recipe
@@ -55,6 +56,15 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> LoraJob:
 
 def tune(job: LoraJob, checkpoints: Memory) -> TrainState:
     return job(WorkerContext(device=torch.device("cpu")), checkpoints, lambda line: None)
+
+
+def test_a_stated_prior_says_how_many_images_of_a_class_teach() -> None:
+    probability_NC = torch.rand(200, 3, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
+    prior = class_prior({"a": "common", "b": "rare"}, ("a", "b", "c"))
+    found = confident_images(probability_NC, 7, prior)
+    assert found.class_M.bincount(minlength=3).tolist() == prior.quotas(7).tolist() == [16, 1, 4]
+    alone = confident_images(probability_NC, 7, class_prior("unknown", ("a", "b", "c")))
+    assert alone.row_M.tolist() == confident_images(probability_NC, 7).row_M.tolist()
 
 
 def test_confident_images_are_those_that_a_naive_loop_finds() -> None:
@@ -114,6 +124,10 @@ def test_two_workers_learn_one_lora(job: LoraJob, tmp_path: Path) -> None:
     store, recipe = Store(str(tmp_path)), Recipe(kind="lora", settings={"workers": 2}, inputs=("x",))
     short = replace(job, settings=replace(SETTINGS, steps=6), checkpoint_every_s=1e9)
     train = TrainSettings(workers=2, gpus_per_worker=0)
-    result = tune_lora(recipe, short, train=train, ray_settings=RAY, store=store)
+    heard: list[int] = []
+    result = tune_lora(
+        recipe, short, train=train, ray_settings=RAY, store=store, log=lambda line: heard.append(line["step"])
+    )
+    assert heard == [6]  # from the first worker, and not again from the checkpoint
     assert result.artefact.manifest.stats["steps"] == 6
     assert len(load_lora(result.artefact)) > 0

@@ -20,9 +20,11 @@ def clip():
     return tiny_clip()
 
 
-def scorer(clip, method="cpl", *, held_out=None, described=True, with_pixels=False, input_kind="features"):
+def scorer(
+    clip, method="cpl", *, held_out=None, described=True, with_pixels=False, input_kind="features", prior="unknown"
+):
     images = training_images(clip=clip, with_pixels=with_pixels)
-    config = config_from_tree({"method": method, "data": {"source": "nowhere"}})
+    config = config_from_tree({"method": method, "data": {"source": "nowhere", "class_prior": prior}})
     with mock.patch.object(scoring, "packaged_descriptions", return_value=DESCRIPTIONS if described else None):
         return scorer_of(config, CLASSES, clip, images, input_kind=input_kind, held_out=held_out)
 
@@ -33,8 +35,24 @@ def zero_shot(clip):
 
 def test_without_synthetic_images_two_scores_are_missing_and_the_mean_is_of_the_decisive_ones(clip):
     found = scorer(clip)(zero_shot(clip))
-    assert [name for name in SCORES if found[name] is None] == ["synthetic_accuracy", "calibrated_accuracy"]
-    assert found[MEAN] == pytest.approx((found["agreement"] + found["class_balance"] + found["mutual_information"]) / 3)
+    assert [name for name in SCORES if found[name] is None] == [
+        "synthetic_accuracy",
+        "prior_match",
+        "calibrated_accuracy",
+    ]
+    assert found[MEAN] == pytest.approx((found["agreement"] + found["mutual_information"]) / 2)
+
+
+def test_evenness_decides_only_where_somebody_said_that_classes_are_even(clip):
+    unknown = scorer(clip)(zero_shot(clip))
+    uniform = scorer(clip, prior="uniform")(zero_shot(clip))
+    assert uniform["prior_match"] == pytest.approx(unknown["class_balance"], abs=1e-5)
+    assert uniform["mutual_information"] == pytest.approx(unknown["mutual_information"], abs=1e-5)
+    decisive = [uniform[name] for name in ("agreement", "prior_match", "mutual_information")]
+    assert uniform[MEAN] == pytest.approx(sum(decisive) / 3)
+    stated = scorer(clip, prior={name: float(name == NAMES[0]) for name in NAMES})(zero_shot(clip))
+    assert stated["prior_match"] < uniform["prior_match"]
+    assert stated["class_balance"] == unknown["class_balance"]
 
 
 def test_pixels_are_examined_on_some_of_the_images_that_features_are(clip, monkeypatch):
@@ -97,7 +115,7 @@ def test_crops_give_the_other_view_and_whole_images_stand_for_crops_that_were_no
     config = config_from_tree({"method": "fair", "data": {"source": "nowhere"}, "fair": {"descriptions": DESCRIPTIONS}})
     examined = scorer_of(config, CLASSES, clip, images, input_kind="crops", held_out=synthetic_images(clip))
     found = examined(Composite(clip, zero_shot(clip).class_CD))
-    assert all(found[name] is not None for name in SCORES)
+    assert [name for name in SCORES if found[name] is None] == ["prior_match"]
 
 
 def test_two_images_are_too_few(clip):

@@ -14,8 +14,8 @@ from raydapt.tune.report import content
 from raydapt.tune.selection import COMBINED, Trial, available, combined_scores, ranking, study_of
 from raydapt.tune.sweep import _result, chosen_yaml
 
-NAMES = ("agreement", "class_balance", "stability", "consensus")
-DECISIVE = ("agreement", "class_balance", "consensus")
+NAMES = ("agreement", "prior_match", "stability", "consensus")
+DECISIVE = ("agreement", "prior_match", "consensus")
 
 
 def trials(n=12, seed=0, *, oracle=True):
@@ -30,7 +30,7 @@ def trials(n=12, seed=0, *, oracle=True):
                 number=f"{i:03d}",
                 settings=settings,
                 state="finished",
-                scores=scores | {MEAN: (scores["agreement"] + scores["class_balance"]) / 2},
+                scores=scores | {MEAN: (scores["agreement"] + scores["prior_match"]) / 2},
                 seconds=1.0 + i,
                 accuracy=accuracy if oracle else None,
                 zero_shot=30.0 if oracle else None,
@@ -51,7 +51,7 @@ def test_combined_is_the_mean_of_ranks():
 def test_a_score_that_one_trial_lacks_ranks_nobody():
     some = trials(4)
     some[2] = Trial(number="002", settings={}, state="finished", scores=dict(some[2].scores) | {"stability": None})
-    assert available(some) == ["agreement", "class_balance", "consensus"]
+    assert available(some) == ["agreement", "prior_match", "consensus"]
 
 
 def test_scores_that_are_told_only_move_no_trial():

@@ -114,14 +114,20 @@ class AirPart(nn.Module):
     def _real(self, feature_BD: Tensor, centre_D: Tensor) -> Tensor:
         return centred(feature_BD, centre_D) if self.settings.centred else feature_BD
 
-    def streams(self, batch_size: int) -> list[Stream]:
-        """The synthetic images with the classes that they were made of; nothing if they are not learned from."""
+    def streams(self, batch_size: int, candidates_K: Tensor) -> list[Stream]:
+        """The synthetic images with the classes that they were made of; nothing if they are not learned from.
+
+        Args:
+            batch_size: Images per step.
+            candidates_K: int64 classes without labels: all but in TRZSL, where the others are learned from labels.
+        """
         if not self.settings.synthetic_weight:
             return []
-        target_MC = one_hot(self._synthetic.class_M[self.kept_M], self.n_classes)
-        return [
-            Stream(name=SYNTHETIC, index_M=self.kept_M, target_MC=target_MC, batch_size=batch_size, source="synthetic")
-        ]
+        index_M = self.kept_M
+        if self.settings.trzsl_classes == "unseen" and not self.settings.synthetic_only:
+            index_M = index_M[torch.isin(self._synthetic.class_M[index_M], candidates_K.cpu())]
+        target_MC = one_hot(self._synthetic.class_M[index_M], self.n_classes)
+        return [Stream(name=SYNTHETIC, index_M=index_M, target_MC=target_MC, batch_size=batch_size, source="synthetic")]
 
     def loss(self, logits_BC: Tensor, batch: Batch) -> Tensor:
         """Beta times L_s, the cross-entropy of the synthetic images."""

@@ -29,8 +29,11 @@ class AirSettings:
     """K, synthetic images per class that are compared with."""
     centred: bool = True
     """Compare synthetic and real images after taking from each kind its mean; off: as they are."""
-    image_scale: Positive | Literal["model", "matched"] = "model"
-    """Factor of image-image similarities: CLIP's own, a number, or as sure on average as the text classifier is."""
+    image_scale: Positive | Literal["model", "matched"] = "matched"
+    """Factor of image-image similarities: as sure on average as the text classifier is, CLIP's own, or a number."""
+    trzsl_classes: Literal["unseen", "all"] = "unseen"
+    """TRZSL: the classes whose synthetic images are learned from, and whose images teach the LoRA; those with labels
+    have better teachers (ours)."""
     cleaning_top: Count = 0
     """Drop synthetic images whose class is not among so many best ones of zero-shot (5 in the spec); 0 keeps all."""
     fusion_at_test: bool = False

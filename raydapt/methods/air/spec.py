@@ -18,6 +18,7 @@ from raydapt.methods.spec import BuildContext, FinishedRun, MethodSpec
 from raydapt.methods.table import spec_of
 from raydapt.models.clip import Clip
 from raydapt.settings.config import Config
+from raydapt.settings.tree import as_tree
 
 
 class AirSpec(MethodSpec):
@@ -33,7 +34,7 @@ class AirSpec(MethodSpec):
 
     def build(self, context: BuildContext) -> Method:
         """The base with AiR's part, or alone where AiR adds nothing."""
-        return self.base(context.config).build_over(context, _part(context))
+        return self.base(context.config).over(context, _part(context))
 
     def resolve(self, config: Config, facts: PlanFacts) -> Config:
         """As the base's; refuses settings that leave nothing to learn from."""
@@ -96,6 +97,19 @@ class AirSpec(MethodSpec):
     def rounds(self, config: Config) -> int:
         """As the base; one without pseudo-labels."""
         return 1 if config.of(AirSettings).synthetic_only else self.base(config).rounds(config)
+
+    def whole_batch(self, config: Config) -> str | None:
+        """As the base."""
+        return self.base(config).whole_batch(config)
+
+    def matters(self, config: Config) -> dict[str, Any]:
+        """As the base, with its own; a scale that nothing reads is left as it was before it had another default."""
+        own = as_tree(config)[self.name]
+        if not own["fusion_weight"]:
+            own["image_scale"] = "model"
+        if config.data.paradigm != "trzsl" or not has_a_part(config.of(AirSettings)):
+            del own["trzsl_classes"]
+        return {self.name: own} | self.base(config).matters(config)
 
     def learned(self, config: Config) -> str:
         """As the base."""

@@ -5,6 +5,8 @@ from raydapt.artefacts.pixels import KIND as PIXELS
 from raydapt.artefacts.spec import ArtefactSpec, PlanFacts
 from raydapt.artefacts.synthesis import plan_synthesis
 from raydapt.artefacts.synthetic_images import KIND, SYNTHETIC, SYNTHETIC_FEATURES, SYNTHETIC_PIXELS
+from raydapt.data.splits import seen_unseen_classes
+from raydapt.methods.air.settings import AirSettings
 from raydapt.settings.config import Config
 
 NAMES = (SYNTHETIC, SYNTHETIC_FEATURES, SYNTHETIC_PIXELS)
@@ -22,7 +24,9 @@ def synthetic_specs(
         pixels: Whether the method reads pixels.
         names: Of images, features and pixels within the run.
     """
-    wanted = plan_synthesis(config.synthesis, config.lora, config.data, facts.classes, facts.features)
+    wanted = plan_synthesis(
+        config.synthesis, config.lora, config.data, facts.classes, facts.features, taught=_taught(config, facts)
+    )
     images, features, pixel_name = names
     specs, steps = [], []
     if wanted.lora is not None:
@@ -52,3 +56,12 @@ def synthetic_specs(
     if pixels:
         specs.append(ArtefactSpec(name=pixel_name, kind=PIXELS, recipe=None, of=images))
     return specs
+
+
+def _taught(config: Config, facts: PlanFacts) -> tuple[int, ...] | None:
+    """The classes whose images teach AiR's LoRA, where these are not all: in TRZSL those without labels."""
+    air = next((own for own in config.own.values() if isinstance(own, AirSettings)), None)
+    if air is None or air.trzsl_classes == "all" or config.data.paradigm != "trzsl":
+        return None
+    _, unseen = seen_unseen_classes(len(facts.classes.names), config.data.split_seed, config.data.seen_share)
+    return tuple(unseen)

@@ -10,7 +10,10 @@ from torch import Tensor
 
 
 def align(probability_BC: Tensor, share_C: Tensor) -> Tensor:
-    """Distribution alignment with a uniform prior: norm(f prior / share), where share is f's mean over all images."""
+    """Distribution alignment: norm(f prior / share), where share is f's mean over all images.
+
+    The prior is uniform; for another one, `share_C` is divided by C times it.
+    """
     aligned_BC = probability_BC / share_C.clamp(min=1e-6)
     return aligned_BC / aligned_BC.sum(-1, keepdim=True)
 

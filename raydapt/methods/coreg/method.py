@@ -65,6 +65,9 @@ class CoReg(Method):
         batch_size: Images per optimiser step over all workers.
         seed: Of the students' initial weights and of the mixture.
         width: Of the features, for students that take these.
+
+    Attributes:
+        expected_C: Class shares that alignment expects; equal ones until somebody sets others.
     """
 
     rounds = 1
@@ -87,6 +90,7 @@ class CoReg(Method):
         students = [_student(settings, n_classes, width, seed=seed, number=i) for i in (1, 2)]
         self.students = nn.ModuleList(students)
         self.step_outputs: list[dict[str, Tensor]] = []
+        self.expected_C = torch.full((n_classes,), 1 / n_classes)
         if images is None:
             self.register_load_state_dict_pre_hook(_forget_training)  # type: ignore[no-untyped-call]
             return
@@ -144,7 +148,9 @@ class CoReg(Method):
     def _divide(self, probability_2NC: Tensor) -> None:
         """Phase B, 1 and 2: each student divides, and labels, for its partner."""
         candidate_NC, settings = self._candidate_NC, self.settings
-        share_2C = probability_2NC.mean(1)
+        # Shares beside the expected ones: alignment divides by them, so that with equal ones it is the published one.
+        expected_C = (len(self.expected_C) * self.expected_C).clamp_min(1e-6).to(probability_2NC)
+        share_2C = probability_2NC.mean(1) / expected_C
         self.memory.share_2C.copy_(share_2C)
         if settings.distribution_alignment:
             probability_2NC = align(probability_2NC, share_2C[:, None])

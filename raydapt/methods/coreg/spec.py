@@ -36,6 +36,8 @@ class CoregSpec(MethodSpec):
     """See `raydapt.methods.coreg.method.CoReg`."""
 
     name = "coreg"
+    teachers_setting = "coreg.voters"
+    paradigms = ("ul",)
     published_rate = 0.01
     deployed_words = "two student networks, summed"
 
@@ -48,7 +50,7 @@ class CoregSpec(MethodSpec):
                 f"Setting coreg.gpu_per_student=true: a worker sees {torch.cuda.device_count()} GPUs and needs two: "
                 "set train.gpus_per_worker=2 where nodes have them, or coreg.gpu_per_student=false."
             )
-        return CoReg(
+        method = CoReg(
             settings,
             _views_of(settings, context.clip),
             context.images,
@@ -58,6 +60,8 @@ class CoregSpec(MethodSpec):
             seed=config.seed,
             width=context.clip.embed_dim,
         )
+        method.expected_C = context.prior.target()
+        return method
 
     def resolve(self, config: Config, facts: PlanFacts) -> Config:
         """Templates as a list, lengths that fit each other."""
@@ -73,6 +77,10 @@ class CoregSpec(MethodSpec):
         if self.input_kind(config) == "features":
             return None
         return f"Setting coreg.student={settings.student} looks at images: set coreg.student=linear or mlp."
+
+    def whole_batch(self, config: Config) -> str | None:
+        """Its contrast, MixUp and batch norms."""
+        return "its contrast, MixUp and batch norms look at the whole batch"
 
     def stored_spec(self, config: Config, image_spec: ImageSpec) -> ImageSpec:
         """As ``coreg.image_size_px`` says."""

@@ -55,9 +55,12 @@ class Cpl(PromptMethod):
 
     def select(self, round_: int, probability_UK: Probabilities) -> PseudoLabels:
         """Finds candidate sets and selects K_n images per class."""
-        candidate_UK = cpl_candidates(probability_UK, float(self.settings.alpha), float(self.settings.beta))
+        prior, beta = self.prior_of_candidates, float(self.settings.beta)
+        candidate_UK = cpl_candidates(
+            probability_UK, float(self.settings.alpha), prior.upper_quantiles(beta).numpy() if prior.known else beta
+        )
         count = growing_count(round_, self.rounds, *probability_UK.shape)
-        selection = cpl_select(probability_UK, candidate_UK, count)
+        selection = cpl_select(probability_UK, candidate_UK, prior.places(count))
         # The zero-shot probabilities of the first round are worth learning from as they are, later sets alone count.
         target_MK = cpl_targets(probability_UK, candidate_UK, selection.row_M, soft=round_ == 1)
         return self.pseudo_labels_of(selection, probability_UK, target_MK)

@@ -11,7 +11,7 @@ from raydapt.settings.config import Config
 def resolve_cpl(config: Config, n_classes: int) -> CplSettings:
     """CPL's published thresholds of the named set, else those that most of its sets share.
 
-    In TRZSL beta = 1 - m / C over the C unseen classes, in the form of the authors' newer guidance.
+    In TRZSL beta = 1 - m / C over the C unseen classes, as in the public code.
     """
     cpl, modality = config.of(CplSettings), "visual" if config.model.prompt in ("visual", "both") else "text"
     known = named_set(config.data.source)

@@ -47,8 +47,7 @@ class Anchors(nn.Module):
         self.n_classes, self.per_class = len(classes.names), settings.anchors_per == "class"
         embedding_MD, class_M = described(clip, classes, settings)
         prompt_CD = clip.class_embeddings(classes.names, classes.templates)
-        weighted = settings.anchor_mean == "weighted"
-        weight_M = description_weights(embedding_MD, class_M, prompt_CD if weighted else None)
+        weight_M = description_weights(settings.anchor_mean, embedding_MD, class_M, prompt_CD)
         if self.per_class:
             embedding_MD = F.normalize(class_sums(weight_M[:, None] * embedding_MD, class_M, self.n_classes), dim=1)
         self.register_buffer("class_M", class_M, persistent=False)
@@ -70,11 +69,15 @@ class Fair(Method):
         images: What may be learned from; None for a method that is only to predict.
         settings: Descriptions resolved.
         batch_size: Images per optimiser step over all workers.
+
+    Attributes:
+        target_C: Stated class shares that the fairness term asks for; None: equal ones.
     """
 
     prompt_CD: Tensor
     sum_CD: Tensor
     prototype_CD: Tensor
+    predicted_C: Tensor
 
     def __init__(
         self,
@@ -93,11 +96,14 @@ class Fair(Method):
         self.rounds = int(any(parameter.requires_grad for parameter in self.parameters()))
         self.scale = clip.logit_scale if settings.logit_scale == "model" else settings.logit_scale
         self._images = images
+        self.target_C: Tensor | None = None
         prompt_CD = clip.class_embeddings(classes.names, classes.templates)
         self.register_buffer("prompt_CD", prompt_CD, persistent=False)
         # An epoch's image features, summed over pseudo-classes, and what the epoch before left as prototypes.
         self.register_buffer("sum_CD", torch.zeros_like(prompt_CD))
         self.register_buffer("prototype_CD", prompt_CD.clone())
+        # How often the classes were predicted of late, for the fairness term.
+        self.register_buffer("predicted_C", torch.full((len(prompt_CD),), 1 / len(prompt_CD), device=prompt_CD.device))
 
     def begin_round(self, round_: int, probability_UC: Callable[[], Tensor]) -> list[Stream]:
         """One stream of all unlabelled images; it carries no targets, since `forward` makes the pseudo-labels."""
@@ -126,7 +132,10 @@ class Fair(Method):
             loss = (weight_B * F.cross_entropy(logits_BC, label_B, reduction="none")).mean()
             if settings.fairness:
                 # Of the whole batch: a mean over the workers' own parts would ask every part to hold all classes.
-                loss = loss + settings.fairness * fairness_loss(gather_rows_with_gradients(logits_BC))
+                whole_BC = gather_rows_with_gradients(logits_BC)
+                fairness, mean_C = fairness_loss(whole_BC, self.predicted_C, settings.fairness_memory, self.target_C)
+                self.predicted_C.copy_(mean_C)
+                loss = loss + settings.fairness * fairness
             if settings.alignment:
                 # Of all workers in every step, so that the one checkpoint holds what each of them goes on with.
                 self.sum_CD.index_add_(0, gather_rows(label_B), gather_rows(whole_BD))
@@ -136,11 +145,15 @@ class Fair(Method):
 
     @torch.no_grad()
     def pseudo_label(self, image_B: Tensor, crop_seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The current model's pseudo-labels int64 [B], their weights [B], and whole-image features [B, D]."""
-        whole_BD, crop_BKD = self._whole_and_crops(image_B, crop_seed)
-        score_BC = self.scale * self._composite(whole_BD, crop_BKD) @ self.anchors().T
-        other_BC = self.scale * whole_BD @ self.prompt_CD.T
-        weight_B = sample_weights(self.settings.weighting, score_BC, other_BC)
+        """The current model's pseudo-labels int64 [B], their weights [B], and whole-image features [B, D].
+
+        In single precision whatever the loss is computed in: half of it changes labels of images between two classes.
+        """
+        with torch.autocast(image_B.device.type, enabled=False):
+            whole_BD, crop_BKD = self._whole_and_crops(image_B, crop_seed)
+            score_BC = self.scale * self._composite(whole_BD, crop_BKD) @ self.anchors().T
+            other_BC = self.scale * whole_BD @ self.prompt_CD.T
+            weight_B = sample_weights(self.settings.weighting, score_BC, other_BC)
         return score_BC.argmax(dim=1), weight_B, whole_BD
 
     def logits(self, image_B: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ Legend: B batch, C classes, M descriptions of all classes together, N crops per 
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -16,20 +17,27 @@ from torch.nn import functional as F
 
 Weighting = Literal["none", "agreement", "margin"]
 TopK = int | Literal["all"]
+AnchorMean = Literal["plain", "weighted", "softmax"]
+_DESCRIPTION_SCALE = math.e**2
 
 
-def description_weights(embedding_MD: Tensor, class_M: Tensor, prompt_CD: Tensor | None) -> Tensor:
+def description_weights(kind: AnchorMean, embedding_MD: Tensor, class_M: Tensor, prompt_CD: Tensor) -> Tensor:
     """Shares [M] of the descriptions within their classes; they sum to 1 in each class.
 
     Args:
+        kind: ``plain``: equal shares; ``weighted``: by the cosine with the class's prompt (microCLIP); ``softmax``: by
+            the softmax of exp(2) times that cosine (the public code of WCA).
         embedding_MD: L2-normalised embeddings of the descriptions.
         class_M: int64 class of each of them; every class has at least one.
-        prompt_CD: Hand-written prompt ensemble, whose cosine with a description is its weight; None for equal shares.
+        prompt_CD: Hand-written prompt ensemble of the classes.
     """
-    if prompt_CD is None:
-        weight_M = torch.ones(len(class_M), device=embedding_MD.device)
+    cosine_M = (embedding_MD * prompt_CD[class_M]).sum(dim=1)
+    if kind == "plain":
+        weight_M = torch.ones_like(cosine_M)
+    elif kind == "weighted":
+        weight_M = cosine_M.clamp_min(1e-6)
     else:
-        weight_M = (embedding_MD * prompt_CD[class_M]).sum(dim=1).clamp_min(1e-6)
+        weight_M = (_DESCRIPTION_SCALE * cosine_M).exp()  # at most exp(7.4), so no overflow
     total_C = torch.zeros(int(class_M.max()) + 1, device=weight_M.device).index_add(0, class_M, weight_M)
     return weight_M / total_C[class_M]
 
@@ -78,6 +86,21 @@ def sample_weights(kind: Weighting, score_BC: Tensor, other_BC: Tensor) -> Tenso
     return (1 - torch.exp(best_B2[:, 1] - best_B2[:, 0])).clamp_min(tiny)
 
 
-def fairness_loss(logits_BC: Tensor) -> Tensor:
-    """-mean_c log p_c of the batch's mean softmax p: least when all classes are predicted equally often."""
-    return -logits_BC.softmax(dim=1).mean(dim=0).clamp_min(torch.finfo(torch.float32).tiny).log().mean()
+def fairness_loss(
+    logits_BC: Tensor, past_C: Tensor, memory: float, target_C: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """-sum_c t_c log q_c / (1 - memory), least when the mean prediction q is the target t, and q.
+
+    q = memory past + (1 - memory) p with the batch's mean softmax p. The division gives p the gradient's usual length
+    (MUST and microCLIP, whose memory is a half). Of one batch alone, classes that are not in it cost without end.
+
+    Args:
+        logits_BC: Of the whole batch.
+        past_C: The last step's q, without gradient; the target before the first.
+        memory: Share of the past, from 0 to below 1.
+        target_C: Class shares that sum to 1; None asks for all classes equally often, t_c = 1 / C.
+    """
+    mean_C = memory * past_C + (1 - memory) * logits_BC.softmax(dim=1).mean(dim=0)
+    log_C = mean_C.clamp_min(torch.finfo(torch.float32).tiny).log()
+    expected = log_C.mean() if target_C is None else (target_C.to(log_C) * log_C).sum()
+    return -expected / (1 - memory), mean_C.detach()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
-from annotated_types import Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 from raydapt.settings.types import STRICT, Auto, Count, NonNegative, Positive, PositiveInt
 
@@ -21,8 +21,9 @@ class FairSettings:
     anchor_text: Literal["descriptions", "names"] = "descriptions"
     """What anchors start from; ``names``: the class names in all templates, also taken where ``data.class_features``
     stands for the model."""
-    anchor_mean: Literal["plain", "weighted"] = "plain"
-    """How descriptions are averaged; ``weighted``: by their cosine with the class's prompt ensemble."""
+    anchor_mean: Literal["plain", "weighted", "softmax"] = "plain"
+    """How descriptions are averaged; ``weighted``: by their cosine with the class's prompt ensemble; ``softmax``: by
+    the softmax of exp(2) times that cosine (WCA's)."""
     anchors_per: Literal["class", "description"] = "class"
     """One anchor for a class, or one for each of its descriptions."""
     learn_anchors: bool = True
@@ -46,6 +47,9 @@ class FairSettings:
     """Of the pseudo-labels, against confused classes; both forms were only inferred."""
     fairness: NonNegative = 1.0
     """Weight of the term that wants all classes equally often."""
+    fairness_memory: Annotated[float, Ge(0), Lt(1)] = 0.5
+    """Share of earlier batches in the mean prediction of that term; 0: of one batch alone, which cannot hold all
+    classes where these are many."""
     alignment: NonNegative = 0.0
     """Weight of DPA's alignment of anchors with image prototypes (0.01 to 1 there)."""
     logit_scale: Positive | Literal["model"] = 100.0

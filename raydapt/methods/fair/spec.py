@@ -74,7 +74,11 @@ class FairSpec(CropSpecs):
         """The method."""
         config = context.config
         settings, batch_size = config.of(FairSettings), config.train.batch_size
-        return Fair(context.clip, context.classes, context.images, settings=settings, batch_size=batch_size)
+        method = Fair(context.clip, context.classes, context.images, settings=settings, batch_size=batch_size)
+        method.target_C = context.prior.score_reference()
+        if method.target_C is not None:
+            method.predicted_C.copy_(method.target_C)
+        return method
 
     def auto_rate(self, config: Config, facts: PlanFacts) -> Rate:
         """By how far an anchor may move; LayerNorms go with the same rate."""
@@ -93,6 +97,17 @@ class FairSpec(CropSpecs):
         fair = config.of(FairSettings)
         parts = ["class anchors"] * fair.learn_anchors + ["LayerNorms of the image tower"] * fair.learns_norms
         return " and ".join(parts) or "nothing"
+
+    def whole_batch(self, config: Config) -> str | None:
+        """Its fairness term."""
+        return "fair.fairness looks at the whole batch" if config.of(FairSettings).fairness else None
+
+    def matters(self, config: Config) -> dict[str, Any]:
+        """Its settings; without the fairness term not how long that remembers."""
+        own = super().matters(config)
+        if not own[self.name]["fairness"]:
+            del own[self.name]["fairness_memory"]
+        return own
 
     def outcome(self, finished: FinishedRun) -> dict[str, Any]:
         """Crops that counted, weights beside correctness, anchors that moved."""

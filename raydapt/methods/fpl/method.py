@@ -9,9 +9,10 @@ from torch import Tensor
 
 from raydapt.methods.air.part import AirPart
 from raydapt.methods.contract import PseudoLabels, TrainingImages
-from raydapt.methods.prompting.hard_labels import HardLabelMethod
+from raydapt.methods.fpl.settings import FplSettings
+from raydapt.methods.prompting.hard_labels import HardLabelMethod, Weighting
 from raydapt.methods.prompting.method import hard_targets
-from raydapt.methods.prompting.pseudo_labels import Probabilities, top_k_per_class
+from raydapt.methods.prompting.pseudo_labels import Probabilities, published_leader_board, top_k_per_class
 from raydapt.models.residual_prompt import Prompted
 
 
@@ -19,7 +20,7 @@ class Fpl(HardLabelMethod):
     """The `shots` images of highest zero-shot probability of each class are its pseudo-labels; one round.
 
     Args:
-        shots: Images per class.
+        settings: Images per class, as many on average where the class prior is known, and how they are chosen.
         **others: As in `PromptMethod`.
     """
 
@@ -29,15 +30,25 @@ class Fpl(HardLabelMethod):
         zero_shot_CD: Tensor,
         images: TrainingImages | None,
         *,
-        shots: int,
+        settings: FplSettings,
         batch_size: int,
         seed: int,
         air: AirPart | None = None,
     ) -> None:
-        super().__init__(prompted, zero_shot_CD, images, batch_size=batch_size, rounds=1, seed=seed, air=air)
-        self.shots = shots
+        super().__init__(
+            prompted,
+            zero_shot_CD,
+            images,
+            batch_size=batch_size,
+            rounds=1,
+            seed=seed,
+            weighting=Weighting(trzsl=settings.trzsl_weight),
+            air=air,
+        )
+        self.settings = settings
 
     def select(self, round_: int, probability_UK: Probabilities) -> PseudoLabels:
-        """The most confident images of each class."""
-        selection = top_k_per_class(probability_UK, self.shots)
+        """The most confident images of each class, or those on its leader board."""
+        chosen = top_k_per_class if self.settings.selection == "top" else published_leader_board
+        selection = chosen(probability_UK, self.prior_of_candidates.places(self.settings.shots))
         return self.pseudo_labels_of(selection, probability_UK, hard_targets(selection, probability_UK.shape[1]))

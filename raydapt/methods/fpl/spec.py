@@ -14,6 +14,7 @@ class FplSpec(PromptSpec):
     """See `raydapt.methods.fpl.method.Fpl`."""
 
     name = "fpl"
+    pools_labels = True
     published_rate = 0.1
 
     def build_over(self, context: BuildContext, air: AirPart | None) -> PromptMethod:
@@ -23,7 +24,7 @@ class FplSpec(PromptSpec):
             prompted_clip(context),
             context.zero_shot_embeddings(),
             context.images,
-            shots=config.of(FplSettings).shots,
+            settings=config.of(FplSettings),
             batch_size=config.train.batch_size,
             seed=config.seed,
             air=air,

@@ -10,7 +10,7 @@ from torch import Tensor
 from raydapt.methods.air.part import AirPart
 from raydapt.methods.contract import PseudoLabels, TrainingImages
 from raydapt.methods.grip.settings import GripSettings
-from raydapt.methods.prompting.hard_labels import HardLabelMethod
+from raydapt.methods.prompting.hard_labels import HardLabelMethod, Weighting
 from raydapt.methods.prompting.method import hard_targets
 from raydapt.methods.prompting.pseudo_labels import Probabilities, growing_count, leader_board, published_leader_board
 from raydapt.models.residual_prompt import Prompted
@@ -18,6 +18,8 @@ from raydapt.models.residual_prompt import Prompted
 
 class Grip(HardLabelMethod):
     """Each round labels n |U| / (rounds K) images per class with the last round's model, on leader boards.
+
+    Where the class prior is known, a board has as many places as the class has a share in n |U| / rounds.
 
     Args:
         settings: Rounds, the kind of leader board, the weight of labelled images.
@@ -35,7 +37,7 @@ class Grip(HardLabelMethod):
         seed: int,
         air: AirPart | None = None,
     ) -> None:
-        weight = settings.labelled_weight
+        weighting = Weighting(labelled=settings.labelled_weight, trzsl=settings.trzsl_weight)
         super().__init__(
             prompted,
             zero_shot_CD,
@@ -43,13 +45,15 @@ class Grip(HardLabelMethod):
             batch_size=batch_size,
             rounds=settings.rounds,
             seed=seed,
-            labelled_weight=weight,
+            weighting=weighting,
+            train_share=settings.train_share,
             air=air,
         )
         self.board = leader_board if settings.board == "clean" else published_leader_board
 
     def select(self, round_: int, probability_UK: Probabilities) -> PseudoLabels:
         """Fills the leader boards."""
-        selection = self.board(probability_UK, growing_count(round_, self.rounds, *probability_UK.shape))
+        count = growing_count(round_, self.rounds, *probability_UK.shape)
+        selection = self.board(probability_UK, self.prior_of_candidates.places(count))
         target_MK = hard_targets(selection, probability_UK.shape[1])
         return self.pseudo_labels_of(selection, probability_UK, target_MK)

@@ -13,6 +13,7 @@ class GripSpec(PromptSpec):
     """See `raydapt.methods.grip.method.Grip`."""
 
     name = "grip"
+    pools_labels = True
     published_rate = 0.1
 
     def build_over(self, context: BuildContext, air: AirPart | None) -> PromptMethod:

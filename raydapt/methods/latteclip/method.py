@@ -207,8 +207,9 @@ class LatteClip(Method):
 
     @torch.no_grad()
     def _pseudo_labels(self, feature_BD: Tensor, index_B: Tensor) -> Tensor:
-        """The current model's and the frozen one's classes, int64 [2, B] (rule 2)."""
-        finetuned_B = (feature_BD.detach().to(torch.float32) @ self.class_embeddings().T).argmax(1)
+        """The current model's and the frozen one's classes, int64 [2, B] (rule 2), by cosines in single precision."""
+        with torch.autocast(feature_BD.device.type, enabled=False):
+            finetuned_B = (feature_BD.detach().to(torch.float32) @ self.class_embeddings().T).argmax(1)
         return torch.stack([finetuned_B, self._zero_shot_N[index_B].to(finetuned_B.device)])
 
     def _texts(self, label_2B: Tensor, index_B: Tensor) -> tuple[Tensor, Tensor]:

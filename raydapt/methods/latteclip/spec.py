@@ -91,6 +91,10 @@ class LatteclipSpec(MethodSpec):
         """Towers, LayerNorms, adapters or a prompt."""
         return latteclip_learns(config.of(LatteclipSettings))
 
+    def whole_batch(self, config: Config) -> str | None:
+        """Its contrast."""
+        return "its contrast is between all images of a batch"
+
     def prompt(self, config: Config) -> str | None:
         """The kind of prompt, where one is learned."""
         tune = config.of(LatteclipSettings).tune

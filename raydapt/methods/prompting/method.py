@@ -15,6 +15,7 @@ from torch import Tensor
 
 from raydapt.errors import UserError
 from raydapt.methods.air.part import SYNTHETIC, AirPart
+from raydapt.methods.class_prior import ClassPrior, class_prior
 from raydapt.methods.contract import Batch, Method, PseudoLabels, Stream, TrainingImages
 from raydapt.methods.prompting.pseudo_labels import Probabilities, Selection, restrict_probability
 from raydapt.models.residual_prompt import Prompted
@@ -33,6 +34,9 @@ class PromptMethod(Method):
         rounds: Rounds of learning.
         seed: Of the initial prompts of all rounds.
         air: What AiR adds: a second judge of the images, and synthetic images to learn from; None for the plain method.
+
+    Attributes:
+        prior: How often classes occur, unknown until somebody sets it.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class PromptMethod(Method):
         self.rounds = 1 if air is not None and air.settings.synthetic_only else rounds
         self.batch_size, self.seed = batch_size, seed
         self._zero_shot_CD = zero_shot_CD.cpu()
+        self.prior = class_prior("unknown", [""] * len(zero_shot_CD))
         self._images = images
         self.air = air
         self._guesses: Mapping[str, Tensor] = {}
@@ -83,13 +88,24 @@ class PromptMethod(Method):
     def begin_round(self, round_: int, probability_UC: Callable[[], Tensor]) -> list[Stream]:
         """Selects from the last round's probabilities, then draws the prompt anew."""
         if self.air is not None and self.air.settings.synthetic_only:
+            if self.air.settings.fusion_at_test:  # which goes by what the judgement finds: the images' mean, the scale
+                self.candidate_probability(round_, probability_UC)
             self.restart(round_)
-            return self.air.streams(self.batch_size)
+            return self._synthetic_streams(self.air)
         probability_UK = self.candidate_probability(round_, probability_UC)
         self.restart(round_)
         selected = self.select(round_, probability_UK)
         self.pseudo_labels = replace(selected, guesses=self._guesses)
-        return self.streams(selected) + ([] if self.air is None else self.air.streams(self.batch_size))
+        streams = self.streams(selected)
+        return streams if self.air is None else [*streams, *self._synthetic_streams(self.air)]
+
+    def _synthetic_streams(self, air: AirPart) -> list[Stream]:
+        return air.streams(self.batch_size, self.images.candidate_classes)
+
+    @property
+    def prior_of_candidates(self) -> ClassPrior:
+        """How often each of the K candidate classes occurs among the unlabelled images, as far as anybody said."""
+        return self.prior.among(self.images.candidate_classes)
 
     @abstractmethod
     def select(self, round_: int, probability_UK: Probabilities) -> PseudoLabels:

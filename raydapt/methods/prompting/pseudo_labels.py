@@ -19,6 +19,8 @@ import numpy.typing as npt
 Probabilities = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
+Places = int | Indices
+"""Images that a class may keep: one number for all, or int64 [C] where the class prior is known."""
 _ROWS_PER_CHUNK = 4096
 _COLUMNS_PER_CHUNK = 64
 
@@ -50,19 +52,20 @@ def growing_count(round_: int, n_rounds: int, n_unlabelled: int, n_classes: int)
     return max(1, round_ * n_unlabelled // (n_rounds * n_classes))
 
 
-def top_k_per_class(probability_UC: Probabilities, k: int) -> Selection:
-    """The `k` images of highest probability of each class (FPL, as GRIP's paper words it).
+def top_k_per_class(probability_UC: Probabilities, k: Places) -> Selection:
+    """The `k` images of highest probability of each class (FPL, as GRIP's paper words it), or so many for each.
 
     Every class gets `k` images, whether or not it is their most probable one, and an image may serve several classes.
     UPL instead ranks the images that a class wins; a class that wins none would then stay without any.
     """
     n_unlabelled, n_classes = probability_UC.shape
-    best = [_ranked(np.arange(n_unlabelled), probability_UC[:, c])[:k] for c in range(n_classes)]
+    places_C = _places(k, n_classes)
+    best = [_ranked(np.arange(n_unlabelled), probability_UC[:, c])[: places_C[c]] for c in range(n_classes)]
     selection = _selection(best)
     return Selection(row_M=selection.row_M, class_M=selection.class_M, waiting=n_unlabelled - _distinct(selection))
 
 
-def leader_board(probability_UC: Probabilities, k: int) -> Selection:
+def leader_board(probability_UC: Probabilities, k: Places) -> Selection:
     """GRIP's leader boards of size `k`, the clean variant.
 
     An image is offered to its classes in falling probability and stays with the first one that has room or whose true
@@ -72,7 +75,7 @@ def leader_board(probability_UC: Probabilities, k: int) -> Selection:
     return _deferred_acceptance(probability_UC, np.ones(probability_UC.shape, np.bool_), k)
 
 
-def published_leader_board(probability_UC: Probabilities, k: int) -> Selection:
+def published_leader_board(probability_UC: Probabilities, k: Places) -> Selection:
     """GRIP's leader boards of size `k` as its public code has them, whose result depends on the order of the images.
 
     An image enters the board of its top class if that is not full or its *last* entry is worse. Otherwise it is offered
@@ -80,13 +83,15 @@ def published_leader_board(probability_UC: Probabilities, k: int) -> Selection:
     that is pushed off a board is not offered again. Boards are sorted from their first replacement on.
     """
     n_unlabelled, n_classes = probability_UC.shape
+    places_C = _places(k, n_classes)
     board: list[list[tuple[float, int]]] = [[] for _ in range(n_classes)]  # (-probability, -row): best first
     is_sorted = [False] * n_classes
-    last_C = np.full(n_classes, -np.inf, np.float32)  # what an image has to beat; nothing while a board has room
+    # What an image has to beat: nothing while a board has room, too much where a board has no place at all.
+    last_C = np.where(places_C > 0, -np.inf, np.inf).astype(np.float32)
 
     def enter(row: int, c: int) -> None:
         entry = (-float(probability_UC[row, c]), -row)
-        if len(board[c]) < k:
+        if len(board[c]) < places_C[c]:
             board[c].append(entry)
         else:
             if not is_sorted[c]:
@@ -94,7 +99,7 @@ def published_leader_board(probability_UC: Probabilities, k: int) -> Selection:
                 is_sorted[c] = True
             insort(board[c], entry)
             board[c].pop()
-        if len(board[c]) == k:
+        if len(board[c]) == places_C[c]:
             last_C[c] = -board[c][-1][0]
 
     for row, top in enumerate(probability_UC.argmax(axis=1)):
@@ -105,12 +110,12 @@ def published_leader_board(probability_UC: Probabilities, k: int) -> Selection:
     return Selection(row_M=selection.row_M, class_M=selection.class_M, waiting=n_unlabelled - _distinct(selection))
 
 
-def cpl_candidates(probability_UC: Probabilities, alpha: float, beta: float) -> Mask:
+def cpl_candidates(probability_UC: Probabilities, alpha: float, beta: float | npt.NDArray[np.float64]) -> Mask:
     """CPL's candidate sets [U, C]: intra-image and inter-image rule together.
 
     Intra: with tau the `alpha` quantile of the rows' maxima, a row's classes in falling probability while their running
     sum is at most tau, plus the one that makes it exceed tau. Inter: the images at or above the `beta` quantile of a
-    class's column.
+    class's column; `beta` may differ from class to class.
     """
     tau = float(np.quantile(probability_UC.max(axis=1).astype(np.float64), alpha))
     candidate_UC = np.empty(probability_UC.shape, np.bool_)
@@ -125,11 +130,15 @@ def cpl_candidates(probability_UC: Probabilities, alpha: float, beta: float) -> 
     for first in range(0, probability_UC.shape[1], _COLUMNS_PER_CHUNK):
         columns = slice(first, first + _COLUMNS_PER_CHUNK)
         column_UC = probability_UC[:, columns].astype(np.float64)
-        candidate_UC[:, columns] &= column_UC >= np.quantile(column_UC, beta, axis=0)
+        if np.ndim(beta):
+            quantiles = [np.quantile(one_U, q) for one_U, q in zip(column_UC.T, np.asarray(beta)[columns], strict=True)]
+            candidate_UC[:, columns] &= column_UC >= np.array(quantiles)
+        else:
+            candidate_UC[:, columns] &= column_UC >= np.quantile(column_UC, beta, axis=0)
     return candidate_UC
 
 
-def cpl_select(probability_UC: Probabilities, candidate_UC: Mask, k: int) -> Selection:
+def cpl_select(probability_UC: Probabilities, candidate_UC: Mask, k: Places) -> Selection:
     """CPL's selection: each class keeps its `k` most confident images, displaced ones try their next candidate class.
 
     selected + waiting + dropped = all images.
@@ -149,13 +158,14 @@ def cpl_targets(probability_UC: Probabilities, candidate_UC: Mask, row_M: Indice
     return soft_MC
 
 
-def _deferred_acceptance(probability_UC: Probabilities, candidate_UC: Mask, k: int) -> Selection:
+def _deferred_acceptance(probability_UC: Probabilities, candidate_UC: Mask, k: Places) -> Selection:
     """Images ask for their candidate classes in falling probability, classes keep the `k` best that ever asked.
 
     Gale and Shapley's algorithm, all images that seek a class at once; the outcome does not depend on who asks first.
     """
     wish_W, next_U, stop_U = _wish_lists(probability_UC, candidate_UC)
     board = [np.empty(0, np.int64) for _ in range(probability_UC.shape[1])]
+    places_C = _places(k, probability_UC.shape[1])
     seeking_F = np.flatnonzero(next_U < stop_U)
     n_with_candidates = len(seeking_F)
     while len(seeking_F):
@@ -167,10 +177,11 @@ def _deferred_acceptance(probability_UC: Probabilities, candidate_UC: Mask, k: i
         for group in np.split(seeking_F[order_F], first_F[1:]):
             c = int(wish_W[next_U[group[0]] - 1])
             contest = np.concatenate([board[c], group])
-            if len(contest) > k:
+            room = int(places_C[c])
+            if len(contest) > room:
                 contest = _ranked(contest, probability_UC[contest, c])
-                displaced.append(contest[k:])
-            board[c] = contest[:k]
+                displaced.append(contest[room:])
+            board[c] = contest[:room]
         seeking_F = np.concatenate([np.empty(0, np.int64), *displaced])
         seeking_F = seeking_F[next_U[seeking_F] < stop_U[seeking_F]]
     selection = _selection([_ranked(rows, probability_UC[rows, c]) for c, rows in enumerate(board)])
@@ -181,6 +192,11 @@ def _deferred_acceptance(probability_UC: Probabilities, candidate_UC: Mask, k: i
         waiting=n_with_candidates - n_selected,
         dropped=len(probability_UC) - n_with_candidates,
     )
+
+
+def _places(k: Places, n_classes: int) -> Indices:
+    """The places of every class's board, int64 [C]."""
+    return np.full(n_classes, k, np.int64) if isinstance(k, int) else k
 
 
 def _wish_lists(probability_UC: Probabilities, candidate_UC: Mask) -> tuple[npt.NDArray[np.int32], Indices, Indices]:

@@ -1,6 +1,7 @@
 """What the methods share that learn a prompt in rounds, when they tell about themselves."""
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,8 +30,14 @@ _LEARNED = {
 }
 
 
+_ONCE = {"selection": "top", "train_share": 1.0}
+
+
 class PromptSpec(MethodSpec):
     """A method over a prompted CLIP; AiR is built over any of them."""
+
+    pools_labels: bool = False
+    """Whether labelled images are drawn from one pool with the pseudo-labelled ones."""
 
     @abstractmethod
     def build_over(self, context: BuildContext, air: AirPart | None) -> PromptMethod:
@@ -38,7 +45,13 @@ class PromptSpec(MethodSpec):
 
     def build(self, context: BuildContext) -> Method:
         """The method by itself."""
-        return self.build_over(context, None)
+        return self.over(context, None)
+
+    def over(self, context: BuildContext, air: AirPart | None) -> PromptMethod:
+        """As `build_over`, with the class prior of the settings."""
+        method = self.build_over(context, air)
+        method.prior = context.prior
+        return method
 
     def input_kind(self, config: Config) -> InputKind:
         """A text prompt and a residual learn from cached features, a visual prompt from pixels."""
@@ -54,6 +67,23 @@ class PromptSpec(MethodSpec):
                 "the model that made the features in model.clip and leave data.class_features out."
             )
         return None
+
+    def whole_batch(self, config: Config) -> str | None:
+        """The means of labelled and pseudo-labelled images that share a batch; CPL's are streams of their own."""
+        if self.pools_labels and config.data.paradigm != "ul":
+            return "labelled and pseudo-labelled images are averaged apart over the whole batch"
+        return None
+
+    def matters(self, config: Config) -> dict[str, Any]:
+        """Its settings; those that a run does not go by, or that say what was once all there was, keep out of it."""
+        own = super().matters(config)
+        settings = own[self.name]
+        if config.data.paradigm != "trzsl":
+            settings.pop("trzsl_weight", None)
+        for name, once in _ONCE.items():
+            if settings.get(name) == once:
+                del settings[name]
+        return own
 
     def auto_rate(self, config: Config, facts: PlanFacts) -> Rate:
         """A step of fixed length: of a prompt as published, of a residual by how far class embeddings may move."""

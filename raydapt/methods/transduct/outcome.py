@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from raydapt.artefacts.answers import mean_answers
 from raydapt.methods.predictions import predict_classes
 from raydapt.methods.spec import FinishedRun
 from raydapt.methods.transduct.method import FITTED
@@ -19,7 +20,8 @@ from raydapt.methods.zero_shot.method import ZeroShot
 def transductive_outcome(finished: FinishedRun) -> dict[str, Any]:
     """Writes ``transductive.parquet`` (id, path, zero_shot, predicted, confidence) and returns the group ``transduct``.
 
-    Accuracies are percent of the training images with a label: zero-shot's own, and the fit's.
+    Accuracies are percent of the training images with a label: zero-shot's own, that of the mean of the runs in
+    ``transduct.over`` (``over``, only with such), and the fit's.
     """
     names, table, row_N = finished.classes.names, finished.table, finished.row_N
     class_N = finished.state[f"{FITTED}class_N"].cpu()
@@ -36,8 +38,9 @@ def transductive_outcome(finished: FinishedRun) -> dict[str, Any]:
         "confidence": finished.state[f"{FITTED}confidence_N"].cpu().numpy(),
     }
     finished.record.write_table("transductive.parquet", pa.table(fitted))
-    truth_N = finished.class_A[row_N]
-    return {
+    truth_N, over_AC = finished.class_A[row_N], mean_answers(finished.artefacts)
+    over = {} if over_AC is None else {"over": _accuracies(over_AC[row_N].argmax(dim=1), truth_N)}
+    return over | {
         "images": len(class_N),
         "zero_shot": _accuracies(before.class_T, truth_N),
         "adapted": _accuracies(class_N, truth_N),

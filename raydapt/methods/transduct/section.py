@@ -19,7 +19,8 @@ def sections(run: RunRecord) -> list[Section]:
         ],
         rows=[
             (words, number(group(told, key).get("top1")), number(group(told, key).get("mean_per_class")))
-            for words, key in (("zero-shot", "zero_shot"), ("transductive", "adapted"))
+            for words, key in (("zero-shot", "zero_shot"), ("mean of the runs", "over"), ("transductive", "adapted"))
+            if key in told
         ],
         note=f"Of {int(told.get('images') or 0):,} images that were fitted together (transductive.parquet).",
     )

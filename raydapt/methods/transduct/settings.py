@@ -1,6 +1,6 @@
 """The settings of transduction."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from raydapt.settings.types import STRICT, Count, NonNegative, Positive, PositiveInt, Share
@@ -18,6 +18,9 @@ class TransductSettings:
 
     __pydantic_config__ = STRICT
 
+    over: list[str] = field(default_factory=list)
+    """Folders of finished runs of the same classes, without labels: the mean of their answers starts the labels and
+    stands for the texts among the images that are fitted. New images are still answered by texts and mixture."""
     rule: Rule = "tempered"
     """``tempered``: anchored Gaussians with a diagonal covariance and a temperature, built for sets with unequal,
     absent and foreign classes (ours, after StatA). ``spherical``: cosines to anchored means instead, more careful still

@@ -1,18 +1,25 @@
 """What ``transduct`` tells about itself."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
-from raydapt.methods.contract import Method
+from raydapt.artefacts.spec import PlanFacts
+from raydapt.methods.contract import Method, TrainingImages
 from raydapt.methods.spec import BuildContext, FinishedRun, MethodSpec
-from raydapt.methods.transduct.fit import fit
+from raydapt.methods.transduct.fit import BaseLogits, fit
 from raydapt.methods.transduct.method import Transduct
 from raydapt.methods.transduct.outcome import transductive_outcome
 from raydapt.methods.transduct.settings import TransductSettings
 from raydapt.models.clip import Clip
 from raydapt.models.deployed import DeployedClip
 from raydapt.settings.config import Config
+
+_LEAST_PROBABILITY = 1e-6
+"""Of a class in the answers of other runs, so that none of them can rule it out alone."""
 
 
 class TransductSpec(MethodSpec):
@@ -21,6 +28,8 @@ class TransductSpec(MethodSpec):
     name = "transduct"
     paradigms = ("ul",)
     fits_at_once = True
+    teachers_setting = "transduct.over"
+    reads_answers = True
 
     def build(self, context: BuildContext) -> Method:
         """Fitted to the unlabelled images; without images a method that is only to predict."""
@@ -29,8 +38,28 @@ class TransductSpec(MethodSpec):
         fitted = None
         if images is not None:
             feature_ND = images.feature_ND[images.unlabelled_U].to(text_CD.device)
-            fitted = fit(feature_ND, text_CD, clip.logit_scale, settings)
+            stated_C = context.prior.log_prior()
+            stated_C = None if stated_C is None else stated_C.to(text_CD)
+            base = _answers_of_runs(images, text_CD.device)
+            fitted = fit(feature_ND, text_CD, clip.logit_scale, settings, log_prior_C=stated_C, base=base)
         return Transduct(clip, text_CD, settings.text_strength, fitted)
+
+    def teacher_runs(self, config: Config) -> Sequence[str]:
+        """As the settings say."""
+        return config.of(TransductSettings).over
+
+    def inputs(self, config: Config, facts: PlanFacts) -> list[str]:
+        """What those runs have learned."""
+        return list(facts.teachers)
+
+    def finished(self, config: Config) -> Config:
+        """New images are answered without those runs."""
+        return config.with_own(replace(config.of(TransductSettings), over=[]))
+
+    def matters(self, config: Config) -> dict[str, Any]:
+        """All but where those runs lie."""
+        own = super().matters(config)["transduct"]
+        return {"transduct": {name: value for name, value in own.items() if name != "over"}}
 
     def learned(self, config: Config) -> str:
         """The mixture."""
@@ -45,6 +74,14 @@ class TransductSpec(MethodSpec):
         assert isinstance(method, Transduct)
         weight_CD = method.text_strength * method.text_CD + method.weight_CD / clip.logit_scale
         return DeployedClip(clip, weight_CD, bias_C=method.bias_C).eval()
+
+
+def _answers_of_runs(images: TrainingImages, device: torch.device) -> BaseLogits | None:
+    """Log mean probabilities of other runs for a block of the unlabelled images; None without other runs."""
+    if images.answer_NC is None:
+        return None
+    answer_UC = images.answer_NC[images.unlabelled_U]
+    return lambda rows: answer_UC[rows].to(device).clamp_min(_LEAST_PROBABILITY).log()
 
 
 SPEC = TransductSpec()

@@ -9,51 +9,56 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from raydapt.artefacts.inputs import InputKind
 from raydapt.data.classes import ClassSpace
 from raydapt.methods.contract import Batch, Method, Stream
 from raydapt.methods.fair.method import described
-from raydapt.methods.fair.rules import class_sums, crop_weights, description_weights
+from raydapt.methods.fair.rules import class_sums, composite, crop_weights, description_weights
 from raydapt.methods.fair.settings import FairSettings
 from raydapt.models.clip import Clip, OnClip
 
 
 class Wca(Method):
-    """score(x, c) = sum_i sum_d rho_i v_cd (f_i . e_cd); nothing is learned.
+    """score(x, c) = norm(sum_i rho_i f_i) . norm(sum_d v_cd e_cd); nothing is learned.
 
-    rho weighs the crops by their similarity to the whole image, v the descriptions of a class by theirs to its prompt,
-    as the anchors' settings say. The description embeddings are not averaged to unit length, as WCA has it.
+    rho weighs the crops by their similarity to the whole image, v the descriptions of a class by theirs to its prompt.
+    The paper (ICML 2024) writes the double sum without the two norms; its public code has them.
 
     Args:
         clip: The frozen model.
         classes: Names and templates.
         settings: Those of `Fair`: crops, how many count, descriptions and their weights.
+        unit_means: Whether both means are normalised.
     """
 
     text_CD: Tensor
 
-    def __init__(self, clip: Clip, classes: ClassSpace, *, settings: FairSettings) -> None:
+    def __init__(self, clip: Clip, classes: ClassSpace, *, settings: FairSettings, unit_means: bool = True) -> None:
         super().__init__()
         self.frozen = OnClip(clip)
-        self.settings = settings
+        self.settings, self.unit_means = settings, unit_means
         self.input_kind: InputKind = "crops" if settings.n_crops else "features"
         embedding_MD, class_M = described(clip, classes, settings)
         prompt_CD = clip.class_embeddings(classes.names, classes.templates)
-        weight_M = description_weights(embedding_MD, class_M, prompt_CD if settings.anchor_mean == "weighted" else None)
+        weight_M = description_weights(settings.anchor_mean, embedding_MD, class_M, prompt_CD)
         text_CD = class_sums(weight_M[:, None] * embedding_MD, class_M, len(classes.names))
-        self.register_buffer("text_CD", text_CD, persistent=False)
+        self.register_buffer("text_CD", F.normalize(text_CD, dim=1) if unit_means else text_CD, persistent=False)
 
     def logits(self, image_B: Tensor) -> Tensor:
         """Scores [B, C] of features of image and crops [B, 1 + K, D], or of features [B, D]."""
-        feature_BD = image_B
-        if image_B.dim() == 3:
-            whole_BD, crop_BKD = image_B[:, 0], image_B[:, 1 : 1 + self.settings.n_crops]
-            top_k, temperature = self.settings.top_k, self.settings.temperature
-            rho_BK = crop_weights(whole_BD, crop_BKD, top_k=top_k, temperature=temperature)
-            feature_BD = torch.einsum("bk,bkd->bd", rho_BK, crop_BKD)
+        feature_BD = self._mean_of_crops(image_B) if image_B.dim() == 3 else image_B
         with torch.autocast(feature_BD.device.type, enabled=False):
             return self.frozen.clip.logit_scale * feature_BD.to(torch.float32) @ self.text_CD.T
+
+    def _mean_of_crops(self, image_BKD: Tensor) -> Tensor:
+        whole_BD, crop_BKD = image_BKD[:, 0], image_BKD[:, 1 : 1 + self.settings.n_crops]
+        top_k, temperature = self.settings.top_k, self.settings.temperature
+        if self.unit_means:
+            return composite(whole_BD, crop_BKD, top_k=top_k, temperature=temperature)
+        rho_BK = crop_weights(whole_BD, crop_BKD, top_k=top_k, temperature=temperature)
+        return torch.einsum("bk,bkd->bd", rho_BK, crop_BKD)
 
     def begin_round(self, round_: int, probability_UC: Callable[[], Tensor]) -> list[Stream]:
         """There are no rounds."""

@@ -1,4 +1,4 @@
-"""What ``wca`` tells about itself; its settings are those of ``fair``."""
+"""What ``wca`` tells about itself; most of its settings are those of ``fair``."""
 
 from dataclasses import replace
 
@@ -9,6 +9,7 @@ from raydapt.methods.fair.settings import FairSettings
 from raydapt.methods.fair.spec import CropSpecs
 from raydapt.methods.spec import BuildContext
 from raydapt.methods.wca.method import Wca
+from raydapt.methods.wca.settings import WcaSettings
 from raydapt.settings.config import Config
 
 
@@ -19,7 +20,8 @@ class WcaSpec(CropSpecs):
 
     def build(self, context: BuildContext) -> Method:
         """The classifier."""
-        return Wca(context.clip, context.classes, settings=context.config.of(FairSettings))
+        settings, unit_means = context.config.of(FairSettings), context.config.of(WcaSettings).unit_means
+        return Wca(context.clip, context.classes, settings=settings, unit_means=unit_means)
 
     def input_kind(self, config: Config) -> InputKind:
         """Cached features, with those of crops where some are taken."""
