@@ -15,6 +15,7 @@ from tokenizers.models import WordLevel
 from transformers import M2M100Config, MT5Config, PreTrainedTokenizerFast, RobertaConfig, XLMRobertaConfig
 
 from raydapt.data.decode import ImageSpec
+from raydapt.models import lend_transformers
 from raydapt.models.clip import Clip
 from tests.models.tiny import SPEC, tokenizer
 
@@ -136,6 +137,7 @@ def _encoder(name, vocab_size, text):
     else:
         made = MT5Config(vocab_size=vocab_size, d_model=WIDTH, d_kv=16, num_layers=2, num_heads=2, d_ff=48,
                          pad_token_id=1)  # fmt: skip
+    lend_transformers()
     pooler = text.get("hf_pooler_type", "mean_pooler")
     encoder = HFTextEncoder("", EMBED_DIM, config=made, pooler_type=pooler, proj_type="mlp")
     if made.is_encoder_decoder:
