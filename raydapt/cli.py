@@ -118,7 +118,8 @@ def caption(config: str | None, overrides: tuple[str, ...], groups: bool, output
 
     Works on any source: raydapt caption photos/ caption.model=llava-hf/llava-v1.6-mistral-7b-hf
     """
-    if config is not None and "=" not in config and Path(config).suffix not in (".yaml", ".yml"):
+    is_source = config is not None and ("=" not in config or Path(config).expanduser().exists())
+    if is_source and Path(str(config)).suffix not in (".yaml", ".yml"):
         config, overrides = None, (f"data.source={json.dumps(config)}", *overrides)
     settings = _load(config, overrides)
     from raydapt.verbs.caption import caption as caption_

@@ -46,6 +46,14 @@ def test_a_tree_of_no_known_kind() -> None:
     assert Config().name == "auto"
 
 
+def test_words_that_old_yaml_takes_for_truth_values_name_classes_in_a_job_file(tmp_path):
+    job = tmp_path / "job.yaml"
+    job.write_text("method: cpl\ndata:\n  source: x\n  class_names: [yes, no, on, Off]\nray: {progress: false}\n")
+    config = load_config(job)
+    assert list(config.data.class_names) == ["yes", "no", "on", "Off"]
+    assert config.ray.progress is False
+
+
 def test_a_class_prior_may_name_classes_that_yaml_takes_for_something_else() -> None:
     given = load_config(None, ["data.class_prior={no: rare, 7: common, oak: 0.5}"]).data.class_prior
     assert given == {"no": "rare", "7": "common", "oak": 0.5}

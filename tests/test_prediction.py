@@ -1,6 +1,7 @@
 """An adapted run applied to other images."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -42,6 +43,27 @@ def test_new_images_are_predicted(adapted: Run, others: Path) -> None:
     assert set(table["predicted"].to_pylist()) <= set(map(str, range(10)))
     assert path.startswith(adapted.path)
     assert json.loads(adapted.read_bytes("metrics.json"))["name"] == adapted.name
+
+
+def test_an_image_that_cannot_be_read_is_a_row_with_the_reason(
+    adapted: Run, others: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pq.read_table(others)
+    image = table["image"].to_pylist()
+    image[3] = b"no image"
+    source = tmp_path / "50 %=# (1).parquet"
+    pq.write_table(table.set_column(0, "image", pa.array(image, pa.binary())), source)
+    renamed = tmp_path / "best run (1) #2 é=x"
+    shutil.copytree(adapted.path, renamed)
+    monkeypatch.chdir(tmp_path)
+    for output in ("photos 2024", ".", "o/été"):
+        path = predict(str(renamed), [f"data.source={source}", "data.max_error_share=0.1"], output=output)
+        assert Path(path) == tmp_path / output / "predictions.parquet"
+        found = pq.read_table(path)
+        assert found.num_rows == 50
+        answered = [word is not None for word in found["predicted"].to_pylist()]
+        assert answered == [error is None for error in found["error"].to_pylist()] == [row != 3 for row in range(50)]
+        assert found["label"].to_pylist() == [str(label) for label in table["label"].to_pylist()]
 
 
 def test_predictions_go_where_they_are_told(adapted: Run, others: Path, tmp_path: Path) -> None:

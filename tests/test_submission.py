@@ -9,11 +9,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,36 @@ def test_a_cluster_that_has_just_started_is_given_time(monkeypatch: pytest.Monke
     assert clock[0] == 3 * submission._POLL_S
     with pytest.raises(UserError, match=r"no agent that runs jobs for 60 s.*--dashboard-agent-listen-port"):
         submission.submit(never, sent)  # type: ignore[arg-type]
+
+
+def test_the_address_that_is_given_beats_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            heard.append(self.path)
+            facts = {"version": "4", "ray_version": "2.60.0", "ray_commit": "x", "session_name": "s"}
+            body = json.dumps(facts).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "http_proxy"):
+            monkeypatch.setenv(name, "http://127.0.0.1:9")
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.setenv(name, "intranet")
+        connect(f"http://127.0.0.1:{server.server_port}")
+        assert os.environ["RAY_ADDRESS"] == "http://127.0.0.1:9"
+        server.shutdown()
+        thread.join()
+    assert heard
 
 
 def test_no_cluster_there() -> None:

@@ -18,13 +18,14 @@ from torch import Tensor
 from raydapt.artefacts.features import image_settings
 from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source
+from raydapt.errors import UserError
 from raydapt.settings.groups import DataSettings
 from raydapt.store.artefact import Artefact
 from raydapt.store.fingerprint import Recipe
 
 KIND = "pixels"
-SCRATCH = Path(gettempdir()) / "raydapt-pixels"
-"""Where pixels that do not fit in memory are laid out, on each machine."""
+SCRATCH = Path(gettempdir()) / f"raydapt-pixels-{getattr(os, 'getuid', int)()}"
+"""Where pixels that do not fit in memory are laid out, on each machine; each user has a folder."""
 _LARGEST_IN_MEMORY = 1024**3
 
 
@@ -64,13 +65,29 @@ def load_pixels(artefact: Artefact, cache_folder: str | Path, *, largest_in_memo
         return torch.from_numpy(pixel_N3SS)
     target = Path(cache_folder) / f"{artefact.kind}-{artefact.fingerprint}.npy"
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
-        mapped = open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)  # type: ignore[no-untyped-call,unused-ignore]
-        _fill(artefact, mapped)
-        temporary.replace(target)
+        try:
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            mapped = open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)  # type: ignore[no-untyped-call,unused-ignore]
+            _reserve(temporary)
+            _fill(artefact, mapped)
+            temporary.replace(target)
+        except OSError as error:
+            raise UserError(
+                f"The decoded images ({rows * 3 * side * side / 1024**3:.1f} GiB) cannot be laid out in "
+                f"{str(target.parent)!r} ({error.strerror}): free space there, or set TMPDIR to another folder."
+            ) from None
+        finally:
+            temporary.unlink(missing_ok=True)
     # Copy-on-write: torch wants a writable array, and the file must stay as it is.
     return torch.from_numpy(np.load(target, mmap_mode="c"))
+
+
+def _reserve(path: Path) -> None:
+    """Takes the space of a file now: on a full disk that is an error, and writing pages the end of the process."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _fill(artefact: Artefact, pixel_N3SS: np.ndarray[tuple[int, int, int, int], np.dtype[np.uint8]]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import psutil
 
+from raydapt.cluster.addresses import check_address, given_address
 from raydapt.cluster.nodes import address_of
 from raydapt.errors import UserError
 from raydapt.progress import said_if_slow
@@ -35,15 +36,25 @@ def ensure_ray(settings: RaySettings) -> None:
     start: dict[str, Any] = {}
     if address == "local":
         start = {"num_cpus": _logical_cpus(settings), "include_dashboard": False}
+    given = given_address(settings)
+    check_address(address, given)
     doing = "starting Ray on this machine …" if address == "local" else f"joining the Ray cluster at {address} …"
     try:
         with said_if_slow(doing):
             _init(address, start)
-    except ConnectionError as error:
-        reason = str(error).splitlines()[0]
+    except (ConnectionError, ValueError) as error:
+        reason = (str(error).splitlines() or [""])[0]
         raise UserError(
-            f"Setting ray.address={settings.address!r}: no Ray cluster answers there ({reason}): start one with "
+            f"{given}: no Ray cluster answers there ({reason}): start one with "
             "'ray start --head', or set ray.address=local."
+        ) from None
+    except OSError as error:
+        if "AF_UNIX" not in str(error):
+            raise
+        variable = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
+        raise UserError(
+            f"Ray puts its sockets below {variable}={os.environ.get(variable, '')!r}, and the path of a socket has at "
+            "most 107 characters: set RAY_TMPDIR to a short folder, such as /tmp."
         ) from None
 
 

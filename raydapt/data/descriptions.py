@@ -10,6 +10,7 @@ import yaml
 
 from raydapt.data.named_sets import named_set
 from raydapt.errors import UserError
+from raydapt.settings.tree import WordsLoader
 
 MAX_CHARACTERS = 1000
 _MAX_FILE_BYTES = 64 * 1024 * 1024
@@ -37,7 +38,7 @@ def read_descriptions(path: str) -> Any:
     try:
         if file.stat().st_size > _MAX_FILE_BYTES:
             raise UserError(f"Setting {SETTING}={path!r} is larger than any file of descriptions: check the path.")
-        return yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+        return yaml.load(file.read_text(encoding="utf-8-sig"), Loader=WordsLoader)
     except (OSError, ValueError, yaml.YAMLError):
         raise UserError(
             f"Setting {SETTING}={path!r} is no readable YAML or JSON file: give a file of 'class: [description, …]'."

@@ -19,7 +19,8 @@ from raydapt.data.classes import fill_template
 from raydapt.data.decode import ImageSpec
 from raydapt.errors import UserError
 from raydapt.models import lend_transformers, passed_over
-from raydapt.models.text_tower import TextTower, require_whole_prompts
+from raydapt.models.hugging_face_text import text_tower_of
+from raydapt.models.text_tower import require_whole_prompts
 from raydapt.store.fingerprint import files_digest
 
 MINI = Path(__file__).parent / "mini" / "clip"
@@ -56,7 +57,7 @@ class Clip(nn.Module):
         self.model: Any
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.text_tower = TextTower(model, tokenizer)
+        self.text_tower = text_tower_of(model, tokenizer)
         self.logit_scale = min(float(self.model.logit_scale.exp()), 100.0)
         for key, value in (("mean_311", image_spec.mean), ("std_311", image_spec.std)):
             self.register_buffer(key, torch.tensor(value, dtype=torch.float32).view(3, 1, 1), persistent=False)

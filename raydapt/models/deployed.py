@@ -46,10 +46,11 @@ class DeployedClip(nn.Module):
         """Scaled cosines and the bias [B, C]."""
         image = (pixel_B3SS.to(torch.float32) / 255 - self.mean_311) / self.std_311
         if self.prompt_LD is None:
-            feature_BD = self.visual(image)
+            answer: Any = self.visual(image)
         else:
             with extra_tokens(self.visual, self.prompt_LD):
-                feature_BD = self.visual(image)
+                answer = self.visual(image)
+        feature_BD: Tensor = answer[0] if isinstance(answer, tuple) else answer  # CoCa's also gives its tokens
         return self.scale * F.normalize(feature_BD, dim=-1) @ self.class_CD.T + self.bias_C
 
 

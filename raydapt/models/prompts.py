@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from raydapt.errors import UserError
 from raydapt.models.clip import Clip, OnClip
+from raydapt.models.effect import moves, sample_pixels
 from raydapt.models.joint_prompt import JointPrompt
 from raydapt.models.text_tower import class_tokens
 from raydapt.models.vision_tower import extra_tokens, vision_width
@@ -111,6 +113,9 @@ class VisualPrompt(OnClip):
         clip: The frozen model; its image tower must be a vision transformer.
         n_tokens: Prompt tokens; 0 gives the plain tower.
         seed: Of the initial prompt, N(0, 1 / width).
+
+    Raises:
+        UserError: When the tower is no vision transformer, or does not read the tokens.
     """
 
     def __init__(self, clip: Clip, *, n_tokens: int, seed: int) -> None:
@@ -118,6 +123,21 @@ class VisualPrompt(OnClip):
         width = vision_width(clip.model.visual)
         self.prompt_LD = nn.Parameter(torch.empty(n_tokens, width, device=clip.device))
         self.reset(seed)
+        if n_tokens:
+            self._require_effect()
+
+    def _require_effect(self) -> None:
+        """Refuses towers that read no tokens where these are put, or that do more than pass them on."""
+        clip, pixel_13SS = self.clip, sample_pixels(self.clip)
+        with torch.no_grad():
+            plain_1D = clip.encode_image(pixel_13SS)
+            with extra_tokens(clip.model.visual, self.prompt_LD[:0]):
+                same = bool((plain_1D * clip.encode_image(pixel_13SS)).sum() > 1 - 1e-4)
+        if not same or not moves(lambda: self(pixel_13SS), [self.prompt_LD]):
+            raise UserError(
+                f"Setting model.prompt: the image tower of model.clip={clip.name!r} does not read a visual prompt as "
+                "vision transformers do: choose model.prompt=text or another model.clip."
+            )
 
     def reset(self, seed: int) -> None:
         """Draws the prompt anew; the same seed gives the same prompt on every device."""

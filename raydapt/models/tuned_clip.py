@@ -10,11 +10,12 @@ import math
 from typing import Any, Literal
 
 import torch
-from open_clip.timm_model import TimmModel
 from torch import nn
 
 from raydapt.errors import UserError
+from raydapt.models.adapters import add_adapters
 from raydapt.models.clip import Clip, OnClip
+from raydapt.models.effect import SAMPLE_TEXT, moves, sample_pixels
 
 Tune = Literal["full", "ln", "lora"]
 _MOST_LOG_SCALE = math.log(100)
@@ -25,14 +26,14 @@ class TunedClip(OnClip):
 
     Args:
         clip: The frozen model; never changed.
-        tune: ``full`` learns all weights and the logit scale, ``ln`` the LayerNorms, ``lora`` adapters (peft) on the
-            projections of attention.
+        tune: ``full`` learns all weights and the logit scale, ``ln`` the LayerNorms, ``lora`` adapters (see
+            `raydapt.models.adapters`).
         text: Whether the text tower is learned as well as the image tower.
         rank: Of the adapters.
         seed: Of the adapters' start.
 
     Raises:
-        UserError: When the model has nothing of the kind.
+        UserError: When a tower that is to learn has nothing of the kind, or does not read it.
     """
 
     def __init__(self, clip: Clip, *, tune: Tune, text: bool, rank: int, seed: int) -> None:
@@ -40,18 +41,29 @@ class TunedClip(OnClip):
         own = _copy_sharing_the_rest(clip, chosen)
         super().__init__(own)
         if tune == "lora":
-            learned = _add_adapters(own.model, text=text, rank=rank, seed=seed)
+            learned = _add_adapters(own, text=text, rank=rank, seed=seed)
         else:
             learned = [own.model.get_parameter(name) for name in chosen]
-        if not learned:
-            raise UserError(
-                f"Setting latteclip.tune={tune!r}: model.clip={clip.name!r} has nothing of the kind to learn; "
-                "choose another one."
-            )
         self.learned = nn.ParameterList([parameter.requires_grad_() for parameter in learned])
+        self._require_moves(clip.name, tune, text=text)
         self.text_learned, self._tune = text, tune
         start = torch.tensor(math.log(clip.logit_scale), device=clip.device)
         self.log_scale = nn.Parameter(start, requires_grad=tune == "full")
+
+    def _require_moves(self, name: str, tune: Tune, *, text: bool) -> None:
+        """Refuses what would be learned without effect: towers differ in what they have, and in what reads it."""
+        if tune == "full":
+            return
+        tower = self.clip.text_tower
+        outputs = {"image": lambda: self.clip.encode_image(sample_pixels(self.clip))}
+        if text:
+            outputs["text"] = lambda: tower.encode_tokens(tower.tokenize([SAMPLE_TEXT]))
+        for which, output in outputs.items():
+            if not moves(output, self.learned):
+                raise UserError(
+                    f"Setting latteclip.tune={tune!r}: model.clip={name!r} has nothing of the kind that its {which} "
+                    f"features depend on: choose latteclip.tune={'lora' if tune == 'ln' else 'full'} or another model."
+                )
 
     def plain(self) -> Clip:
         """The model as it is learned, with adapters worked into its weights."""
@@ -92,24 +104,17 @@ def _copy_sharing_the_rest(clip: Clip, chosen: dict[str, nn.Parameter]) -> Clip:
     return copy.deepcopy(clip, memo)
 
 
-def _add_adapters(model: nn.Module, *, text: bool, rank: int, seed: int) -> list[nn.Parameter]:
-    """Puts adapters on the projections to queries, keys and values: packed ones (open_clip), or a layer (timm)."""
-    from peft import LoraConfig, inject_adapter_in_model  # takes seconds to import
+def _add_adapters(clip: Clip, *, text: bool, rank: int, seed: int) -> list[nn.Parameter]:
+    """Puts adapters into the image tower, or into both."""
+    model = clip.model
 
-    tower = model if text else getattr(model, "visual")  # noqa: B009 - torch types attributes of modules as tensors
-    packed = any(isinstance(module, nn.MultiheadAttention) for module in tower.modules())
-    layers = any(isinstance(module, TimmModel) for module in tower.modules())
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=rank,
-        target_modules=["attn.qkv"] if layers else [],
-        target_parameters=["attn.in_proj_weight"] if packed else None,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        inject_adapter_in_model(config, tower)
-    device = next(model.parameters()).device
-    adapters = [p for name, p in model.named_parameters() if "lora_" in name]
+    def run() -> None:
+        clip.encode_image(sample_pixels(clip))
+        if text:
+            clip.encode_text([SAMPLE_TEXT])
+
+    add_adapters(model if text else model.visual, run, rank=rank, seed=seed)
+    adapters: list[nn.Parameter] = [p for name, p in model.named_parameters() if "lora_" in name]
     for adapter in adapters:
-        adapter.data = adapter.data.to(device, torch.float32)
+        adapter.data = adapter.data.to(clip.device, torch.float32)
     return adapters

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from raydapt.errors import UserError
 from raydapt.models.clip import Clip, OnClip
+from raydapt.models.effect import moves, sample_pixels
 
 
 class TunedNorms(OnClip):
@@ -41,6 +42,11 @@ class TunedNorms(OnClip):
             )
         self._places = tuple(norms)
         self.norms = nn.ParameterList([nn.Parameter(norms[place].detach().clone()) for place in self._places])
+        if learn and not moves(lambda: self.encode(sample_pixels(clip)), self.norms):
+            raise UserError(
+                f"Setting fair.layer_norms=true, but no feature of model.clip={clip.name!r} depends on the LayerNorms "
+                "of its image tower: set it to false to learn the anchors alone, or choose a vision transformer."
+            )
 
     def encode(self, view_B3SS: Tensor) -> Tensor:
         """L2-normalised float32 features [B, D] of views with values in 0..255."""
@@ -49,5 +55,6 @@ class TunedNorms(OnClip):
             return clip.encode_image(view_B3SS)
         own = dict(zip(self._places, self.norms, strict=True))
         visual: Any = clip.model.visual
-        feature_BD: Tensor = torch.func.functional_call(visual, own, (clip.normalise_pixels(view_B3SS),))
+        answer: Any = torch.func.functional_call(visual, own, (clip.normalise_pixels(view_B3SS),))
+        feature_BD: Tensor = answer[0] if isinstance(answer, tuple) else answer  # CoCa's also gives its tokens
         return F.normalize(feature_BD.to(torch.float32), dim=-1)

@@ -55,6 +55,33 @@ def predictions_table(
     )
 
 
+def with_unreadable(answered: pa.Table, table: FeatureTable, labels: list[str | None], classes: ClassSpace) -> pa.Table:
+    """The answers and, between them in the order of the source, a row for every image without one; ``error`` tells why.
+
+    Args:
+        answered: Of all images that can be read, see `predictions_table`.
+        table: All rows of the source.
+        labels: Of all rows.
+        classes: The classes.
+    """
+    bad = [row for row, error in enumerate(table.error_N) if error is not None]
+    class_N = classes.indices_of([labels[row] for row in bad])
+    columns = {
+        "id": [table.id_N[row] for row in bad],
+        "path": [table.path_N[row] for row in bad],
+        "split": [table.split_N[row] for row in bad],
+        "label": [labels[row] for row in bad],
+        "class": [classes.names[c] if c >= 0 else None for c in class_N.tolist()],
+    }
+    nulls = {name: [None] * len(bad) for name in answered.column_names if name not in columns}
+    unanswered = pa.table({name: (columns | nulls)[name] for name in answered.column_names}, answered.schema)
+    whole = pa.concat_tables([answered, unanswered])
+    errors = [None] * answered.num_rows + [table.error_N[row] for row in bad]
+    whole = whole.append_column("error", pa.array(errors, pa.string()))
+    order = np.argsort([*(row for row in range(len(table.id_N)) if table.error_N[row] is None), *bad], kind="stable")
+    return whole.take(pa.array(order))
+
+
 def pseudo_labels_table(history: list[PseudoLabels], id_N: list[str], names: tuple[str, ...]) -> pa.Table:
     """``pseudo_labels.parquet``: what each round gave to which image (ids of the training images in `id_N`)."""
     columns: dict[str, list[Any]] = {"round": [], "id": [], "classes": [], "weights": []}

@@ -20,7 +20,7 @@ def open_run(run_folder: str) -> tuple[Run, Config]:
     Raises:
         UserError: If the folder is no finished run.
     """
-    run = Run(*split_folder(run_folder))
+    run = Run.at(run_folder)
     if not run.exists("metrics.json") or not run.exists("config.yaml"):
         raise UserError(f"Folder {run_folder!r} is not a finished run: give a folder such as runs/NAME.")
     config = config_from_tree(yaml.safe_load(run.read_bytes("config.yaml")), of_a_run=True)
@@ -33,16 +33,10 @@ def open_folder(run_folder: str) -> tuple[Run, Config]:
     Raises:
         UserError: If the folder is no run.
     """
-    run = Run(*split_folder(run_folder))
+    run = Run.at(run_folder)
     if not run.exists("config.yaml"):
         raise UserError(f"Folder {run_folder!r} is not a run: give a folder such as runs/NAME.")
     return run, config_from_tree(yaml.safe_load(run.read_bytes("config.yaml")), of_a_run=True)
-
-
-def split_folder(path: str) -> tuple[str, str]:
-    """The folder that a folder lies in, and its name."""
-    root, _, name = path.rstrip("/").rpartition("/")
-    return root or ".", name
 
 
 def load_learned(method: Method, run: Run, config: Config) -> Method:

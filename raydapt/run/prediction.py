@@ -19,7 +19,7 @@ from raydapt.methods.predictions import Classifier, Predictions
 from raydapt.methods.zero_shot.method import ZeroShot
 from raydapt.models.frozen import load_frozen
 from raydapt.run import evaluation
-from raydapt.run.finished import load_learned, open_run, split_folder
+from raydapt.run.finished import load_learned, open_run
 from raydapt.run.guarding import Classifiers, stored_verdict
 from raydapt.run.known_labels import KnownLabels, notes_of, read_known_labels
 from raydapt.run.making import artefacts_of, make_artefacts
@@ -46,7 +46,8 @@ def predict(run_folder: str, overrides: list[str], *, output: str | None = None)
         output: Folder to write to; by default ``predictions/<source>`` in the run folder.
 
     Returns:
-        The path of ``predictions.parquet``: id, path, split, label, zero_shot, predicted, and their confidences.
+        The path of ``predictions.parquet``: id, path, split, label, zero_shot, predicted, and their confidences; of
+        images that cannot be read ``error`` instead, with the reason.
 
     Raises:
         UserError: For a folder that is no run, or a source that cannot be read.
@@ -122,6 +123,8 @@ class _Applied:
     """The run's answer."""
     adapted: Predictions
     """The adapted model's, which the run's guard may not have kept."""
+    all_images: bool
+    """Whether images that cannot be read are rows, too."""
     learned: Config
     """The run's own settings."""
     transductive: bool
@@ -158,6 +161,7 @@ def _apply(run_folder: str, overrides: list[str], *, all_images: bool) -> _Appli
         before=before,
         after=after,
         adapted=adapted,
+        all_images=all_images,
         learned=config,
         transductive=bool(torch.isin(row_T, row_N).any()),
     )
@@ -233,7 +237,7 @@ def run_of_job(config: Config) -> str:
 
 
 def _table(applied: _Applied) -> pa.Table:
-    return evaluation.predictions_table(
+    answered = evaluation.predictions_table(
         applied.table,
         applied.known.label_N,
         applied.plan.classes,
@@ -242,11 +246,14 @@ def _table(applied: _Applied) -> pa.Table:
         applied.after,
         applied.adapted,
     )
+    if not applied.all_images:
+        return answered
+    return evaluation.with_unreadable(answered, applied.table, applied.known.label_N, applied.plan.classes)
 
 
 def _write(applied: _Applied, output: str | None) -> str:
     table = _table(applied)
-    target = applied.run if output is None else Run(*split_folder(output))
+    target = applied.run if output is None else Run.at(output)
     name = "predictions.parquet" if output is not None else f"{_folder_name(applied.plan)}/predictions.parquet"
     target.write_table(name, table)
     return target.file(name)

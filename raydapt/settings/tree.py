@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
@@ -14,6 +15,18 @@ from raydapt.errors import UserError
 from raydapt.settings.types import HIDDEN
 
 Settings = TypeVar("Settings")
+
+
+class WordsLoader(yaml.SafeLoader):
+    """YAML with the truth values of version 1.2: ``yes``, ``no``, ``on`` and ``off`` are words and may name classes."""
+
+
+_TRUTH = "tag:yaml.org,2002:bool"
+WordsLoader.yaml_implicit_resolvers = {
+    letter: [(tag, words) for tag, words in resolvers if tag != _TRUTH]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+WordsLoader.add_implicit_resolver(_TRUTH, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
 def settings_from_tree(
@@ -53,7 +66,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Job file {str(path)!r} cannot be read ({error}): give the path of a YAML file.") from None
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, Loader=WordsLoader)
     except yaml.YAMLError as error:
         place = str(error).replace("\n", " ")
         raise UserError(f"Job file {str(path)!r} is not valid YAML ({place}): mend it.") from None

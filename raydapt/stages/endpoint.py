@@ -14,6 +14,7 @@ import ray.data
 from PIL import Image
 from ray.data import ActorPoolStrategy
 
+from raydapt.cluster.addresses import leave_loopback_alone, through_proxy
 from raydapt.cluster.nodes import require_cpu
 from raydapt.errors import UserError
 from raydapt.settings.groups import RaySettings
@@ -30,10 +31,15 @@ from raydapt.stages.llm import (
     as_result,
     engine_reason,
 )
+from raydapt.stages.run import STOPPED
 
-_TRIES = 6
-"""Times that a request is repeated by the client, with growing pauses, when the server is busy or away."""
-_TIMEOUT_S = 600.0
+_PATIENCE_S, _PATIENCE_UNKNOWN_S = 300.0, 20.0
+"""How long a server is asked again that is busy or away: one that has answered before may be starting anew."""
+_TIMEOUT_S, _CONNECT_S = 300.0, 10.0
+_TIMEOUTS = 2
+"""Times that a request may go without an answer; a server that hangs does so for all of them."""
+_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+_BUSY = (408, 409, 429)
 _OF_ONE_ROW = (400, 413, 422)
 """Statuses that refuse a question and not the questioner: too long, too large, of no kind that the model takes."""
 
@@ -81,12 +87,14 @@ class EndpointClient:
 
     def __init__(self, asker: PromptBuilder, settings: EngineSettings, schema: pa.Schema, setting: str) -> None:
         self._openai: Any = importlib.import_module("openai")
+        leave_loopback_alone()
         self._client = self._openai.OpenAI(
             base_url=settings.base_url,
             api_key=os.environ.get(settings.api_key_variable, "none"),
-            max_retries=_TRIES,
-            timeout=_TIMEOUT_S,
+            max_retries=0,  # asked again here, where it is known whether the server has ever answered
+            timeout=self._openai.Timeout(_TIMEOUT_S, connect=_CONNECT_S),
         )
+        self._has_answered, self._stopped = False, ""
         self._asker, self._settings, self._schema, self._setting = asker, settings, schema, setting
         self._threads = ThreadPoolExecutor(max_workers=settings.max_num_seqs)
 
@@ -102,6 +110,8 @@ class EndpointClient:
             return {**row, ERROR: str(verdict)}
         started = time.perf_counter()
         asked = {**row, ASKED: question.text}
+        if self._stopped:
+            return {**asked, ERROR: self._stopped}
         try:
             text = self._ask(question)
         except NoAnswer as verdict:
@@ -109,10 +119,15 @@ class EndpointClient:
         except self._openai.APIStatusError as error:
             if error.status_code in _OF_ONE_ROW:
                 return {**asked, ERROR: engine_reason(str(error))}
-            raise UserError(self._sentence(error)) from None
+            return self._give_up(asked, error)
         except (self._openai.OpenAIError, ValueError, TypeError) as error:
-            raise UserError(self._sentence(error)) from None
+            return self._give_up(asked, error)
         return {**asked, ANSWER: text, SECONDS: time.perf_counter() - started}
+
+    def _give_up(self, row: dict[str, Any], error: Exception) -> dict[str, Any]:
+        """Asks no more: what was answered before goes on to be kept, where an exception would lose it."""
+        self._stopped = self._stopped or STOPPED + self._sentence(error)
+        return {**row, ERROR: self._stopped}
 
     def _ask(self, question: Prompt) -> str:
         content: Any = question.text
@@ -122,18 +137,42 @@ class EndpointClient:
         sampling: dict[str, Any] = {"temperature": 0.0}
         if not self._settings.greedy:
             sampling = {"temperature": 1.0, "seed": question.seed}
-        answer = self._client.chat.completions.create(
+        answer = self._repeated(
             model=self._settings.model,
             messages=[{"role": "user", "content": content}],
             max_tokens=self._settings.max_tokens,
             **sampling,
         )
-        return _text_of(answer)
+        text = _text_of(answer)
+        self._has_answered = True
+        return text
+
+    def _repeated(self, **request: Any) -> Any:
+        """The answer to a request; asked again, after growing pauses, while the server is busy or away."""
+        api, started, timeouts, pause_s = self._openai, time.monotonic(), 0, _PAUSE_S
+        while True:
+            try:
+                return self._client.chat.completions.create(**request)
+            except api.APITimeoutError:
+                timeouts += 1
+                if timeouts >= _TIMEOUTS:
+                    raise
+            except (api.APIConnectionError, api.APIStatusError) as error:
+                status = getattr(error, "status_code", None)
+                patience_s = _PATIENCE_S if self._has_answered else _PATIENCE_UNKNOWN_S
+                if status is not None and status not in _BUSY and status < 500:
+                    raise
+                asked_for_s = _retry_after_s(error)
+                pause_s = min(pause_s * 2, _LONGEST_PAUSE_S) if asked_for_s is None else asked_for_s
+                if time.monotonic() - started + pause_s > patience_s:
+                    raise
+                time.sleep(pause_s)
 
     def _sentence(self, error: Exception) -> str:
         settings, reason = self._settings, (str(error).splitlines() or [""])[0]
         return (
-            f"Setting {self._setting}.base_url={settings.base_url!r} answered {type(error).__name__} ({reason}): check "
+            f"Setting {self._setting}.base_url={settings.base_url!r} answered{through_proxy(settings.base_url or '')} "
+            f"{type(error).__name__} ({reason}): check "
             f"the address, {self._setting}.model={settings.model!r} and the key in {settings.api_key_variable}, then "
             "run the command again."
         )
@@ -155,6 +194,15 @@ def _text_of(answer: Any) -> str:
         used_up = getattr(choices[0], "finish_reason", None) == "length"
         raise NoAnswer("no_text_within_max_tokens" if used_up else "empty_answer")
     return text
+
+
+def _retry_after_s(error: Exception) -> float | None:
+    """Seconds that a server asks to wait, at most as long as any pause; None where it does not say."""
+    response = getattr(error, "response", None)
+    try:
+        return min(max(float(response.headers["retry-after"]), 0.0), _LONGEST_PAUSE_S) if response is not None else None
+    except (KeyError, ValueError):
+        return None
 
 
 def without_thoughts(text: str) -> str:

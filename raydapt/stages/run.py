@@ -36,6 +36,8 @@ if TYPE_CHECKING:  # Ray takes seconds to import, and small stages do without
 PART, PART_ROWS, MODEL_S = "part", "part_rows", "model_s"
 """Columns that a result row carries for the driver: its part, how many rows that part has, and the seconds that its
 share of the model's work took (optional). They are not stored."""
+STOPPED = "stopped: "
+"""Begins the error of a row that was not made because its maker gave up; what follows is the sentence for the user."""
 Parts = Generator[tuple[int, pa.Table], None, None]
 """Whole parts with their numbers, rows in order."""
 MakeHere = Callable[[Sequence[int]], Parts]
@@ -176,17 +178,28 @@ def _make(artefact: Artefact, stage: Stage, pending: Sequence[int], tally: Tally
         done=artefact.committed_rows(),
         failed=failed,
     )
-    unseen = set(pending)
+    unseen, given_up = set(pending), ""
     try:
         with closing(_parts(stage, pending, artefact, tally)) as parts:
             for part, table in parts:
                 unseen.discard(part)
+                if reason := _reason_of_stop(table):
+                    given_up = given_up or reason
+                    continue  # other parts were whole before, and are kept
                 _commit(artefact, part, table, tally, progress)
                 if stage.rows and progress.failed > stage.max_error_share * stage.rows:
                     break  # no need to read on, it is sure already that too many rows are bad
     finally:
         progress.close()
+    if given_up:
+        raise UserError(given_up)
     return unseen
+
+
+def _reason_of_stop(table: pa.Table) -> str:
+    """Why some rows of a part were not made; empty for a whole part."""
+    stopped = table.filter(pc.starts_with(table["error"].cast(pa.string()), pattern=STOPPED))
+    return str(stopped["error"][0].as_py()).removeprefix(STOPPED) if stopped.num_rows else ""
 
 
 def _parts(stage: Stage, pending: Sequence[int], artefact: Artefact, tally: Tally) -> Parts:

@@ -30,6 +30,14 @@ class Run:
         self.name = safe_name(name)
         self.folder = Folder(root, setting="runs").child(self.name)
 
+    @classmethod
+    def at(cls, path: str) -> "Run":
+        """The run in a folder that a person named, however it is called."""
+        run = cls.__new__(cls)
+        run.folder = Folder(path, setting="runs")
+        run.name = run.folder.path.rpartition("/")[2]
+        return run
+
     @property
     def path(self) -> str:
         """The folder's path within its file system."""

@@ -16,11 +16,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from raydapt.errors import UserError
 from raydapt.methods.contract import Batch, Method, Stream, TrainingImages
 from raydapt.settings.groups import TrainSettings
 from raydapt.train import checkpoint as checkpoints_
 from raydapt.train.checkpoint import Checkpoints, TrainState
 from raydapt.train.sampling import StreamOrder, seed_of, steps_per_epoch
+from raydapt.train.tally import Tally
 
 # A clock is read, and on several workers agreed on, only this often.
 _STEPS_BETWEEN_CLOCKS = 50
@@ -134,7 +136,7 @@ class _Trainer:
             s.name: StreamOrder(len(s.index_M), s.batch_size, seed=seed, round_=state.round_, name=s.name)
             for s in state.streams
         }
-        tally = _Tally()
+        tally = Tally()
         while state.step < total:
             if state.step % per_epoch == 0:
                 self.method.begin_epoch(state.round_, state.step // per_epoch + 1, self._over_images)
@@ -146,7 +148,10 @@ class _Trainer:
             tally.add(loss, time.perf_counter() - started, min(first.batch_size, len(first.index_M)))
             state.step += 1
             end_of_epoch = state.step % per_epoch == 0 or state.step == total
-            if end_of_epoch or state.step % _STEPS_BETWEEN_CLOCKS == 0:
+            on_clock = end_of_epoch or state.step % _STEPS_BETWEEN_CLOCKS == 0
+            if on_clock or loss.device.type == "cpu":  # elsewhere a look at a number waits for the device
+                self._require_finite(tally)
+            if on_clock:
                 if end_of_epoch:
                     epoch, rate = math.ceil(state.step / per_epoch), optimizer.param_groups[0]["lr"]
                     self._log(tally, rate, epoch=epoch, over=state.step == total)
@@ -184,6 +189,18 @@ class _Trainer:
         self.method.after_step()
         return loss
 
+    def _require_finite(self, tally: Tally) -> None:
+        """Stops a training that has turned to NaN, before the state of it is kept."""
+        steps_ago = tally.first_not_finite()
+        if steps_ago is None:
+            return
+        state, settings = self.state, self.settings
+        cooler = "" if settings.precision == "fp32" else ", or set train.precision=fp32"
+        raise UserError(
+            f"The loss is no finite number at step {state.step - steps_ago} of round {state.round_}: lower "
+            f"train.learning_rate={settings.learning_rate:g}{cooler}, and run the command again."
+        )
+
     def _batch(self, stream: Stream, position_B: Tensor) -> Batch:
         index_B = stream.index_M[position_B]
         device = self.place.device
@@ -219,7 +236,7 @@ class _Trainer:
         dist.all_gather_object(parts, result)
         return torch.cat(parts)
 
-    def _log(self, tally: "_Tally", learning_rate: float, *, epoch: int, over: bool) -> None:
+    def _log(self, tally: Tally, learning_rate: float, *, epoch: int, over: bool) -> None:
         line: dict[str, Any] = {
             "time_s": self.state.seconds + tally.seconds,
             "round": self.state.round_,
@@ -235,7 +252,7 @@ class _Trainer:
         if self.place.rank == 0:
             self.log(line)
 
-    def _checkpoint_when_due(self, optimizer: torch.optim.Optimizer, tally: "_Tally") -> None:
+    def _checkpoint_when_due(self, optimizer: torch.optim.Optimizer, tally: Tally) -> None:
         due = time.monotonic() - self.last_checkpoint_s >= self.settings.checkpoint_every_s
         if self.place.world > 1:
             # The first worker's clock decides, so that all of them take part.
@@ -258,38 +275,6 @@ class _Trainer:
         progress = {"round": state.round_, "step": state.step, "finished": float(state.finished)}
         self.checkpoints.save(data, progress | {name: score for name, score in scores.items() if score is not None})
         self.last_checkpoint_s = time.monotonic()
-
-
-class _Tally:
-    """Loss, time and images since the last log line and since the last checkpoint."""
-
-    def __init__(self) -> None:
-        self._losses: list[Tensor] = []
-        self.seconds = self._logged_s = 0.0
-        self._images = self._logged_images = 0
-
-    def add(self, loss: Tensor, seconds: float, images: int) -> None:
-        self._losses.append(loss)
-        self.seconds += seconds
-        self._logged_s += seconds
-        self._images += images
-        self._logged_images += images
-
-    def mean_loss(self) -> float:
-        """Mean since the last call; the only place that waits for the device."""
-        mean = float(torch.stack(self._losses).mean())
-        self._losses = []
-        return mean
-
-    def images_per_s(self) -> float:
-        rate = self._logged_images / max(self._logged_s, 1e-9)
-        self._logged_s, self._logged_images = 0.0, 0
-        return rate
-
-    def move_to(self, state: TrainState) -> None:
-        state.seconds += self.seconds
-        state.images += self._images
-        self.seconds, self._images = 0.0, 0
 
 
 def scale_to_unit_length(parameters: Iterable[torch.nn.Parameter]) -> None:

@@ -69,8 +69,9 @@ class FinishedResult:
             settings: Dotted settings of ``data``, ``features`` and ``ray``, as `raydapt predict` takes them.
 
         Returns:
-            One row per image that can be read, with the columns of `predictions`. Of a list, the index is the position
-            in it, and the path is that of the image file (None for an image from memory).
+            One row per image, with the columns of `predictions` and ``error``, which tells why an image has no answer.
+            Of a list, the index is the position in it, and the path is that of the image file (None for an image from
+            memory).
 
         Raises:
             UserError: For images that cannot be read, or a setting that belongs to the run.

@@ -9,7 +9,7 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import aiohttp
 from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from raydapt.cluster.addresses import leave_loopback_alone, through_proxy
 from raydapt.errors import UserError
 from raydapt.methods.configuration import load_job
 from raydapt.methods.table import TABLE
@@ -39,6 +40,7 @@ EXCLUDES = (
 """What of a checkout is not sent: a working directory travels to every node, and Ray refuses one above 512 MiB."""
 PASSED_ON = ("RAYDAPT_DATA", "HF_HUB_OFFLINE", "HF_HOME", "VLLM_CPU_KVCACHE_SPACE", "RAY_USAGE_STATS_ENABLED")
 """Variables that a job gets from this shell. What travels this way stands in the dashboard: never add a secret."""
+_STRONGER = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 _SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "KEY", "CREDENTIAL")
 _POLL_S = 2.0
 _AGENT_S = 60.0
@@ -134,8 +136,10 @@ def connect(address: str) -> JobSubmissionClient:
     Raises:
         UserError: When nothing answers there, or it wants a token.
     """
+    leave_loopback_alone()
     try:
-        client = JobSubmissionClient(address)
+        with _without_variables():
+            client = JobSubmissionClient(address)
         client.get_version()
     except (ConnectionError, RuntimeError, RayError) as error:
         text = " ".join(str(error).split())
@@ -144,8 +148,21 @@ def connect(address: str) -> JobSubmissionClient:
             if "oken" in text or "401" in text
             else "give the dashboard's address, such as http://127.0.0.1:8265, and open a tunnel if it is remote"
         )
-        raise UserError(f"Option --address={address!r}: no Jobs API answers there ({text[:200]}): {hint}.") from None
+        way = through_proxy(address)
+        raise UserError(
+            f"Option --address={address!r}: no Jobs API answers there{way} ({text[:200]}): {hint}."
+        ) from None
     return client
+
+
+@contextlib.contextmanager
+def _without_variables() -> Iterator[None]:
+    """Within it, Ray knows no variable that it would believe more than the address it is given."""
+    kept = {name: os.environ.pop(name) for name in _STRONGER if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
 
 
 def submit(client: JobSubmissionClient, submission: Submission) -> bool:

@@ -14,7 +14,7 @@ from raydapt.review.estimates import Estimator
 from raydapt.review.population import Floats, Population
 from raydapt.review.results import percent
 from raydapt.review.session import REVIEW, Session, open_session
-from raydapt.run.finished import open_run, split_folder
+from raydapt.run.finished import open_run
 from raydapt.run.labelled_set import as_csv, as_label_studio, rest_of, write_folder
 from raydapt.run.prediction import overridden, predictions_of
 from raydapt.settings.config import Config
@@ -132,13 +132,13 @@ def write_files(
         count = write_folder(chosen.table, Path(folder), plan.source, plan.config.data, row_of, copy=copy)
         places.append(f"{folder}: {count:,} images")
     if csv is not None:
-        record = Run(*split_folder(csv))
+        record = Run.at(csv)
         record.write_bytes("labels.csv", as_csv(chosen.table))
         record.write_bytes("rest.csv", as_csv(rest_of(chosen.table)))
         places += [record.file("labels.csv"), record.file("rest.csv")]
     if label_studio is not None:
-        record = Run(*split_folder(label_studio))
-        tasks, interface = as_label_studio(rest_of(chosen.table), chosen.classes, split_folder(run_folder)[1])
+        record = Run.at(label_studio)
+        tasks, interface = as_label_studio(rest_of(chosen.table), chosen.classes, Run.at(run_folder).name)
         record.write_bytes("tasks.json", tasks)
         record.write_bytes("interface.xml", interface)
         places += [record.file("tasks.json"), record.file("interface.xml")]

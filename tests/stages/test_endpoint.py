@@ -1,17 +1,20 @@
 """What servers and gateways answer that is no caption: a row with a reason, or one sentence."""
 
 import json
+import re
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 
 import pyarrow as pa
 import pytest
 
-from raydapt.errors import UserError
+from raydapt.cluster.addresses import through_proxy
 from raydapt.settings.language import CaptionSettings
 from raydapt.stages.endpoint import EndpointClient, without_thoughts
 from raydapt.stages.llm import ANSWER, ASKED, ERROR, SECONDS, Prompt
+from raydapt.stages.run import STOPPED
 
 pytest.importorskip("openai")
 
@@ -91,6 +94,86 @@ def test_a_question_that_is_refused_is_a_row(server: HTTPServer, status: int) ->
     (401, {"error": {"message": "no key"}}, "application/json"), (404, {"error": "no model"}, "application/json"),
 ])  # fmt: skip
 def test_no_answer_of_the_protocol_is_one_sentence(server: HTTPServer, status: int, body: object, kind: str) -> None:
-    with pytest.raises(UserError, match=r"caption\.base_url=.*check the address") as caught:
-        ask(server, status, body, kind)
-    assert "\n" not in str(caught.value)
+    row = ask(server, status, body, kind)
+    assert row[ANSWER] is None
+    assert re.match(STOPPED + r"Setting caption\.base_url=.*check the address", str(row[ERROR]))
+    assert "\n" not in str(row[ERROR])
+
+
+class _Moody(BaseHTTPRequestHandler):
+    """Answers with the next of the server's moods, an answer for ever after them."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        moods = self.server.moods  # type: ignore[attr-defined]
+        self.server.asked += 1  # type: ignore[attr-defined]
+        status, headers = moods.pop(0) if moods else (200, {})
+        if status == "hang":
+            self.server.over.wait(10)  # type: ignore[attr-defined]
+            return
+        body = json.dumps(said("A cat.") if status == 200 else {"error": {"message": "later"}}).encode()
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def moody(
+    moods: list[tuple[object, dict[str, str]]], questions: int = 1
+) -> Iterator[tuple[ThreadingHTTPServer, pa.Table]]:
+    """A server with these moods, and what becomes of so many questions to it."""
+    found = ThreadingHTTPServer(("127.0.0.1", 0), _Moody)
+    found.moods, found.asked, found.over = list(moods), 0, threading.Event()  # type: ignore[attr-defined]
+    thread = threading.Thread(target=found.serve_forever, daemon=True)
+    thread.start()
+    address = f"http://127.0.0.1:{found.server_port}/v1"
+    settings = CaptionSettings(engine="openai", base_url=address, model="m", max_num_seqs=1)
+    client = EndpointClient(lambda row: Prompt(text="what?", image=None, seed=0), settings, SCHEMA, "caption")
+    try:
+        yield found, client(pa.table({"row": list(range(questions))}))
+    finally:
+        client._client.close()
+        client._threads.shutdown()
+        found.over.set()  # type: ignore[attr-defined]
+        found.shutdown()
+        found.server_close()
+        thread.join()
+
+
+def test_a_server_that_is_busy_or_away_for_a_while_is_asked_again() -> None:
+    soon = {"Retry-After": "0"}
+    with moody([(429, soon), (500, soon), (503, soon), (502, soon)] * 3) as (server, answers):
+        assert answers[ANSWER].to_pylist() == ["A cat."]
+        assert server.asked == 13
+
+
+def test_a_server_that_hangs_is_left_after_two_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raydapt.stages.endpoint._TIMEOUT_S", 0.1)
+    with moody([("hang", {})] * 9, questions=3) as (server, answers):
+        assert server.asked == 2
+    errors = answers[ERROR].to_pylist()
+    assert all(error.startswith(STOPPED) and "Timeout" in error for error in errors)
+
+
+def test_what_was_answered_before_a_server_failed_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raydapt.stages.endpoint._PATIENCE_S", 0.0)
+    with moody([(200, {}), (200, {}), (500, {})], questions=5) as (server, answers):
+        assert server.asked == 3
+    assert answers[ANSWER].to_pylist() == ["A cat.", "A cat.", None, None, None]
+    assert [error is None for error in answers[ERROR].to_pylist()] == [True, True, False, False, False]
+
+
+def test_a_proxy_is_not_asked_for_this_machine_and_is_named_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "intranet")
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://user:secret@127.0.0.1:9")
+    with moody([]) as (_, answers):
+        assert answers[ANSWER].to_pylist() == ["A cat."]
+    assert through_proxy("http://10.0.0.1:8000/v1") == " through the proxy http://127.0.0.1:9"
+    assert through_proxy("http://intranet/v1") == through_proxy("http://localhost:1") == ""

@@ -4,7 +4,7 @@ import random
 import stat
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -298,3 +298,26 @@ def test_memory_of_the_driver_holds_unfinished_parts_alone() -> None:
         del table
         held.append(pa.total_allocated_bytes() - base)
     assert max(held[10:]) <= 2 * max(held[:10])
+
+
+def test_parts_that_were_made_before_the_maker_gave_up_are_kept(tmp_path: Path) -> None:
+    recipe, asked = Recipe(kind="captions", settings={}, inputs=()), []
+
+    def stage(*, gives_up_at: int | None) -> Stage:
+        def make(pending: Sequence[int]) -> Generator[tuple[int, pa.Table], None, None]:
+            asked.append(list(pending))
+            for_part = {part: result_rows(part, 3) for part in pending}
+            for part in pending:
+                if gives_up_at is not None and part >= gives_up_at:
+                    for_part[part][1]["error"] = "stopped: The server is gone: start it."
+            yield from ((part, table_of(rows)) for part, rows in for_part.items())
+
+        return Stage(
+            recipe=recipe, parts=range(5), dataset_of=None, here=make, rows=15, max_error_share=0.0, ray=SETTINGS
+        )
+
+    with pytest.raises(UserError, match=r"^The server is gone: start it\.$"):
+        run_stage(Store(str(tmp_path)), stage(gives_up_at=2))
+    result = run_stage(Store(str(tmp_path)), stage(gives_up_at=None))
+    assert asked == [[0, 1, 2, 3, 4], [2, 3, 4]]
+    assert result.artefact.manifest.rows == 15

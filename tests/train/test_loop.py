@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from raydapt.methods.contract import Stream
+from raydapt.errors import UserError
+from raydapt.methods.contract import Batch, Stream
 from raydapt.settings.groups import TrainSettings
 from raydapt.train.checkpoint import TrainState, from_bytes, to_bytes
 from raydapt.train.loop import WorkerContext, cosine_with_warmup, fit, predict
@@ -158,6 +159,22 @@ def test_scores_join_the_log_and_change_nothing_that_is_learned() -> None:
     assert [line.get("scores") for line in state.lines] == 2 * [None, None, {"agreement": 0.5, "stability": None}]
     assert from_bytes(to_bytes(state)).lines == state.lines
     assert torch.equal(method.weight_CD, train(MemoryCheckpoints())[0].weight_CD)
+
+
+@pytest.mark.parametrize("bad_step", [0, 3])
+def test_a_loss_that_is_no_number_stops_the_training_before_it_is_kept(bad_step: int) -> None:
+    class Failing(Toy):
+        steps = 0
+
+        def forward(self, batches: Mapping[str, Batch]) -> torch.Tensor:
+            self.steps += 1
+            return super().forward(batches) * (math.nan if self.steps > bad_step else 1.0)
+
+    images, checkpoints = toy_images(), MemoryCheckpoints()
+    with pytest.raises(UserError, match=rf"at step {bad_step + 1} of round 1: lower train\.learning_rate"):
+        fit(Failing(images), images, SETTINGS, seed=0, place=PLACE, checkpoints=checkpoints, log=lambda line: None)
+    for data in checkpoints.saved:
+        assert all(bool(tensor.isfinite().all()) for tensor in from_bytes(data).method.values())
 
 
 def test_every_part_of_a_batch_holds_images_of_every_stream() -> None:
