@@ -19,7 +19,6 @@ from raydapt.errors import UserError
 
 if TYPE_CHECKING:  # torch and Ray take seconds to import: a typing error is answered without them
     from raydapt.settings.config import Config
-    from raydapt.store.run_record import Run
 
 _CONFIG = click.argument("config", required=False, metavar="[METHOD|JOB.yaml]")
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -56,7 +55,7 @@ def run(config: str | None, overrides: tuple[str, ...], dry_run: bool, overwrite
     if dry_run:
         click.echo(pipeline.describe(settings))
         return
-    announce(pipeline.run(settings, overwrite=overwrite))
+    click.echo(pipeline.in_words(pipeline.run(settings, overwrite=overwrite)))
 
 
 @cli.command()

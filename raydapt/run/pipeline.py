@@ -80,6 +80,16 @@ def run(config: Config, *, overwrite: bool = False) -> Run:
     return record
 
 
+def in_words(record: Run) -> str:
+    """What a finished run came to, and where its report is."""
+    metrics = record.read_json("metrics.json")
+    before, after = metrics["zero_shot"]["top1"], metrics["adapted"]["top1"]
+    report = f"Report: {record.folder.address('report.html')}"
+    if after is None:
+        return report
+    return f"{metrics['name']}: zero-shot {before:.2f} %, {metrics.get('answer', 'adapted')} {after:.2f} % (top-1)\n{report}"
+
+
 def describe(config: Config) -> str:
     """The plan of a run in words: stages, inputs, what is already there. Computes nothing."""
     return describe_plan(make_plan(config))
