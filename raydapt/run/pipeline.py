@@ -84,10 +84,10 @@ def in_words(record: Run) -> str:
     """What a finished run came to, and where its report is."""
     metrics = record.read_json("metrics.json")
     before, after = metrics["zero_shot"]["top1"], metrics["adapted"]["top1"]
-    report = f"Report: {record.folder.address('report.html')}"
+    report, answer = f"Report: {record.folder.address('report.html')}", metrics.get("answer", "adapted")
     if after is None:
         return report
-    return f"{metrics['name']}: zero-shot {before:.2f} %, {metrics.get('answer', 'adapted')} {after:.2f} % (top-1)\n{report}"
+    return f"{metrics['name']}: zero-shot {before:.2f} %, {answer} {after:.2f} % (top-1)\n{report}"
 
 
 def describe(config: Config) -> str:
