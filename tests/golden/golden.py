@@ -130,7 +130,7 @@ def facts_of(method: str, folder: Path) -> dict[str, Any]:
     made = Path(run(tiny_config(method, folder)).path)
     metrics = json.loads((made / "metrics.json").read_text())
     return {
-        "top1": {name: round(metrics[name]["top1"], 1) for name in ("zero_shot", "adapted")},
+        "top1": {name: round(metrics[name]["top1"], 1) for name in ("zero_shot", "adapted", "unguarded")},
         "files": sorted({_file_name(path.relative_to(made)) for path in made.rglob("*") if path.is_file()}),
         "metrics": {key: sorted(types) for key, types in sorted(_types(metrics).items())},
         "checkpoint": tensors_of(made / "checkpoint" / "state.safetensors"),
