@@ -83,7 +83,7 @@ def test_adapted_runs_vote_in_place_of_templates(tmp_path):
     source, names = digits_without_truth(tmp_path, shuffled=False), [str(digit) for digit in range(10)]
     places = [f"data.source={source}", "data.class_names=digits", "ray.progress=false"]
     places += [f"store={tmp_path / 'store'}", f"runs={tmp_path / 'runs'}"]
-    cpl = ["train.epochs=1", "cpl.rounds=1", "train.max_steps_per_round=5", "train.learning_rate=0.5"]
+    cpl = ["train.epochs=1", "cpl.rounds=1", "train.max_steps_per_round=5", "train.learning_rate=0.5", "guard=off"]
     given = (["method=zero_shot"], ["method=cpl", *cpl])
     runs = [pipeline.run(load_config(None, [*places, *settings])) for settings in given]
     voters = f"coreg.voters=[{', '.join(run.path for run in runs)}]"
