@@ -131,9 +131,9 @@ def cells(work: Path, methods: Sequence[str], variants: Sequence[str], *, only_t
             method=method,
             prompt=prompt_accuracy(folder / "x.parquet", folder / "x.classes.parquet"),
             zero_shot=found["zero_shot"]["top1"],
-            adapted=found["adapted"]["top1"],
+            adapted=found["unguarded"]["top1"],
             mean_before=found["zero_shot"]["mean_per_class"],
-            mean_after=found["adapted"]["mean_per_class"],
+            mean_after=found["unguarded"]["mean_per_class"],
             seconds=float((metrics.parent / "bench_seconds").read_text()),
         )
 

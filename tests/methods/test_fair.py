@@ -308,3 +308,12 @@ def test_crops_of_an_image_depend_on_it_alone_and_few_are_the_first_of_many():
     assert torch.equal(boxes_of(ids, many)[:, :3], boxes_of(ids, few))
     assert torch.equal(boxes_of(ids[1:], few)[0], boxes_of(ids, few)[1])
     assert not torch.equal(boxes_of(ids, few)[0], boxes_of(ids, few)[1])
+
+
+def test_a_run_of_an_earlier_release_is_loaded_without_its_moving_average():
+    clip = tiny_clip()
+    method = Fair(clip, CLASSES, None, settings=SETTINGS, batch_size=4)
+    state = {name: tensor for name, tensor in method.state_dict().items() if name != "predicted_C"}
+    again = Fair(clip, CLASSES, None, settings=SETTINGS, batch_size=4)
+    again.load_state_dict(state)
+    assert torch.equal(again.predicted_C, torch.full((len(NAMES),), 1 / len(NAMES)))

@@ -104,6 +104,7 @@ class Fair(Method):
         self.register_buffer("prototype_CD", prompt_CD.clone())
         # How often the classes were predicted of late, for the fairness term.
         self.register_buffer("predicted_C", torch.full((len(prompt_CD),), 1 / len(prompt_CD), device=prompt_CD.device))
+        self.register_load_state_dict_pre_hook(_begin_memory)  # type: ignore[no-untyped-call]
 
     def begin_round(self, round_: int, probability_UC: Callable[[], Tensor]) -> list[Stream]:
         """One stream of all unlabelled images; it carries no targets, since `forward` makes the pseudo-labels."""
@@ -233,3 +234,8 @@ def texts_of(classes: ClassSpace, settings: FairSettings) -> list[Sequence[str]]
     if isinstance(settings.descriptions, str):
         raise ValueError("fair.descriptions are read before the method is built")
     return [settings.descriptions[name] for name in classes.names]
+
+
+def _begin_memory(method: Fair, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Runs of earlier releases have no moving average of predictions; it begins anew, and nothing predicts with it."""
+    state.setdefault(f"{prefix}predicted_C", method.predicted_C)
