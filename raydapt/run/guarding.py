@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from raydapt.artefacts.inputs import images_of
+from raydapt.methods.contract import Method
 from raydapt.methods.guard import Guarded, Verdict, judge
 from raydapt.methods.predictions import Classifier, Predictions, predict_mean
 from raydapt.methods.spec import FinishedRun
@@ -50,11 +51,11 @@ class Classifiers:
         return torch.cat(chunks)
 
 
-def classifiers_of(finished: FinishedRun, zero_shot: Classifier) -> Classifiers:
-    """Zero-shot and what a finished run has learned."""
+def classifiers_of(finished: FinishedRun, zero_shot: Method) -> Classifiers:
+    """Zero-shot and what a finished run has learned, over the run's own images."""
     images = images_of(finished.method.input_kind, finished.table, finished.artefacts)
     return Classifiers(
-        zero_shot=zero_shot,
+        zero_shot=Classifier(method=zero_shot, image_N=finished.table.feature_ND),
         adapted=Classifier(method=finished.method, image_N=images),
         device=finished.device,
         batch_size=finished.config.train.predict_batch_size,

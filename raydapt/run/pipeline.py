@@ -20,13 +20,12 @@ import torch
 import yaml
 
 from raydapt.artefacts.features import FeatureTable, load_features, rows_of_splits
-from raydapt.artefacts.inputs import images_of
 from raydapt.cluster.joining import ensure_ray, require_shared
 from raydapt.data.splits import LabelSplit, divide
 from raydapt.errors import UserError
 from raydapt.methods.contract import Method
 from raydapt.methods.guard import Guarded, Verdict
-from raydapt.methods.predictions import Classifier, Predictions, predict_classes
+from raydapt.methods.predictions import Predictions
 from raydapt.methods.spec import FinishedRun
 from raydapt.methods.table import spec_of
 from raydapt.models.frozen import load_frozen
@@ -34,7 +33,7 @@ from raydapt.progress import TrainingProgress
 from raydapt.run import evaluation
 from raydapt.run.accuracy import evaluate
 from raydapt.run.gallery import gallery_table
-from raydapt.run.guarding import classifiers_of, is_guarded, verdict_of
+from raydapt.run.guarding import Classifiers, classifiers_of, is_guarded, verdict_of
 from raydapt.run.known_labels import KnownLabels, notes_of, read_known_labels
 from raydapt.run.making import artefacts_of, make_artefacts, make_features
 from raydapt.run.plan import FEATURES, Plan, describe_plan, make_plan
@@ -246,13 +245,14 @@ def _evaluate(
 ) -> dict[str, Any]:
     """Predicts the test images and writes everything about the outcome but metrics.json, which it returns."""
     config, names, record, table = finished.config, finished.classes.names, finished.record, finished.table
-    before, adapted = predict_tests(job, finished.method, finished)
+    both = classifiers_of(finished, job.zero_shot(finished.device))
+    before, adapted = _both_answers(both, finished.row_T)
     seen, unseen = (split.seen or None), (split.unseen or None)
     row_N, row_T = finished.row_N, finished.row_T
     class_T, notes = known.measured(row_T)
     class_N, _ = known.measured(row_N)
     unlabelled_U = torch.from_numpy(split.unlabelled_U)
-    guarded, verdict, after = _guarded(job, finished, row_N[unlabelled_U], before, adapted)
+    guarded, verdict, after = _guarded(both, finished, row_N[unlabelled_U], before, adapted)
     notes = [*notes_of(known.plan, table), *notes, *prior_notes(finished)]
     if guarded is not None and guarded.verdict != "adapted":
         notes = [guarded.sentence, *notes]
@@ -291,7 +291,7 @@ def _evaluate(
         "pseudo_labels": rounds[-1] if rounds else {"selected": 0, "accuracy": None},
         "label_free_score": after.mutual_information,
         "scores": None if scorer is None else scorer(finished.method),
-        "zero_shot_scores": None if scorer is None else scorer(job.zero_shot(finished.device)),
+        "zero_shot_scores": None if scorer is None else scorer(both.zero_shot.method),
         "rounds": rounds,
         "evaluation": evaluation.evaluation_metrics(*accuracies, names, images=len(row_T), transductive=transductive),
         "train": evaluation.train_metrics(state, config.train),
@@ -299,13 +299,12 @@ def _evaluate(
 
 
 def _guarded(
-    job: TrainingJob, finished: FinishedRun, row_U: torch.Tensor, before: Predictions, adapted: Predictions
+    both: Classifiers, finished: FinishedRun, row_U: torch.Tensor, before: Predictions, adapted: Predictions
 ) -> tuple[Guarded | None, Verdict, Predictions]:
     """The guard's finding, what the run answers with, and that answer for the test images."""
-    zero_shot = Classifier(method=job.zero_shot(finished.device), image_N=finished.table.feature_ND)
-    both = classifiers_of(finished, zero_shot)
-    guarded = both.judged(row_U, finished.table.feature_ND) if is_guarded(job.config) and len(row_U) > 1 else None
-    verdict = verdict_of(job.config, guarded)
+    config = finished.config
+    guarded = both.judged(row_U, finished.table.feature_ND) if is_guarded(config) and len(row_U) > 1 else None
+    verdict = verdict_of(config, guarded)
     if verdict == "mean of both" and adapted is not before:
         return guarded, verdict, both.answer(verdict, finished.row_T)
     return guarded, verdict, before if verdict == "zero-shot" else adapted
@@ -319,16 +318,15 @@ def final_method(job: TrainingJob, state: TrainState) -> Method:
     return method.eval()
 
 
-def predict_tests(job: TrainingJob, method: Method, finished: FinishedRun) -> tuple[Predictions, Predictions]:
+def predict_tests(job: TrainingJob, finished: FinishedRun) -> tuple[Predictions, Predictions]:
     """Zero-shot and adapted answers for the test images."""
-    device, batch_size = finished.device, job.config.train.predict_batch_size
-    table, row_T = finished.table, finished.row_T
-    zero_shot = job.zero_shot(device)
-    before = predict_classes(zero_shot, table.feature_ND, row_T, batch_size=batch_size, device=device)
-    if type(method) is type(zero_shot):
-        return before, before
-    images = images_of(method.input_kind, table, finished.artefacts)
-    return before, predict_classes(method, images, row_T, batch_size=batch_size, device=device)
+    return _both_answers(classifiers_of(finished, job.zero_shot(finished.device)), finished.row_T)
+
+
+def _both_answers(both: Classifiers, row_T: torch.Tensor) -> tuple[Predictions, Predictions]:
+    before = both.answer("zero-shot", row_T)
+    same = type(both.adapted.method) is type(both.zero_shot.method)
+    return before, before if same else both.answer("adapted", row_T)
 
 
 def _stage_metrics(result: StageResult) -> dict[str, Any]:

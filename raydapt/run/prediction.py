@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -216,19 +216,24 @@ def _answer(
     run: Run, plan: Plan, artefacts: dict[str, Artefact], table: FeatureTable, row_T: torch.Tensor
 ) -> tuple[Predictions, Predictions, Predictions]:
     """The answers of zero-shot, of the run, and of the adapted model, of which the run's is one or the mean."""
+    both = classifiers_of_run(run, plan, artefacts, table)
+    before, adapted = both.answer("zero-shot", row_T), both.answer("adapted", row_T)
+    verdict = stored_verdict(run)
+    return before, adapted if verdict == "adapted" else both.answer(verdict, row_T), adapted
+
+
+def classifiers_of_run(run: Run, plan: Plan, artefacts: Mapping[str, Artefact], table: FeatureTable) -> Classifiers:
+    """Zero-shot and what a finished run has learned, over the images of a plan with the run's settings."""
     config, device = plan.config, local_context(plan.config.train).device
     clip = load_frozen(config.data, config.model, device=str(device))
     plain = ZeroShot(clip, clip.class_embeddings(plan.classes.names, plan.classes.templates[:1])).to(device)
     method = load_learned(build_for_prediction(config, plan.classes, device, artefacts), run, config)
-    both = Classifiers(
+    return Classifiers(
         zero_shot=Classifier(method=plain, image_N=table.feature_ND),
         adapted=Classifier(method=method, image_N=images_of(method.input_kind, table, artefacts)),
         device=device,
         batch_size=config.train.predict_batch_size,
     )
-    before, adapted = both.answer("zero-shot", row_T), both.answer("adapted", row_T)
-    verdict = stored_verdict(run)
-    return before, adapted if verdict == "adapted" else both.answer(verdict, row_T), adapted
 
 
 def run_of_job(config: Config) -> str:

@@ -168,7 +168,7 @@ def _look_at_labels(
     """Accuracies on the test images: of a study alone, and nothing but the study reads them."""
     class_T = finished.class_A[finished.row_T]
     figures = {}
-    answers = pipeline.predict_tests(job, finished.method, finished)
+    answers = pipeline.predict_tests(job, finished)
     for name, predictions in zip(("zero_shot", "accuracy"), answers, strict=True):
         figure = evaluate(predictions.class_T, class_T, len(finished.classes.names), *parts)
         figures[name] = figure.harmonic_mean if job.config.data.paradigm == "trzsl" else figure.top1

@@ -14,20 +14,14 @@ import numpy as np
 import torch
 
 from raydapt.artefacts.features import load_features
-from raydapt.artefacts.inputs import images_of
 from raydapt.methods.guard import Verdict
-from raydapt.methods.predictions import Classifier
 from raydapt.methods.table import spec_of
-from raydapt.methods.zero_shot.method import ZeroShot
-from raydapt.models.frozen import load_frozen
-from raydapt.run.finished import load_learned, open_run
-from raydapt.run.guarding import Classifiers
+from raydapt.run.finished import open_run
 from raydapt.run.known_labels import read_known_labels
 from raydapt.run.making import artefacts_of, make_artefacts
 from raydapt.run.plan import FEATURES, make_plan
-from raydapt.train.job import build_for_prediction
+from raydapt.run.prediction import classifiers_of_run
 
-CPU = torch.device("cpu")
 ANSWERS: tuple[Verdict, ...] = ("adapted", "mean of both")
 
 
@@ -39,15 +33,7 @@ def changes(folder: Path) -> dict[str, float] | None:
     plan = make_plan(config)
     artefacts = artefacts_of(make_artefacts(plan, to_learn=False))
     table = load_features(artefacts[FEATURES], plan.source)
-    clip = load_frozen(config.data, config.model)
-    method = load_learned(build_for_prediction(config, plan.classes, CPU, artefacts), run, config)
-    zero_shot = ZeroShot(clip, clip.class_embeddings(plan.classes.names, plan.classes.templates[:1]))
-    both = Classifiers(
-        zero_shot=Classifier(method=zero_shot, image_N=table.feature_ND),
-        adapted=Classifier(method=method, image_N=images_of(method.input_kind, table, artefacts)),
-        device=CPU,
-        batch_size=1024,
-    )
+    both = classifiers_of_run(run, plan, artefacts, table)
     row_T = table.valid_N.nonzero().flatten()
     class_T = read_known_labels(plan, artefacts[FEATURES]).class_N[row_T]
     right = {a: _top1(both.answer(a, row_T).class_T, class_T) for a in ("zero-shot", *ANSWERS)}
