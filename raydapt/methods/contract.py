@@ -71,6 +71,9 @@ class TrainingImages:
     """A description of every training image; for the methods that read them."""
     answer_NC: Tensor | None = None
     """float32 CPU, the mean class probabilities that finished runs give the training images; for `transduct.over`."""
+    second_ND: Tensor | None = None
+    """float32 CPU, L2-normalised features of a second encoder (``model.second``), zeros for an image without one; None
+    unless the method reads them and there are some."""
     group_captions: Captions | None = None
     """For every training image, the description of a group of images of its zero-shot class."""
 

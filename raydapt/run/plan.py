@@ -7,11 +7,13 @@ from typing import Any
 from raydapt.artefacts.features import features_recipe
 from raydapt.artefacts.pixels import KIND as PIXELS
 from raydapt.artefacts.pixels import pixels_recipe
+from raydapt.artefacts.second import second_specs
 from raydapt.artefacts.spec import ArtefactSpec, PlanFacts
 from raydapt.artefacts.synthetic_images import HELD_OUT, HELD_OUT_FEATURES, HELD_OUT_PIXELS
 from raydapt.data.classes import resolve_classes
 from raydapt.data.labels import check_numbers
 from raydapt.data.sources import resolve_source
+from raydapt.errors import UserError
 from raydapt.methods.class_prior import class_prior
 from raydapt.methods.spec import MethodSpec
 from raydapt.methods.table import spec_of
@@ -78,6 +80,7 @@ def make_plan(config: Config) -> Plan:
         text_tower=config.data.class_features is None,
         width=clip.embed_dim,
     )
+    facts = replace(facts, second=second_specs(config, facts) if _reads_second(config, spec) else ())
     data = replace(config.data, class_names=list(classes.names), templates=list(classes.templates))
     config = spec.decide_rate(spec.resolve(replace(config, data=data), facts), facts)
     spec.check_accumulation(config)
@@ -86,6 +89,7 @@ def make_plan(config: Config) -> Plan:
     # Given features know nothing of the model, so its identity stands beside theirs.
     inputs = [facts.features.fingerprint, *([clip.identity] if source.width else []), *spec.inputs(config, facts)]
     inputs += [source.label_identity] if source.label_identity else []
+    inputs += [made.recipe.fingerprint for made in facts.second[-1:] if made.recipe is not None]
     digest = fingerprint("run", _what_matters(config, spec), inputs)
     named = run_name(config.method, config.data.source, config.data.paradigm, config.seed, digest)
     return Plan(
@@ -97,6 +101,18 @@ def make_plan(config: Config) -> Plan:
         fingerprint=digest,
         run_name=named if config.name == "auto" else config.name,
     )
+
+
+def _reads_second(config: Config, spec: MethodSpec) -> bool:
+    """Whether a second encoder's features are made; refuses ones that nothing would read."""
+    if config.model.second == "none":
+        return False
+    if not spec.reads_second(config):
+        raise UserError(
+            f"Setting model.second={config.model.second!r}: {spec.name} reads no second encoder's features: leave it "
+            "out, or set method=transduct."
+        )
+    return True
 
 
 def artefacts_of_run(
@@ -119,6 +135,7 @@ def artefacts_of_run(
         specs.append(ArtefactSpec(name=PIXELS, kind=PIXELS, recipe=recipe))
     step = not spec.reads_answers
     specs += [answers_spec(i, teacher, facts, step=step) for i, teacher in enumerate(teachers)] if to_learn else []
+    specs += facts.second if to_learn else ()
     own = spec.artefacts(config, facts, to_learn=to_learn)
     if to_learn and config.synthesis.held_out:  # before the method's own, which are the first of the same images
         own = [*held_out_artefacts(config, facts, first=spec.synthetic_images(config), pixels=pixels), *own]
@@ -221,6 +238,7 @@ def _leave_out_defaults(data: dict[str, Any], model: dict[str, Any]) -> None:
     """Settings that a run does not go by, so that it keeps the name that it had before they could be said."""
     if data["class_prior"] == "unknown":
         del data["class_prior"]
+    del model["second"]  # an input of the runs that read it
     given = data.pop("class_features") is not None  # what matters of the file is its content, an input of the run
     if given:
         del model["clip"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from raydapt.artefacts import crops, features, lora, partial_labels, pixels, synthetic_images
+from raydapt.artefacts import crops, features, lora, partial_labels, pixels, second, synthetic_images
 from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS
 from raydapt.artefacts.spec import ArtefactSpec
 from raydapt.cluster.nodes import may_stay
@@ -13,6 +13,7 @@ from raydapt.stages.features import features_stage
 from raydapt.stages.given_features import given_features_stage
 from raydapt.stages.pixels import pixels_stage
 from raydapt.stages.place import StagePlace
+from raydapt.stages.second import make_second
 from raydapt.stages.work import DECODE_S, encoding_s, is_small
 from raydapt.store.artefact import StageResult
 from raydapt.train.ray_train import training_place
@@ -82,6 +83,7 @@ MAKERS: dict[str, Maker] = {
     pixels.KIND: make_pixels,
     crops.KIND: make_crops,
     partial_labels.KIND: make_partial_labels,
+    second.KIND: make_second,
     IMAGE_CAPTIONS: make_captions,
     GROUP_CAPTIONS: make_captions,
     lora.KIND: make_lora,
