@@ -22,6 +22,7 @@ class ArtefactSpec:
         parts: The parts that are wanted; None: all that there are.
         step: Whether it is read by other artefacts alone, so that it is not made where those are there.
         job: What its maker must know beside the recipe.
+        cost: What making it costs, in words; empty where nothing is worth saying.
     """
 
     name: str
@@ -32,6 +33,7 @@ class ArtefactSpec:
     parts: range | None = None
     step: bool = False
     job: Any = None
+    cost: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

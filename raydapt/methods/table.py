@@ -58,7 +58,7 @@ TABLE: dict[str, Room] = {
     "fair": Room(settings=FairSettings),
     "coreg": Room(settings=CoregSettings),
     "latteclip": Room(settings=LatteclipSettings, shared=("caption",)),
-    "transduct": Room(settings=TransductSettings),
+    "transduct": Room(settings=TransductSettings, shared=("second",)),
 }
 METHODS = tuple(TABLE)
 GROUPS: dict[str, type] = {name: room.settings for name, room in TABLE.items() if room.settings is not None}

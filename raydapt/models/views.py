@@ -107,7 +107,27 @@ def light_view(pixel_B3PP: Tensor, side_px: int) -> Tensor:
     n_images = len(pixel_B3PP)
     view = crop_view(pixel_B3PP, _parts(torch.rand(n_images, 4), _LIGHT_AREA)[:, None], side_px) / 255
     draw_2B111 = torch.rand(2, n_images, 1, 1, 1).to(view.device)
-    jittered_B111, grey_B111 = draw_2B111[0] < _JITTERED, draw_2B111[1] < _GREY
-    view = torch.where(jittered_B111, torch.cat([_JITTER(group) for group in view.chunk(_GROUPS)]), view)
-    view = torch.where(grey_B111, v2.functional.rgb_to_grayscale(view, num_output_channels=3), view)
-    return (255 * view).clamp(0, 255)
+    return _recoloured(view, draw_2B111[0], draw_2B111[1])
+
+
+def contrast_view(pixel_B3PP: Tensor, side_px: int, *, least_area: float, flip: bool) -> Tensor:
+    """SimCLR's view (Chen et al., ICML 2020, appendix A) without blur; [B, 3, S, S] in 0..255.
+
+    A random part, mirrored half of the time where `flip` says so, ColorJitter (0.5, 0.5, 0.5, 0.1) for 80 of 100 images
+    and greys for 20. Part, mirroring and choice are drawn per image, the degrees of the jitter for `_GROUPS` groups of
+    the batch.
+    """
+    n_images = len(pixel_B3PP)
+    view = crop_view(pixel_B3PP, _parts(torch.rand(n_images, 4), least_area)[:, None], side_px) / 255
+    draw_3B111 = torch.rand(3, n_images, 1, 1, 1).to(view.device)
+    if flip:
+        view = torch.where(draw_3B111[2] < 0.5, view.flip(-1), view)
+    return _recoloured(view, draw_3B111[0], draw_3B111[1])
+
+
+def _recoloured(view: Tensor, jitter_B111: Tensor, grey_B111: Tensor) -> Tensor:
+    """Views in 0..1 with their colours jittered or taken, in 0..255; uniform numbers say which."""
+    jittered = torch.cat([_JITTER(group) for group in view.chunk(_GROUPS)])
+    view = torch.where(jitter_B111 < _JITTERED, jittered, view)
+    grey = v2.functional.rgb_to_grayscale(view, num_output_channels=3)
+    return (255 * torch.where(grey_B111 < _GREY, grey, view)).clamp(0, 255)

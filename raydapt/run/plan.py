@@ -207,7 +207,7 @@ def _described(plan: Plan, spec: ArtefactSpec) -> str:
     there = len(artefact.committed_parts() & wanted)
     state = f"{there:,} of {len(wanted):,} parts there, the rest" if there else "to be made"
     place = where_made(plan, spec, 1 - there / max(1, len(wanted)))
-    return f"{spec.name} {artefact.fingerprint}: {state} {place}"
+    return f"{spec.name} {artefact.fingerprint}: {state} {place}{f', {spec.cost}' if spec.cost else ''}"
 
 
 def _what_matters(config: Config, spec: MethodSpec) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from raydapt.settings.groups import (
     ModelSettings,
     PredictSettings,
     RaySettings,
+    SecondSettings,
     StageSettings,
     SynthesisSettings,
     TrainSettings,
@@ -46,6 +47,7 @@ class Config:
     adapted model; ``off`` answers as adapted in any case."""
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
+    second: SecondSettings = field(default_factory=SecondSettings)
     features: StageSettings = field(default_factory=StageSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     predict: PredictSettings = field(default_factory=PredictSettings)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from annotated_types import Gt, Le
+from annotated_types import Ge, Gt, Le
 
 from raydapt.settings.types import STRICT, Auto, Count, NodeLabel, NonNegative, Positive, PositiveInt, Share
 
@@ -94,6 +94,30 @@ class StageSettings:
     """GPUs that each model actor reserves; ``auto``: one where there are some; 0.5 puts two on one."""
     rows_per_part: PositiveInt = 512
     """Rows that are read, committed and resumed together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondSettings:
+    """How ``model.second: self`` learns: a small network, self-supervised on the training images (SimCLR)."""
+
+    __pydantic_config__ = STRICT
+
+    size_px: PositiveInt = 32
+    """Side of the images that the network sees."""
+    steps: PositiveInt = 300
+    """Optimiser steps."""
+    batch_size: Annotated[int, Ge(2)] = 128
+    """Images per step, each seen in two views; fewer where there are fewer."""
+    learning_rate: Positive = 2e-3
+    """Of AdamW, reached after 50 steps; a cosine then lowers it."""
+    temperature: Positive = 0.2
+    """Of the contrastive loss."""
+    least_area: Annotated[float, Gt(0), Le(1)] = 0.3
+    """A view shows between this share and all of an image."""
+    mirror: bool = True
+    """Mirror half of the views; off where left and right mean something, as in writing."""
+    seed: Count = 0
+    """Of everything random in it; the run's own seed does not change it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,12 @@ class CropEncoder(Encoder):
         super().__init__(*arguments)
         self._crops = crops
 
+    @property
+    def clip(self) -> Clip:
+        """The model, which crops have for a CLIP."""
+        assert isinstance(self._clip, Clip)
+        return self._clip
+
     @classmethod
     def image_s(cls, *arguments: Any) -> float:
         """Estimated seconds of an image and its crops."""
@@ -46,8 +52,8 @@ class CropEncoder(Encoder):
         for start in range(0, len(chosen_M), _IMAGES_PER_BATCH):
             index_B = chosen_M[start : start + _IMAGES_PER_BATCH]
             box_BK4 = boxes_of([ids[index] for index in index_B], self._crops)
-            pixel_B3PP = torch.from_numpy(pixel_N3PP[index_B]).to(self._clip.device)
-            feature_NKD[index_B] = encode_with_crops(self._clip, pixel_B3PP, box_BK4).cpu().numpy()
+            pixel_B3PP = torch.from_numpy(pixel_N3PP[index_B]).to(self.clip.device)
+            feature_NKD[index_B] = encode_with_crops(self.clip, pixel_B3PP, box_BK4).cpu().numpy()
         width = feature_NKD.shape[1] * feature_NKD.shape[2]
         return pa.FixedSizeListArray.from_arrays(pa.array(feature_NKD.reshape(-1)), width, mask=pa.array(~valid_N))
 

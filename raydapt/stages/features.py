@@ -8,18 +8,18 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from raydapt.artefacts.features import features_recipe
 from raydapt.artefacts.pixels import pixels_of
 from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source
 from raydapt.errors import UserError
-from raydapt.models.clip import Clip
 from raydapt.models.frozen import shared_clip
 from raydapt.stages.context import ActorPlan, StageContext, configure, plan_actors, plan_here
 from raydapt.stages.reading import dataset_of_images, decoded_here, part_bytes, unpack, with_part
@@ -34,21 +34,38 @@ if TYPE_CHECKING:
 _BLOCK_BYTES = 1024 * 1024
 
 
+class ImageEncoder(Protocol):
+    """What an actor needs of a model."""
+
+    identity: str
+    embed_dim: int
+
+    def encode_image(self, pixel_B3SS: Tensor, /) -> Tensor:
+        """L2-normalised float32 features [B, D] of uint8 pixels."""
+
+
 class Encoder:
-    """The actor: a CLIP loaded once, parts of decoded pixels in, parts of features out."""
+    """The actor: a model loaded once, parts of decoded pixels in, parts of features out."""
+
+    setting = "model.clip"
+    """What names the model, for messages."""
 
     def __init__(self, clip_name: str, clip_identity: str, batch_size: int, plan: ActorPlan) -> None:
         torch.set_num_threads(max(1, int(plan.cpus)))
         device = "cuda" if plan.gpus and torch.cuda.is_available() else "cpu"
         if device == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32: several times faster, features equal to about 1e-3
-        self._clip = shared_clip(clip_name, device=device)
+        self._clip = self.load(clip_name, device)
         if self._clip.identity != clip_identity:
             raise UserError(
-                f"Setting model.clip={clip_name!r} holds other weights on node {platform.node()!r}, or they changed "
-                "meanwhile: give every node the same ones, then run the command again."
+                f"Setting {self.setting}={clip_name!r} holds other weights on node {platform.node()!r}, or they "
+                "changed meanwhile: give every node the same ones, then run the command again."
             )
         self._batch_size = batch_size
+
+    def load(self, name: str, device: str) -> ImageEncoder:
+        """The model of a name."""
+        return shared_clip(name, device=device)
 
     @classmethod
     def image_s(cls, *arguments: Any) -> float:
@@ -73,7 +90,7 @@ class Encoder:
 
 
 def encode_pixels(
-    clip: Clip, pixel_N3SS: np.ndarray[Any, Any], valid_N: np.ndarray[Any, Any], batch_size: int
+    clip: ImageEncoder, pixel_N3SS: np.ndarray[Any, Any], valid_N: np.ndarray[Any, Any], batch_size: int
 ) -> pa.FixedSizeListArray:
     """Features of the valid images as an Arrow column of float32 lists of length D, null for the others."""
     feature_ND = np.zeros((len(valid_N), clip.embed_dim), dtype=np.float32)

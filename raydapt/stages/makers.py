@@ -13,7 +13,7 @@ from raydapt.stages.features import features_stage
 from raydapt.stages.given_features import given_features_stage
 from raydapt.stages.pixels import pixels_stage
 from raydapt.stages.place import StagePlace
-from raydapt.stages.second import make_second
+from raydapt.stages.second import SELF_S, make_network, make_second, vision_s
 from raydapt.stages.work import DECODE_S, encoding_s, is_small
 from raydapt.store.artefact import StageResult
 from raydapt.train.ray_train import training_place
@@ -42,7 +42,8 @@ def make_features(place: StagePlace, spec: ArtefactSpec, made: Made) -> StageRes
 
 def make_pixels(place: StagePlace, spec: ArtefactSpec, made: Made) -> StageResult:
     """The decoded images of the run, or synthetic ones."""
-    return pixels_stage(_source(place, spec, made), place.context, image_spec=place.stored_spec)
+    image_spec = place.stored_spec if spec.job is None else spec.job
+    return pixels_stage(_source(place, spec, made), place.context, image_spec=image_spec)
 
 
 def make_crops(place: StagePlace, spec: ArtefactSpec, made: Made) -> StageResult:
@@ -83,6 +84,7 @@ MAKERS: dict[str, Maker] = {
     pixels.KIND: make_pixels,
     crops.KIND: make_crops,
     partial_labels.KIND: make_partial_labels,
+    second.SELF_KIND: make_network,
     second.KIND: make_second,
     IMAGE_CAPTIONS: make_captions,
     GROUP_CAPTIONS: make_captions,
@@ -99,11 +101,12 @@ def where_made(place: StagePlace, spec: ArtefactSpec, share: float = 1.0) -> str
         spec: What is to be made.
         share: How much of it is missing, from 0 to 1.
     """
-    if spec.kind == lora.KIND:
+    if spec.kind in (lora.KIND, second.SELF_KIND):
         return training_place(place.config.train, place.config.ray)
     if spec.kind in (IMAGE_CAPTIONS, GROUP_CAPTIONS):
         return "on Ray"
-    if (row_s_of := _ROW_S.get(spec.kind)) is None or (spec.kind == features.KIND and place.source.width):
+    given = (spec.kind == features.KIND and place.source.width) or isinstance(spec.job, Source)
+    if (row_s_of := _ROW_S.get(spec.kind)) is None or given:
         return "in this process"
     row_s, rows = row_s_of(place, spec), place.source.rows
     if spec.kind == synthetic_images.KIND:
@@ -114,6 +117,10 @@ def where_made(place: StagePlace, spec: ArtefactSpec, share: float = 1.0) -> str
 
 def _feature_s(place: StagePlace, spec: ArtefactSpec) -> float:
     return DECODE_S + encoding_s(place.config.model.clip)
+
+
+def _second_s(place: StagePlace, spec: ArtefactSpec) -> float:
+    return DECODE_S + (vision_s(spec.job.name) if isinstance(spec.job, second.NamedEncoder) else SELF_S)
 
 
 def _crop_s(place: StagePlace, spec: ArtefactSpec) -> float:
@@ -130,6 +137,7 @@ _ROW_S: dict[str, Callable[[StagePlace, ArtefactSpec], float | None]] = {
     features.KIND: _feature_s,
     pixels.KIND: lambda place, spec: DECODE_S,
     crops.KIND: _crop_s,
+    second.KIND: _second_s,
     synthetic_images.KIND: _drawn_s,
 }
 

@@ -5,27 +5,128 @@ Legend: N images, M features of a file, D width of the feature.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from raydapt.artefacts.second import check_order
+from raydapt.artefacts.features import load_features, rows_of_splits
+from raydapt.artefacts.pixels import SCRATCH, load_pixels
+from raydapt.artefacts.second import SECOND_PIXELS, SELF_KIND, NamedEncoder, check_order, load_network, network_bytes
 from raydapt.artefacts.spec import ArtefactSpec
+from raydapt.data.decode import ImageSpec
 from raydapt.data.embeddings import read
 from raydapt.data.parts import Source
 from raydapt.errors import UserError
-from raydapt.stages.place import StagePlace
+from raydapt.models.clip import Clip
+from raydapt.models.self_supervised import SelfEncoder
+from raydapt.models.vision_encoder import VisionEncoder, shared_vision
+from raydapt.progress import Progress
+from raydapt.stages.features import Encoder, encoding_stage
+from raydapt.stages.place import StagePlace, is_there
 from raydapt.stages.run import Parts, Stage, run_stage
+from raydapt.stages.work import tower_s
 from raydapt.store.artefact import StageResult
+from raydapt.train.self_supervised import SelfJob, train_self
 
 NOT_IN_FILE = "not_in_file"
 """The error of an image whose id the file of features lacks."""
 _FEATURES = "features"
 
 
+class VisionActor(Encoder):
+    """The actor of `raydapt.stages.features.features_stage` with another model."""
+
+    setting = "model.second"
+
+    def load(self, name: str, device: str) -> Clip | VisionEncoder:
+        """The model of a name."""
+        return shared_vision(name, device=device)
+
+    @classmethod
+    def image_s(cls, *arguments: Any) -> float:
+        """Estimated seconds of an image."""
+        return vision_s(arguments[0])
+
+
+class SelfActor(Encoder):
+    """The same with the network that learned the set's own images."""
+
+    def __init__(self, content: bytes, image_spec: ImageSpec, *arguments: Any) -> None:
+        self._content, self._spec = content, image_spec
+        super().__init__(*arguments)
+
+    def load(self, name: str, device: str) -> SelfEncoder:
+        """The network; its name is its fingerprint."""
+        return load_network(self._content, self._spec, name).to(device)
+
+    @classmethod
+    def image_s(cls, *arguments: Any) -> float:
+        """Estimated seconds of an image."""
+        return SELF_S
+
+
+SELF_S = 5e-4
+"""Seconds that the small network takes for an image."""
+
+
+def vision_s(name: str) -> float:
+    """Estimated seconds that a named model takes for an image."""
+    model = shared_vision(name)
+    return tower_s(model.model.visual if isinstance(model, Clip) else model.model, model.image_spec.size_px)
+
+
+def make_network(place: StagePlace, spec: ArtefactSpec, made: Mapping[str, StageResult]) -> StageResult:
+    """The network of ``model.second: self``, trained on the images that are adapted to, or found."""
+    assert spec.recipe is not None
+    config, artefact = place.config, place.store.artefact_of(spec.recipe)
+    if artefact.complete():
+        return StageResult(artefact=artefact, reused=True)
+    row_N, _, _ = rows_of_splits(config.data, load_features(made[_FEATURES].artefact, place.source))
+    if len(row_N) < 2:
+        raise UserError(f"Setting model.second='self' has {len(row_N)} image to learn from: set it to none.")
+    pixel_N3SS = load_pixels(made[SECOND_PIXELS].artefact, SCRATCH)
+    job = SelfJob(
+        settings=config.second,
+        pixel_M3SS=pixel_N3SS[row_N],
+        checkpoint_every_s=config.train.checkpoint_every_s,
+    )
+    progress = Progress("self_encoder", total=config.second.steps, unit="steps", show=config.ray.progress)
+    done = 0
+
+    def log(line: Mapping[str, Any]) -> None:
+        nonlocal done
+        progress.add(line["step"] - done, 0)
+        done = line["step"]
+
+    try:
+        return train_self(spec.recipe, job, train=config.train, ray_settings=config.ray, store=place.store, log=log)
+    finally:
+        progress.close()
+
+
 def make_second(place: StagePlace, spec: ArtefactSpec, made: Mapping[str, StageResult]) -> StageResult:
     """The second encoder's features of the run's images, made or found."""
+    assert spec.recipe is not None
+    context, job = place.context, spec.job
+    if isinstance(job, Source):
+        return _from_file(place, spec, made)
+    if is_there(place, spec):
+        return StageResult(artefact=place.store.artefact_of(spec.recipe), reused=True)
+    arguments: tuple[Any, ...]
+    actor: type[Encoder]
+    if isinstance(job, NamedEncoder):
+        actor, arguments = VisionActor, (job.name, job.identity, context.settings.batch_size)
+    else:
+        network = made[SELF_KIND].artefact
+        print_ = network.fingerprint
+        content = network_bytes(network)
+        actor, arguments = SelfActor, (content, job.image_spec, print_, print_, context.settings.batch_size)
+    return encoding_stage(place.source, context, actor, arguments, recipe=spec.recipe, image_spec=job.image_spec)
+
+
+def _from_file(place: StagePlace, spec: ArtefactSpec, made: Mapping[str, StageResult]) -> StageResult:
     given: Source = spec.job
     assert spec.recipe is not None
     features = made[_FEATURES].artefact

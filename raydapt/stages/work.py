@@ -33,12 +33,16 @@ def is_small(seconds: float | None) -> bool:
 def encoding_s(clip_name: str, *, views: int = 1) -> float:
     """Estimated seconds that a CLIP's image tower takes for the views of one image: 2 P T operations each."""
     clip = shared_clip(clip_name)
-    visual: Any = clip.model.visual
-    patch = getattr(visual, "patch_size", None) or _PX_PER_PLACE
+    return tower_s(clip.model.visual, clip.image_spec.size_px) * views
+
+
+def tower_s(tower: Any, size_px: int) -> float:
+    """Estimated seconds that a vision model takes for one image of a side of `size_px`."""
+    patch = getattr(tower, "patch_size", None) or _PX_PER_PLACE
     patch_px: int = patch if isinstance(patch, int) else max(patch)
-    places = max(1.0, (clip.image_spec.size_px / patch_px) ** 2)
-    parameters = float(sum(p.numel() for p in visual.parameters()))
-    return 2.0 * parameters * places * views / _FLOP_PER_S[device_kind()]
+    places = max(1.0, (size_px / patch_px) ** 2)
+    parameters = float(sum(p.numel() for p in tower.parameters()))
+    return 2.0 * parameters * places / _FLOP_PER_S[device_kind()]
 
 
 def drawing_s(unet_bytes: int, *, size_px: int, steps: int, guidance: float) -> float:

@@ -32,15 +32,15 @@ from raydapt.models.diffusion_lora import (
     lora_bytes,
 )
 from raydapt.settings.groups import LoraSettings, RaySettings, TrainSettings
-from raydapt.store.artefact import Artefact, StageResult, Store
+from raydapt.store.artefact import StageResult, Store
 from raydapt.store.environment import versions
 from raydapt.store.fingerprint import Recipe
+from raydapt.train.artefact_checkpoints import CHECKPOINT_FILE, ArtefactCheckpoints
 from raydapt.train.checkpoint import Checkpoints, TrainState, from_bytes, optimizer_tensors, restore_optimizer, to_bytes
 from raydapt.train.loop import Log, WorkerContext
 from raydapt.train.ray_train import local_context, train_on_workers, trains_here
 from raydapt.train.sampling import StreamOrder, seed_of
 
-CHECKPOINT_FILE = "checkpoint.safetensors"
 _CLIP_GRAD_NORM = 1.0
 _WEIGHT_DECAY = 1e-2
 """Both of diffusers' own fine-tuning script."""
@@ -216,22 +216,6 @@ class _Tuner:
         for name, tensor in self.state.method.items():
             self.learned[name].copy_(tensor)
         restore_optimizer(self.optimizer, self.state.optimizer)
-
-
-class ArtefactCheckpoints:
-    """The latest checkpoint as a file beside the artefact's parts."""
-
-    def __init__(self, artefact: Artefact) -> None:
-        self._folder = artefact.folder
-
-    def load(self) -> bytes | None:
-        """The file's bytes, None before the first checkpoint."""
-        return self._folder.read(CHECKPOINT_FILE) if self._folder.exists(CHECKPOINT_FILE) else None
-
-    def save(self, data: bytes | None, metrics: Any) -> None:
-        """Replaces the file as a whole."""
-        if data is not None:
-            self._folder.write(CHECKPOINT_FILE, data)
 
 
 def tune_lora(

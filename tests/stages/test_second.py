@@ -1,12 +1,18 @@
 """Features of a second encoder from a file: matched by id or by order, or refused in a sentence."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from raydapt.artefacts.second import KIND, load_second
+from raydapt.artefacts.features import load_features
+from raydapt.artefacts.pixels import load_pixels
+from raydapt.artefacts.second import KIND, load_network, load_second, network_bytes
+from raydapt.data.decode import ImageSpec
 from raydapt.errors import UserError
 from raydapt.methods.configuration import load_config
 from raydapt.run import pipeline
@@ -81,9 +87,10 @@ def test_what_does_not_belong_to_the_images_is_refused(folder: Path) -> None:
     write(folder / "twice.parquet", value, id=[ID_N[0], *ID_N[:-1]])
     with pytest.raises(UserError, match=r"two different features with the id 'image 0'"):
         second_of(job(folder, folder / "twice.parquet"))
-    (folder / "notes.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(UserError, match=r"model\.second='.*notes\.csv' holds no features"):
-        make_plan(job(folder, folder / "notes.csv"))
+    (folder / "notes").mkdir()
+    (folder / "notes" / "x.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match=r"model\.second='.*notes' holds no features"):
+        make_plan(job(folder, folder / "notes"))
     with pytest.raises(UserError, match=r"model\.second='.*nowhere\.parquet' does not exist"):
         make_plan(job(folder, folder / "nowhere.parquet"))
 
@@ -125,3 +132,79 @@ def test_a_run_reads_it_and_answers_new_images_without_it(folder: Path) -> None:
     np.testing.assert_allclose(training.images().second_ND, expected, atol=1e-6)
     (folder / "s.parquet").unlink()
     assert Path(predict(record.path, [])).exists()
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Thirty small pictures of two classes, of which one cannot be read."""
+    generator = np.random.default_rng(0)
+    for i in range(30):
+        name = ("blue", "red")[i % 2]
+        value = generator.integers(0, 90, (20, 24, 3)).astype(np.uint8)
+        value[..., 2 if name == "blue" else 0] += 150
+        (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(value).save(tmp_path / "photos" / name / f"{i:02}.png")
+    (tmp_path / "photos" / "red" / "99.png").write_bytes(b"no picture")
+    return tmp_path
+
+
+def picture_job(folder: Path, second: str, *overrides: str) -> Config:
+    places = [f"runs={folder}/runs", f"store={folder}/store", "ray.progress=false", "features.rows_per_part=8"]
+    quick = ["second.steps=3", "second.batch_size=8", "second.size_px=16", "data.max_error_share=0.1"]
+    given = [f"data.source={folder}/photos", f"model.second={second}"]
+    return load_config(None, ["method=transduct", *places, *quick, *given, *overrides])
+
+
+def test_a_model_encodes_the_images_in_their_order(pictures: Path) -> None:
+    config = picture_job(pictures, "mini")
+    made = artefacts_of(make_artefacts(make_plan(config)))
+    first = load_features(made["features"])
+    np.testing.assert_allclose(load_second(made[KIND]), first.feature_ND, atol=1e-6)
+    assert not bool(load_second(made[KIND])[~first.valid_N].any())
+    assert int((~first.valid_N).sum()) == 1
+
+
+def test_self_learns_once_and_encodes_again_without_learning(pictures: Path) -> None:
+    config = picture_job(pictures, "self")
+    plan = make_plan(config)
+    assert re.search(r"self_encoder \w+: to be made .*about 0\.0 minutes of one core", describe_plan(plan))
+    made = make_artefacts(plan)
+    second_ND, valid_N = load_second(made[KIND].artefact), load_features(made["features"].artefact).valid_N
+    torch.testing.assert_close(second_ND[valid_N].norm(dim=1), torch.ones(int(valid_N.sum())))
+    encoder = load_network(
+        network_bytes(made["self_encoder"].artefact), ImageSpec(size_px=16), made["self_encoder"].artefact.fingerprint
+    )
+    pixels = load_pixels(made["second_pixels"].artefact, pictures)
+    torch.testing.assert_close(second_ND[valid_N], encoder.encode_image(pixels)[valid_N], rtol=1e-4, atol=1e-5)
+    again = make_artefacts(plan)
+    assert again[KIND].reused
+    assert "self_encoder" not in again or again["self_encoder"].reused
+    other = make_plan(picture_job(pictures, "self", "second.seed=1"))
+    assert other.run_name != plan.run_name
+    assert (
+        make_plan(picture_job(pictures, "none", "second.seed=1")).run_name
+        == make_plan(picture_job(pictures, "none")).run_name
+    )
+
+
+def test_a_run_with_self_is_finished_and_applied(pictures: Path) -> None:
+    record = pipeline.run(picture_job(pictures, "self"))
+    metrics = json.loads((Path(record.path) / "metrics.json").read_text())
+    assert {"second_pixels", "self_encoder", "second"} <= set(metrics["stages"])
+    assert Path(predict(record.path, [f"data.source={pictures}/photos/red"])).exists()
+
+
+def test_images_are_needed_to_look_at(folder: Path) -> None:
+    for second in ("self", "mini"):
+        with pytest.raises(UserError, match=rf"model\.second='{second}' looks at images, .* holds features"):
+            make_plan(job(folder, second))
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_ray_gives_the_same_features(pictures: Path, tmp_path: Path) -> None:
+    found = []
+    for address in ("auto", "local"):
+        config = picture_job(pictures, "self", f"ray.address={address}", "ray.cpus=4", f"store={tmp_path}/{address}")
+        found.append(load_second(make_artefacts(make_plan(config))[KIND].artefact))
+    torch.testing.assert_close(*found)

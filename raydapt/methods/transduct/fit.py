@@ -98,22 +98,38 @@ class _Problem:
             mass_C += label_BC.sum(dim=0)
         return self.second.head(Statistics(sum_CE, mass_C))
 
+    def second_trust(self) -> float:
+        """How far neighbours by the second encoder have the same label, beyond chance: 0 to 1.
+
+        (a - e) / (1 - e) with a = sum_i z_i . zbar_i / N, zbar_i the mean label of the neighbours, and e = sum_c pi_c^2
+        (Cohen's kappa of soft labels).
+        """
+        assert self.second is not None
+        agreed, mass_C = 0.0, self.text_CD.new_zeros(len(self.text_CD))
+        for rows in self.blocks():
+            label_BC = self.labels.dense(rows)
+            agreed += float((label_BC * self.labels.neighbours_mean(self.second.neighbours, rows)).sum())
+            mass_C += label_BC.sum(dim=0)
+        images = float(mass_C.sum())
+        chance = float((mass_C / images).square().sum())
+        return max(0.0, (agreed / images - chance) / max(1 - chance, 1e-6))
+
     def relabel(self, head: Head, *, second: Head | None = None, normalised: bool = True) -> None:
         """z_i = softmax(lambda base_i + w . f_i + b + strength sum_j w_ij z_j) for all images at once.
 
-        A second encoder adds the same three terms of its own: w . g_i + b + strength sum_j w_ij z_j.
+        A second encoder adds the same terms of its own, times its trust: trust (w . g_i + b + strength sum_j w_ij z_j).
         """
+        trust = 0.0 if second is None else self.second_trust()
         for rows in self.blocks():
             score_BC = self.settings.text_strength * self.base(rows)
             score_BC += torch.addmm(head.bias_C, self.feature_ND[rows], head.weight_CD.T)
             if self.neighbours.index_NK.shape[1] and self.settings.neighbour_strength:
                 mean_BC = self.labels.neighbours_mean(self.neighbours, rows, normalised=normalised)
                 score_BC += self.settings.neighbour_strength * mean_BC
-            if second is not None and self.second is not None:
-                score_BC += self.second.scores(second, rows)
-                if self.second.neighbours.index_NK.shape[1]:
-                    mean_BC = self.labels.neighbours_mean(self.second.neighbours, rows)
-                    score_BC += self.settings.second_neighbour_strength * mean_BC
+            if second is not None and self.second is not None and trust:
+                score_BC += trust * self.second.scores(second, rows)
+                mean_BC = self.labels.neighbours_mean(self.second.neighbours, rows)
+                score_BC += trust * self.settings.second_neighbour_strength * mean_BC
             self.spare.write(rows, score_BC.softmax(dim=1))
         self.labels, self.spare = self.spare, self.labels
 

@@ -18,6 +18,9 @@ from raydapt.methods.transduct.neighbours import Neighbours, nearest
 from raydapt.methods.transduct.rules import Anchors, Head, Statistics
 from raydapt.methods.transduct.settings import TransductSettings
 
+_TRUST_NEIGHBOURS = 10
+"""Whose labels tell how far the encoder is trusted, where `neighbours` is 0."""
+
 
 @dataclass(frozen=True)
 class SecondView:
@@ -37,9 +40,10 @@ class SecondView:
     def of(cls, feature_NE: Tensor, settings: TransductSettings) -> SecondView:
         """Finds the neighbours."""
         there_N1 = feature_NE.any(dim=1, keepdim=True).to(feature_NE)
-        count = settings.neighbours if settings.second_neighbour_strength else 0
         square_E = feature_NE.square().sum(dim=0)
-        return cls(feature_NE, there_N1, square_E, nearest(feature_NE, count), settings)
+        return cls(
+            feature_NE, there_N1, square_E, nearest(feature_NE, settings.neighbours or _TRUST_NEIGHBOURS), settings
+        )
 
     def head(self, statistics: Statistics) -> Head:
         """The class likelihoods of this encoder's features, in scores that are linear in a feature.

@@ -37,7 +37,7 @@ def naive_second_scores(z_NC: Tensor, second_NE: Tensor, settings: TransductSett
         total_E += sum(z_NC[i, c] * (second_NE[i] - means[c]) ** 2 for i in there)
         total_E += alpha * ((mean_E - means[c]) ** 2 + around_E)
     variance_E = total_E / (len(there) + alpha * n_classes)
-    score_NC = torch.zeros_like(z_NC)
+    score_NC, mean_NC = torch.zeros_like(z_NC), torch.zeros_like(z_NC)
     for i in there:
         for c in range(n_classes):
             squares = ((second_NE[i] - means[c]) ** 2 / variance_E).sum()
@@ -45,9 +45,11 @@ def naive_second_scores(z_NC: Tensor, second_NE: Tensor, settings: TransductSett
         cosines = {j: float(second_NE[i] @ second_NE[j]) for j in range(len(second_NE)) if j != i}
         near = sorted(cosines, key=lambda j: -cosines[j])[: settings.neighbours]
         weights = [max(0.0, cosines[j]) for j in near]
-        mean_C = sum(w * z_NC[j] for w, j in zip(weights, near, strict=True)) / sum(weights)
-        score_NC[i] += settings.second_neighbour_strength * mean_C
-    return score_NC
+        mean_NC[i] = sum(w * z_NC[j] for w, j in zip(weights, near, strict=True)) / sum(weights)
+    agreed = sum(float(z_NC[i] @ mean_NC[i]) for i in range(len(z_NC))) / len(z_NC)
+    chance = sum(float(z_NC[:, c].mean()) ** 2 for c in range(n_classes))
+    trust = (agreed - chance) / (1 - chance)
+    return trust * (score_NC + settings.second_neighbour_strength * mean_NC)
 
 
 @pytest.mark.parametrize("without", [0, 2])
