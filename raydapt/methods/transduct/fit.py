@@ -117,7 +117,7 @@ class _Problem:
     def relabel(self, head: Head, *, second: Head | None = None, normalised: bool = True) -> None:
         """z_i = softmax(lambda base_i + w . f_i + b + strength sum_j w_ij z_j) for all images at once.
 
-        A second encoder adds the same terms of its own, times its trust: trust (w . g_i + b + strength sum_j w_ij z_j).
+        A second encoder adds the same terms of its own, times its trust: w . g_i + b + strength sum_j w_ij z_j.
         """
         trust = 0.0 if second is None else self.second_trust()
         for rows in self.blocks():
