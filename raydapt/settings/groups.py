@@ -60,8 +60,8 @@ class ModelSettings:
     clip: str = "mini"
     """``mini``, a folder in open_clip's layout, ``hf-hub:…``, or ``ARCHITECTURE/PRETRAINED`` of open_clip."""
     second: str = "none"
-    """Features of the same images by another encoder, read by ``transduct``: ``none``; ``self``, a small network trained
-    on the images themselves; a vision model of timm, open_clip or transformers by name or folder; or a file of features
+    """Features of the same images by another encoder, read by ``transduct``: ``none``; ``self``, a small network learned
+    from the images; a vision model of timm, open_clip or transformers by name or folder; or a file of features
     (Parquet, ``.npy``, ``.npz``), matched by its column ``id``, or by order where it has none."""
     prompt: Auto | Literal["text", "visual", "both", "residual"] = "auto"
     """What is learned: vectors before the class name, tokens in the image tower, both (through one transformer), or the
