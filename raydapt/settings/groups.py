@@ -60,7 +60,7 @@ class ModelSettings:
     clip: str = "mini"
     """``mini``, a folder in open_clip's layout, ``hf-hub:…``, or ``ARCHITECTURE/PRETRAINED`` of open_clip."""
     second: str = "none"
-    """Features of the same images by another encoder, read by ``transduct``: ``none``; ``self``, a small network learned
+    """Features of the same images by another encoder, for ``transduct``: ``none``; ``self``, a small network learned
     from the images; a vision model of timm, open_clip or transformers by name or folder; or a file of features
     (Parquet, ``.npy``, ``.npz``), matched by its column ``id``, or by order where it has none."""
     prompt: Auto | Literal["text", "visual", "both", "residual"] = "auto"
