@@ -89,7 +89,11 @@ def test_a_small_stage_needs_no_ray_and_leaves_torch_as_it_was(source: Source, t
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("make", [make_features, make_crops, make_pixels])
 def test_here_on_ray_and_half_and_half_are_the_same_bytes(
-    source: Source, tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+    source: Source,
+    tmp_path: Path,
+    make: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     here, on_ray = (make(source, Store(str(tmp_path / ray.address)), ray).artefact for ray in (HERE, ON_RAY))
     assert here.manifest.shards == on_ray.manifest.shards
@@ -103,6 +107,7 @@ def test_here_on_ray_and_half_and_half_are_the_same_bytes(
         resumed = make(source, store, then).artefact
         assert resumed.manifest.stats["rows_computed"] < 100
         assert resumed.manifest.shards == here.manifest.shards
+    assert "core_worker" not in capfd.readouterr().err  # Ray complains of arguments that a new actor may not find
 
 
 def stop_after(parts: int) -> Callable[..., object]:
