@@ -32,6 +32,7 @@ _INDIFFERENT = {
     "data.paradigm",
     "data.split_seed",
     "model.prompt",
+    "track",
 }
 _INDIFFERENT |= {f"train.{name}" for name in ("workers", "gpus_per_worker", "cpus_per_worker", "gradient_accumulation")}
 _INDIFFERENT |= {f"train.{name}" for name in ("checkpoint_every_s", "max_failures", "predict_batch_size", "precision")}

@@ -20,7 +20,7 @@ DECODE_S = 0.003
 """Of an image of usual size, on one core."""
 ASK_S = 0.01
 """Of a question's image, on one core: decoded, laid out and handed on."""
-_FLOP_PER_S = {"cpu": 2e10, "cuda": 1e13}
+_FLOP_PER_S = {"cpu": 5e10, "cuda": 1e13}
 """Of one core, in float32; of a GPU."""
 _PX_PER_PLACE = 16
 _PX_PER_LATENT, _FOLDED, _BYTES_PER_PARAMETER = 8, 8, 4

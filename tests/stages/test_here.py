@@ -186,7 +186,7 @@ def test_estimates_grow_with_model_images_and_steps() -> None:
     assert work.encoding_s("mini", views=5) == pytest.approx(5 * work.encoding_s("mini"))
     words = {"size_px": 512, "steps": 20}
     sd_s = work.drawing_s(3_440_000_000, **words, guidance=7.5)
-    assert sd_s == pytest.approx(2 * 860e6 * 512 * 40 / 2e10)
+    assert sd_s == pytest.approx(2 * 860e6 * 512 * 40 / 5e10)
     assert work.drawing_s(3_440_000_000, **words, guidance=1.0) == pytest.approx(sd_s / 2)
 
 
