@@ -182,8 +182,8 @@ def trial_resources(config: Config) -> tuple[tune.PlacementGroupFactory, int]:
     if per_trial == "auto":
         per_trial = _GPUS_PER_TRIAL if gpus and not train.workers else 0.0
     if train.workers:
-        _require_dashboard(train.workers)
-        of_workers = train.workers * train.cpus_per_worker
+        _require_dashboard(train.most_workers)
+        of_workers = train.most_workers * train.cpus_per_worker
         fit = min(models["CPU"] // of_workers, everywhere["CPU"] // (settings.cpus_per_trial + of_workers))
     else:
         fit = min(cpus // settings.cpus_per_trial, gpus // per_trial if per_trial else cpus)

@@ -15,6 +15,7 @@ from raydapt.artefacts.crops import CropSpec
 from raydapt.cluster.nodes import may_stay
 from raydapt.data.decode import ImageSpec, decode_image
 from raydapt.data.sources import Source, read_part, resolve_source
+from raydapt.errors import UserError
 from raydapt.models.clip import clip_identity
 from raydapt.models.frozen import load_frozen, shared_clip
 from raydapt.settings.groups import DataSettings, ModelSettings, RaySettings, StageSettings, TrainSettings
@@ -27,7 +28,7 @@ from raydapt.stages.reading import decode_table, decoded_here
 from raydapt.stages.run import Stage, run_stage
 from raydapt.store.artefact import Artefact, StageResult, Store
 from raydapt.store.fingerprint import Recipe
-from raydapt.train.ray_train import trains_here
+from raydapt.train.ray_train import check_workers, trains_here
 from tests.stages.images import BAD, write_images
 from tests.stages.test_run import result_rows, table_of
 
@@ -173,6 +174,10 @@ def test_who_may_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = TrainSettings(workers=1), TrainSettings(workers=2)
     assert trains_here(TrainSettings(), ON_RAY)
     assert (trains_here(one, HERE), trains_here(one, ON_RAY), trains_here(two, HERE)) == (True, False, False)
+    assert not trains_here(TrainSettings(workers=[1, 4]), HERE)
+    with pytest.raises(UserError, match=r"train.workers=\[1, 4\] and ray.model_nodes='raydapt=gpu'"):
+        check_workers(TrainSettings(workers=[1, 4]), RaySettings(model_nodes="raydapt=gpu"))
+    check_workers(TrainSettings(workers=[4, 4]), RaySettings(model_nodes="raydapt=gpu"))
     connected = SimpleNamespace(is_initialized=lambda: True, nodes=lambda: [{}, {}])
     with monkeypatch.context() as patch:
         patch.setitem(__import__("sys").modules, "ray", connected)
