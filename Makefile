@@ -12,7 +12,7 @@ FAST_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 SLOW_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or ray or chaos"
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: setup demo test test-fast coverage check bench bench-real clean
+.PHONY: setup demo test test-fast coverage check bench bench-check bench-real clean
 
 setup: $(VENV)/.installed
 
@@ -51,6 +51,9 @@ check: setup  ## style, types, layers, dependencies, and documentation that fits
 
 bench: setup  ## speed against the naive way, in the same run
 	$(BIN)/python -m tests.bench
+
+bench-check: setup  ## whether the ratios of bench are what tests/bench/ratios.json keeps; before a release
+	$(BIN)/python -m tests.bench.check
 
 bench-real: setup  ## every method that learns from features, on real CLIP features (RAYDAPT_DATA); goes on where it was
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.bench_real .bench-real

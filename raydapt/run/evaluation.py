@@ -182,7 +182,7 @@ def train_metrics(state: TrainState, settings: TrainSettings) -> dict[str, Any]:
     rate = state.images / state.seconds if state.seconds else 0.0
     capped = settings.max_steps_per_round is not None
     measured = {"seconds": state.seconds, "images": state.images, "images_per_s": rate}
-    return measured | {"workers": settings.workers, "capped": capped}
+    return measured | {"workers": settings.most_workers, "capped": capped}
 
 
 def _share(right_M: Tensor) -> float | None:

@@ -27,7 +27,7 @@ from raydapt.stages.makers import where_made
 from raydapt.stages.place import StagePlace, is_there
 from raydapt.store.fingerprint import fingerprint
 from raydapt.store.run_record import Run, run_name
-from raydapt.train.ray_train import training_place
+from raydapt.train.ray_train import check_workers, training_place
 
 FEATURES = "features"
 # Where a run happens and how often it saves: settings that change no result, and so no fingerprint.
@@ -84,6 +84,7 @@ def make_plan(config: Config) -> Plan:
     data = replace(config.data, class_names=list(classes.names), templates=list(classes.templates))
     config = spec.decide_rate(spec.resolve(replace(config, data=data), facts), facts)
     spec.check_accumulation(config)
+    check_workers(config.train, config.ray)
     if source.width:
         check_method_of(config, spec, text_tower=facts.text_tower)
     # Given features know nothing of the model, so its identity stands beside theirs.

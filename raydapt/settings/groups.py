@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from annotated_types import Gt, Le
+from annotated_types import Gt, Le, Len
 
 from raydapt.settings.types import STRICT, Auto, Count, NodeLabel, NonNegative, Positive, PositiveInt, Share
 
@@ -102,9 +102,9 @@ class TrainSettings:
 
     __pydantic_config__ = STRICT
 
-    workers: Count = 0
+    workers: Count | Annotated[list[PositiveInt], Len(2, 2)] = 0
     """Ray Train workers; 0 trains in this process, and so does 1 where ``ray.address`` and RAY_ADDRESS name no
-    cluster."""
+    cluster. ``[1, 4]``: as many of them as there is room for, at any time."""
     gpus_per_worker: NonNegative | Auto = "auto"
     """GPUs that each worker reserves; ``auto``: one where there are some."""
     cpus_per_worker: Positive = 1.0
@@ -143,6 +143,16 @@ class TrainSettings:
     """Times that lost workers are replaced."""
     predict_batch_size: PositiveInt = 1024
     """Images at a time where nothing is learned; changes no result."""
+
+    @property
+    def most_workers(self) -> int:
+        """Ray Train workers, at most."""
+        return self.workers if isinstance(self.workers, int) else max(self.workers)
+
+    @property
+    def least_workers(self) -> int:
+        """Ray Train workers, at least."""
+        return self.workers if isinstance(self.workers, int) else min(self.workers)
 
     @property
     def rate(self) -> float:

@@ -20,7 +20,8 @@ from raydapt.methods.class_prior import class_prior
 from raydapt.models.clip import load_clip
 from raydapt.models.language import engine_address
 from raydapt.settings.config import Config
-from raydapt.stages.caption import CaptionJob, KnownRows, caption_stage
+from raydapt.stages.caption import CaptionJob, caption_stage
+from raydapt.stages.caption_rows import KnownRows
 from raydapt.stages.place import StagePlace
 from raydapt.store.artefact import Artefact, StageResult
 from raydapt.store.fingerprint import Recipe

@@ -18,7 +18,9 @@ HERE_S = 30.0
 """Stages of less estimated work stay in this process."""
 DECODE_S = 0.003
 """Of an image of usual size, on one core."""
-_FLOP_PER_S = {"cpu": 2e10, "cuda": 1e13}
+ASK_S = 0.01
+"""Of a question's image, on one core: decoded, laid out and handed on."""
+_FLOP_PER_S = {"cpu": 5e10, "cuda": 1e13}
 """Of one core, in float32; of a GPU."""
 _PX_PER_PLACE = 16
 _PX_PER_LATENT, _FOLDED, _BYTES_PER_PARAMETER = 8, 8, 4
@@ -46,6 +48,11 @@ def drawing_s(unet_bytes: int, *, size_px: int, steps: int, guidance: float) -> 
     places = max(1.0, (size_px / _PX_PER_LATENT) ** 2 / _FOLDED)
     passes = steps * (2 if guidance > 1 else 1)
     return 2.0 * unet_bytes / _BYTES_PER_PARAMETER * places * passes / _FLOP_PER_S[device_kind()]
+
+
+def writing_s(parameters: float, *, tokens: int) -> float:
+    """Estimated seconds of a language model for one question and its answer: 2 P T operations."""
+    return 2.0 * parameters * tokens / _FLOP_PER_S[device_kind()]
 
 
 def device_kind() -> str:
