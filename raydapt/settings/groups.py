@@ -77,7 +77,7 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class StageSettings:
-    """How a Ray Data stage is spread over the cluster. Nothing here changes a result."""
+    """How a Ray Data stage is spread over the cluster. Nothing here but ``tf32`` changes a result."""
 
     __pydantic_config__ = STRICT
 
@@ -91,6 +91,9 @@ class StageSettings:
     """GPUs that each model actor reserves; ``auto``: one where there are some; 0.5 puts two on one."""
     rows_per_part: PositiveInt = 512
     """Rows that are read, committed and resumed together."""
+    tf32: bool = False
+    """Multiply in TF32 on GPUs: several times faster for large towers, features equal to about 1e-3, and stored apart from
+    those in fp32."""
 
 
 @dataclass(frozen=True, kw_only=True)
