@@ -58,7 +58,7 @@ def features_recipe(
 
 
 def arithmetic(*, tf32: bool) -> dict[str, str]:
-    """The setting of an encoding stage that tells numbers in TF32 from those in fp32, which any device computes alike."""
+    """The setting of an encoding stage that tells TF32 from fp32, which every device computes alike."""
     return {"arithmetic": "tf32"} if tf32 else {}
 
 

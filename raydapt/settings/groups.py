@@ -92,7 +92,7 @@ class StageSettings:
     rows_per_part: PositiveInt = 512
     """Rows that are read, committed and resumed together."""
     tf32: bool = False
-    """Multiply in TF32 on GPUs: several times faster for large towers, features equal to about 1e-3, and stored apart from
+    """Multiply in TF32 on GPUs: several times faster for large towers, features equal to about 1e-3 and stored apart from
     those in fp32."""
 
 
