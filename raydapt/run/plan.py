@@ -12,6 +12,7 @@ from raydapt.artefacts.synthetic_images import HELD_OUT, HELD_OUT_FEATURES, HELD
 from raydapt.data.classes import resolve_classes
 from raydapt.data.labels import check_numbers
 from raydapt.data.sources import resolve_source
+from raydapt.data.splits import adapted_splits
 from raydapt.methods.class_prior import class_prior
 from raydapt.methods.spec import MethodSpec
 from raydapt.methods.table import spec_of
@@ -78,7 +79,12 @@ def make_plan(config: Config) -> Plan:
         text_tower=config.data.class_features is None,
         width=clip.embed_dim,
     )
-    data = replace(config.data, class_names=list(classes.names), templates=list(classes.templates))
+    data = replace(
+        config.data,
+        class_names=list(classes.names),
+        templates=list(classes.templates),
+        train_splits=adapted_splits(config.data.train_splits, config.data.protocol),
+    )
     config = spec.decide_rate(spec.resolve(replace(config, data=data), facts), facts)
     spec.check_accumulation(config)
     if source.width:
@@ -219,6 +225,7 @@ def _what_matters(config: Config, spec: MethodSpec) -> dict[str, Any]:
 
 def _leave_out_defaults(data: dict[str, Any], model: dict[str, Any]) -> None:
     """Settings that a run does not go by, so that it keeps the name that it had before they could be said."""
+    del data["protocol"]  # names, templates and splits are resolved
     if data["class_prior"] == "unknown":
         del data["class_prior"]
     given = data.pop("class_features") is not None  # what matters of the file is its content, an input of the run
