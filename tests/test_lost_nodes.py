@@ -140,7 +140,7 @@ def run_features(source: Source, store: Store, ray_settings: RaySettings) -> Sta
 
 def undisturbed_features(source: Source, store: Store) -> list[Shard]:
     """The same parts made one after the other in this process, without Ray."""
-    encoder = Encoder("mini", clip_identity("mini"), StageSettings().batch_size, ActorPlan(actors=1, cpus=1, gpus=0))
+    encoder = Encoder("mini", clip_identity("mini"), StageSettings(), ActorPlan(actors=1, cpus=1, gpus=0))
     artefact = store.artefact("features", "0" * 16)
     decode = {"data": DataSettings(), "spec": load_clip("mini").image_spec, "packed": True}
     shards = []

@@ -13,6 +13,7 @@ from raydapt.artefacts.synthetic_images import HELD_OUT, HELD_OUT_FEATURES, HELD
 from raydapt.data.classes import resolve_classes
 from raydapt.data.labels import check_numbers
 from raydapt.data.sources import resolve_source
+from raydapt.data.splits import adapted_splits
 from raydapt.errors import UserError
 from raydapt.methods.class_prior import class_prior
 from raydapt.methods.spec import MethodSpec
@@ -75,13 +76,18 @@ def make_plan(config: Config) -> Plan:
         classes=classes,
         image_spec=image_spec,
         clip_identity=clip.identity,
-        features=features_recipe(source, clip.identity, image_spec, config.data),
+        features=features_recipe(source, clip.identity, image_spec, config.data, tf32=config.features.tf32),
         teachers=tuple(teacher.digest for teacher in teachers),
         text_tower=config.data.class_features is None,
         width=clip.embed_dim,
     )
     facts = replace(facts, second=second_specs(config, facts) if _reads_second(config, spec) else ())
-    data = replace(config.data, class_names=list(classes.names), templates=list(classes.templates))
+    data = replace(
+        config.data,
+        class_names=list(classes.names),
+        templates=list(classes.templates),
+        train_splits=adapted_splits(config.data.train_splits, config.data.protocol),
+    )
     config = spec.decide_rate(spec.resolve(replace(config, data=data), facts), facts)
     spec.check_accumulation(config)
     check_workers(config.train, config.ray)
@@ -237,6 +243,7 @@ def _what_matters(config: Config, spec: MethodSpec) -> dict[str, Any]:
 
 def _leave_out_defaults(data: dict[str, Any], model: dict[str, Any]) -> None:
     """Settings that a run does not go by, so that it keeps the name that it had before they could be said."""
+    del data["protocol"]  # names, templates and splits are resolved
     if data["class_prior"] == "unknown":
         del data["class_prior"]
     del model["second"]  # an input of the runs that read it

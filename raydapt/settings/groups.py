@@ -26,6 +26,9 @@ class DataSettings:
     """Number of the first class where labels are numbers and names are given; ``auto``: 0, where a label 0 is there."""
     templates: Auto | list[str] = "auto"
     """Prompt wordings with one ``{}`` each; the first is the prompt, all of them are the ensemble."""
+    protocol: Literal["raydapt", "grip", "coop", "latteclip"] = "raydapt"
+    """Class names and prompt wording of a named set as published: by GRIP and CPL, by CoOp, or by LatteCLIP, which also
+    adapts to ``val``. Read where names and templates are ``auto``."""
     paradigm: Literal["ul", "ssl", "trzsl"] = "ul"
     """Nothing labelled, a few labelled images per class, or the seen classes labelled."""
     train_splits: list[str] = field(default_factory=lambda: ["train"])
@@ -80,7 +83,7 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class StageSettings:
-    """How a Ray Data stage is spread over the cluster. Nothing here changes a result."""
+    """How a Ray Data stage is spread over the cluster. Nothing here but ``tf32`` changes a result."""
 
     __pydantic_config__ = STRICT
 
@@ -94,6 +97,9 @@ class StageSettings:
     """GPUs that each model actor reserves; ``auto``: one where there are some; 0.5 puts two on one."""
     rows_per_part: PositiveInt = 512
     """Rows that are read, committed and resumed together."""
+    tf32: bool = False
+    """Multiply in TF32 on GPUs: several times faster for large towers, features equal to about 1e-3, stored apart from
+    those in fp32."""
 
 
 @dataclass(frozen=True, kw_only=True)

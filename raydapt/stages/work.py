@@ -64,8 +64,10 @@ def device_kind() -> str:
 def torch_as_before() -> Iterator[None]:
     """Gives this process back the number of threads and the precision that an actor's code sets for its own."""
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    convolutions = torch.backends.cudnn.allow_tf32
     try:
         yield
     finally:
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = convolutions
