@@ -38,7 +38,7 @@ from raydapt.tune.trials import Sweep, answers_of
 from raydapt.tune.tuner import run_trials
 
 _LOG = logging.getLogger(__name__)
-RESULT, CHOSEN = "tune.json", "chosen.yaml"
+RESULT, CHOSEN, CHOSEN_BY_REVIEW = "tune.json", "chosen.yaml", "chosen-by-review.yaml"
 _COUNT = "synthesis.samples_per_class"
 _GROUPS_OF_ARTEFACTS = ("method", "model", "synthesis", "lora", *GROUPS)
 _ELSEWHERE = ("name", "runs", "store", "ray", "tune", "space", "track")
@@ -75,10 +75,10 @@ def run_sweep(config: Config) -> Run:
     return record
 
 
-def chosen_yaml(config: Config, trial: Trial) -> str:
+def chosen_yaml(config: Config, trial: Trial, *, by: str = "without labels") -> str:
     """The job file of a trial: `raydapt run` takes it as it is."""
     chosen = replace(trial_config(config, trial.settings), tune=Config().tune, space={}, name="auto")
-    lines = f"# Chosen without labels among the trials of a sweep: trial {trial.number}.\n#   raydapt run {CHOSEN}\n"
+    lines = f"# Chosen {by} among the trials of a sweep: trial {trial.number}.\n#   raydapt run FILE\n"
     return lines + yaml.safe_dump(changed_settings(chosen), sort_keys=False, allow_unicode=True)
 
 

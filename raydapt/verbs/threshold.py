@@ -19,7 +19,8 @@ from raydapt.run.labelled_set import as_csv, as_label_studio, rest_of, write_fol
 from raydapt.run.prediction import overridden, predictions_of
 from raydapt.settings.config import Config
 from raydapt.store.run_record import Run
-from raydapt.verbs.review import first_of_each, image_rows, population_of, predictions_of_run
+from raydapt.verbs.review import image_rows
+from raydapt.verbs.review_population import first_of_each, population_of, predictions_of_run
 
 THRESHOLD = "threshold.json"
 _CURVE_POINTS = 100
