@@ -176,6 +176,9 @@ class Method(nn.Module, ABC):
                 gradients, each worker to its part; every worker gets all results [N, ...], on the CPU.
         """
 
+    def end_round(self, round_: int) -> None:
+        """Called after a round's last step on every worker, and again when training resumes behind it."""
+
     def after_step(self) -> None:
         """Called after each optimiser step."""
 

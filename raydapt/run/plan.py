@@ -227,6 +227,8 @@ def _what_matters(config: Config, spec: MethodSpec) -> dict[str, Any]:
     _leave_out_defaults(matters["data"], matters["model"])
     if spec.learns and not spec.fits_at_once:
         matters["train"] = {key: value for key, value in tree["train"].items() if key not in _RESOURCES}
+        if config.train.schedule_epochs is None:
+            del matters["train"]["schedule_epochs"]
         if not config.train.unit_gradient:  # as it was before it could be said
             del matters["train"]["unit_gradient"]
     matters |= spec.matters(config)

@@ -137,6 +137,8 @@ class TrainSettings:
     """Epochs of each round in which the learning rate rises from 0."""
     final_rate_share: Share = 0.0
     """What the cosine leaves of the learning rate at the end."""
+    schedule_epochs: PositiveInt | None = None
+    """Epochs that the cosine spans, where a run is to end before it; None: the run's own."""
     clip_grad_norm: NonNegative = 0.8
     """0 turns clipping off."""
     gradient_accumulation: PositiveInt = 1

@@ -121,6 +121,7 @@ class _Trainer:
             optimizer = _optimizer(method, self.settings)
             checkpoints_.restore_optimizer(optimizer, state.optimizer)
             self._steps(optimizer)
+            method.end_round(state.round_)
         state.streams = []
         state.optimizer = {}
         if state.round_ < method.rounds:
@@ -132,6 +133,7 @@ class _Trainer:
         per_epoch = steps_per_epoch(len(first.index_M), first.batch_size)
         total = min(per_epoch * settings.epochs, settings.max_steps_per_round or math.inf)
         warmup = min(round(settings.warmup_epochs * per_epoch), int(total) // 2)
+        span = per_epoch * settings.schedule_epochs if settings.schedule_epochs else int(total)
         orders = {
             s.name: StreamOrder(len(s.index_M), s.batch_size, seed=seed, round_=state.round_, name=s.name)
             for s in state.streams
@@ -141,7 +143,7 @@ class _Trainer:
             if state.step % per_epoch == 0:
                 self.method.begin_epoch(state.round_, state.step // per_epoch + 1, self._over_images)
             for group in optimizer.param_groups:
-                share = cosine_with_warmup(state.step, total=int(total), warmup=warmup, final=settings.final_rate_share)
+                share = cosine_with_warmup(state.step, total=span, warmup=warmup, final=settings.final_rate_share)
                 group["lr"] = settings.rate * share
             started = time.perf_counter()
             loss = self._step(optimizer, orders)
