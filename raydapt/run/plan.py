@@ -63,8 +63,8 @@ def make_plan(config: Config) -> Plan:
     class_prior(config.data.class_prior, classes.names)
     check_other_labels(classes, config.data.other_labels)
     counts, other = dict(source.label_counts or ()), config.data.other_labels
-    named = {label: counts[label] for label in without_other(counts, other) if label is not None}
-    check_numbers(classes, named, setting=f"data.source={config.data.source!r}")
+    of_classes = {label: counts[label] for label in without_other(counts, other) if label is not None}
+    check_numbers(classes, of_classes, setting=f"data.source={config.data.source!r}")
     clip = load_frozen(config.data, config.model)
     check_source_of(config, source, clip)
     teachers = tuple(
