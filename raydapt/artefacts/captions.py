@@ -85,7 +85,9 @@ def caption_recipes(
     )
     if classes is not None and data.class_prior != "unknown":  # it shifts the zero-shot classes
         words["class_prior"] = data.class_prior
-    canvas = {"canvas_px": captioner.canvas_px, "gap_px": captioner.gap_px, "seed": captioner.seed}
+    canvas: dict[str, Any] = {"canvas_px": captioner.canvas_px, "gap_px": captioner.gap_px, "seed": captioner.seed}
+    if not all_splits and data.reject not in ("auto", False):  # it decides whom a group is drawn from
+        canvas["reject"] = data.reject
     recipes = {}
     for kind, prompt, own in ((IMAGE_CAPTIONS, image_prompt, {}), (GROUP_CAPTIONS, group_prompt, canvas)):
         of_classes = kind == GROUP_CAPTIONS or "{}" in prompt

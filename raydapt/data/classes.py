@@ -123,7 +123,8 @@ def resolve_classes(data: DataSettings, source: Source) -> ClassSpace:
     elif known:
         names, labels = _names_of_set(known, data.protocol)
     else:
-        labels = read_label_names(source)
+        other = {normal(label) for label in data.other_labels}
+        labels = tuple(label for label in read_label_names(source) if normal(label) not in other)
         names = tuple(prompt_name(label) for label in labels)
         if source.kind == "tar" and (beside := webdataset.listed_names(source)) and _are_places(labels, len(beside)):
             names = labels = tuple(normal(name) for name in beside)

@@ -11,7 +11,7 @@ from raydapt.artefacts.second import second_specs
 from raydapt.artefacts.spec import ArtefactSpec, PlanFacts
 from raydapt.artefacts.synthetic_images import HELD_OUT, HELD_OUT_FEATURES, HELD_OUT_PIXELS
 from raydapt.data.classes import resolve_classes
-from raydapt.data.labels import check_numbers
+from raydapt.data.labels import check_numbers, check_other_labels, without_other
 from raydapt.data.sources import resolve_source
 from raydapt.data.splits import adapted_splits
 from raydapt.errors import UserError
@@ -64,7 +64,10 @@ def make_plan(config: Config) -> Plan:
     source = resolve_source(config.data.source, rows_per_part=config.features.rows_per_part, limit=config.data.limit)
     classes = resolve_classes(config.data, source)
     class_prior(config.data.class_prior, classes.names)
-    check_numbers(classes, dict(source.label_counts or ()), setting=f"data.source={config.data.source!r}")
+    check_other_labels(classes, config.data.other_labels)
+    counts, other = dict(source.label_counts or ()), config.data.other_labels
+    of_classes = {label: counts[label] for label in without_other(counts, other) if label is not None}
+    check_numbers(classes, of_classes, setting=f"data.source={config.data.source!r}")
     clip = load_frozen(config.data, config.model)
     check_source_of(config, source, clip)
     teachers = tuple(
@@ -249,6 +252,10 @@ def _leave_out_defaults(data: dict[str, Any], model: dict[str, Any]) -> None:
     if data["class_prior"] == "unknown":
         del data["class_prior"]
     del model["second"]  # an input of the runs that read it
+    if data["reject"] in ("auto", False):  # which learn and answer the same
+        del data["reject"]
+    if not data["other_labels"]:
+        del data["other_labels"]
     given = data.pop("class_features") is not None  # what matters of the file is its content, an input of the run
     if given:
         del model["clip"]

@@ -23,6 +23,7 @@ from raydapt.run.finished import load_learned, open_run
 from raydapt.run.guarding import Classifiers, stored_verdict
 from raydapt.run.known_labels import KnownLabels, notes_of, read_known_labels
 from raydapt.run.making import artefacts_of, make_artefacts
+from raydapt.run.open_set import OpenSet, measured, open_set_of_run
 from raydapt.run.plan import FEATURES, Plan, make_plan
 from raydapt.settings.config import Config
 from raydapt.settings.tree import apply_override, as_tree
@@ -107,6 +108,7 @@ def measure(run_folder: str, overrides: list[str]) -> tuple[dict[str, Any], str]
         "transductive": applied.transductive,
         "zero_shot": before.as_dict(),
         "adapted": after.as_dict(),
+        "open_set": measured(_table(applied), applied.known, applied.row_T),
         "notes": notes,
     }
     applied.run.write_json(f"{_folder_name(applied.plan)}/metrics.json", metrics)
@@ -127,6 +129,8 @@ class _Applied:
     """The run's answer."""
     adapted: Predictions
     """The adapted model's, which the run's guard may not have kept."""
+    open_set: OpenSet
+    """The run's rule for images of none of the names."""
     all_images: bool
     """Whether images that cannot be read are rows, too."""
     learned: Config
@@ -165,6 +169,7 @@ def _apply(run_folder: str, overrides: list[str], *, all_images: bool) -> _Appli
         before=before,
         after=after,
         adapted=adapted,
+        open_set=open_set_of_run(run, plan, table),
         all_images=all_images,
         learned=config,
         transductive=bool(torch.isin(row_T, row_N).any()),
@@ -255,6 +260,7 @@ def _table(applied: _Applied) -> pa.Table:
         applied.after,
         applied.adapted,
     )
+    answered = applied.open_set.with_columns(answered, applied.row_T)
     if not applied.all_images:
         return answered
     return evaluation.with_unreadable(answered, applied.table, applied.known.label_N, applied.plan.classes)

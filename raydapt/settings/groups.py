@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from annotated_types import Gt, Le, Len
+from annotated_types import Gt, Le, Len, Lt
 
 from raydapt.settings.types import STRICT, Auto, Count, NodeLabel, NonNegative, Positive, PositiveInt, Share
 
@@ -46,6 +46,11 @@ class DataSettings:
     class_prior: str | dict[str, str | float] = "unknown"
     """How often classes occur: ``unknown``, ``uniform``, levels as ``{oak: common, birch: rare}`` (16 : 4 : 1, others
     ``normal``), or numbers for all classes; see docs/own-data.md."""
+    reject: Auto | bool | Annotated[float, Gt(0), Lt(1)] = "auto"
+    """Images of none of the names: ``auto`` warns of them, ``true`` keeps them out of what is learned from and answers
+    "none of these", a number does so with that share of the images, ``false`` does not even warn."""
+    other_labels: list[str] = field(default_factory=list)
+    """Labels that stand for "none of these": no classes, and measured as such."""
     max_error_share: Share = 0.01
     """The stage fails when a larger share of its rows cannot be read."""
     max_image_pixels: PositiveInt = 100_000_000

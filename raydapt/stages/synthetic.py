@@ -21,6 +21,7 @@ from raydapt.data.decode import BadImage, ImageSpec, decode_image
 from raydapt.data.reread import reread_images
 from raydapt.methods.best_classes import best_classes
 from raydapt.methods.class_prior import class_prior
+from raydapt.methods.open_set import kept_rows
 from raydapt.models.clip import load_clip
 from raydapt.stages.place import StagePlace, is_there
 from raydapt.stages.synthesis import synthesize_stage
@@ -90,6 +91,7 @@ def choose_images(place: StagePlace, features: Artefact, *, taught: tuple[int, .
     row_N, _, _ = rows_of_splits(config.data, table)
     clip = load_clip(config.model.clip)
     class_CD = clip.class_embeddings(place.classes.names, place.classes.templates[:1])
+    row_N = kept_rows(config.data, table.feature_ND, row_N, class_CD.cpu())
     prior = class_prior(config.data.class_prior, place.classes.names)
 
     def probabilities(feature_BD: Tensor) -> Tensor:

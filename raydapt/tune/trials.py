@@ -25,6 +25,7 @@ from raydapt.run.accuracy import evaluate
 from raydapt.run.guarding import classifiers_of
 from raydapt.run.known_labels import read_known_labels
 from raydapt.run.making import artefacts_of, make_artefacts
+from raydapt.run.open_set import find_open_set
 from raydapt.run.plan import FEATURES, make_plan
 from raydapt.run.status import NotedProgress
 from raydapt.settings.config import Config
@@ -124,7 +125,8 @@ def _carry_out(
     artefacts = artefacts_of(make_artefacts(plan))
     table = load_features(artefacts[FEATURES], plan.source)
     row_N, row_T, _ = rows_of_splits(plan.config.data, table)
-    split = pipeline.split_labels(record, plan, artefacts[FEATURES], row_N)
+    open_set = find_open_set(plan, table, row_N, record)
+    row_N, split = pipeline.split_labels(record, plan, artefacts[FEATURES], row_N, open_set)
     job = TrainingJob(
         config=replace(plan.config, synthesis=replace(plan.config.synthesis, held_out=count)),
         classes=plan.classes,
