@@ -1,6 +1,6 @@
 """Captions of images and of groups of images, one row per image of the source, in its order (LatteCLIP).
 
-Parts are those of the features, so that captions and features of a part belong together row by row.
+Rows are those of the features, in their order; the parts are smaller (`raydapt.artefacts.captions.Piece`).
 
 Legend: N images, 4 places of a group.
 """
@@ -18,7 +18,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS
+from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS, Piece, pieces_of
 from raydapt.cluster.nodes import require_cpu
 from raydapt.data.canvas import CANVAS_PX, PER_GROUP, canvas_sides, shrink, tile_group
 from raydapt.data.classes import fill_template
@@ -81,6 +81,11 @@ class KnownRows:
         """The rows of a part among all of them."""
         return slice(int(self.first_row_of[index]), int(self.first_row_of[index + 1]))
 
+    def rows_of(self, piece: Piece) -> slice:
+        """The rows of a piece among all of them."""
+        part = self.part(piece.part)
+        return slice(part.start + piece.start, part.stop if piece.stop is None else part.start + piece.stop)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionJob:
@@ -139,9 +144,11 @@ def caption_stage(job: CaptionJob, *, known: KnownRows | None, ray_settings: Ray
         UserError: For a model that is none, and see `raydapt.stages.run.run_stage`.
     """
     kind, settings = job.recipe.kind, job.settings
+    piece_of = {piece.number: piece for piece in pieces_of(job.source)}
 
-    def dataset_of(pending: Sequence[int]) -> tuple[ray.data.Dataset, int]:
+    def dataset_of(numbers: Sequence[int]) -> tuple[ray.data.Dataset, int]:
         nodes = require_cpu(ray_settings, ray_settings.decode_nodes, setting="ray.decode_nodes")
+        pending = [piece_of[number] for number in numbers]
         if known and kind == GROUP_CAPTIONS:
             rows = _group_rows(job, known, pending, nodes)
         else:
@@ -159,7 +166,7 @@ def caption_stage(job: CaptionJob, *, known: KnownRows | None, ray_settings: Ray
 
     stage = Stage(
         recipe=job.recipe,
-        parts=[part.index for part in job.source.parts],
+        parts=list(piece_of),
         dataset_of=dataset_of,
         rows=job.source.rows,
         max_error_share=job.data.max_error_share,
@@ -193,14 +200,17 @@ def _filled(prompt: str, known: KnownRows | None) -> list[str]:
 
 
 def _image_rows(
-    job: CaptionJob, known: KnownRows | None, pending: Sequence[int], nodes: dict[str, str] | None
+    job: CaptionJob, known: KnownRows | None, pending: Sequence[Piece], nodes: dict[str, str] | None
 ) -> ray.data.Dataset:
     """Rows to be asked about one image each, read on the nodes named."""
-    part_of = {part.index: part for part in job.source.parts}
+    pieces_of_part: dict[int, list[Piece]] = {}
+    for piece in pending:
+        pieces_of_part.setdefault(piece.part, []).append(piece)
     items = []
-    for group in group_parts([part_of[index] for index in pending]):
+    for group in group_parts([part for part in job.source.parts if part.index in pieces_of_part]):
+        pieces = [pieces_of_part[part.index] for part in group]
         asked = [None if known is None else _asked(job.prompt, known, part.index) for part in group]
-        items.append({"work": pickle.dumps((group, asked))})
+        items.append({"work": pickle.dumps((group, pieces, asked))})
     read = partial(read_images, data=job.data, prompt=job.prompt)
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     return dataset.map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=1, label_selector=nodes)
@@ -218,9 +228,9 @@ def _question(prompt: str, known: KnownRows, class_: int) -> str:
 
 
 def read_images(batch: pa.Table, *, data: DataSettings, prompt: str) -> Iterator[pa.Table]:
-    """Reads parts and yields their rows in blocks, with the encoded image as a list of one."""
-    parts, asked = pickle.loads(batch["work"][0].as_py())
-    for (part, table), texts in zip(read_parts(parts, data), asked, strict=True):
+    """Reads parts and yields the rows of their pieces in blocks, with the encoded image as a list of one."""
+    parts, pieces_of_parts, asked = pickle.loads(batch["work"][0].as_py())
+    for (_, table), pieces, texts in zip(read_parts(parts, data), pieces_of_parts, asked, strict=True):
         texts = texts or [prompt] * table.num_rows
         errors = [error or (SKIPPED if text is None else None)
                   for error, text in zip(table["error"].to_pylist(), texts, strict=True)]  # fmt: skip
@@ -229,11 +239,13 @@ def read_images(batch: pa.Table, *, data: DataSettings, prompt: str) -> Iterator
         rows = rows.append_column(ASKED, pa.array(texts, pa.string())).append_column(
             ERROR, pa.array(errors, pa.string())
         )
-        yield from _blocks(_of_part(rows, part.index, table.num_rows))
+        for piece in pieces:
+            own = rows.slice(piece.start, None if piece.stop is None else piece.stop - piece.start)
+            yield from _blocks(_of_part(own, piece.number, own.num_rows))
 
 
 def _group_rows(
-    job: CaptionJob, known: KnownRows, pending: Sequence[int], nodes: dict[str, str] | None
+    job: CaptionJob, known: KnownRows, pending: Sequence[Piece], nodes: dict[str, str] | None
 ) -> ray.data.Dataset:
     """Rows to be asked about four images each, which lie anywhere in the source; read on the nodes named.
 
@@ -246,10 +258,14 @@ def _group_rows(
             group, job.data, _cell_px(job.settings)
         )
         shelves.extend(returned if isinstance(returned, list) else [returned])
-    rows_of = [known.part(part) for part in pending]
     items = [
-        {PART: part, "start": start, "stop": min(start + _ROWS_PER_BLOCK, rows.stop), PART_ROWS: rows.stop - rows.start}
-        for part, rows in zip(pending, rows_of, strict=True)
+        {
+            PART: piece.number,
+            "start": start,
+            "stop": min(start + _ROWS_PER_BLOCK, rows.stop),
+            PART_ROWS: rows.stop - rows.start,
+        }
+        for piece, rows in ((piece, known.rows_of(piece)) for piece in pending)
         for start in range(rows.start, rows.stop, _ROWS_PER_BLOCK)
     ]
     gather = partial(gather_groups, prompt=job.prompt, known=ray.put(known), shelves=shelves)
