@@ -163,6 +163,7 @@ def describe_plan(plan: Plan) -> str:
             *artefact_lines(plan),
             f"train     {learned}",
             "then      predictions.parquet, metrics.json, report.html",
+            *(f"note      {note}" for note in source.notes),
         ]
     )
 

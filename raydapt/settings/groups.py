@@ -15,8 +15,9 @@ class DataSettings:
     __pydantic_config__ = STRICT
 
     source: str = "digits"
-    """Class folders, a flat folder, Parquet, WebDataset tars, ``hf://…``, ``s3://…``, or a named set; or features:
-    Parquet with a column ``feature``, clip-retrieval's folder, ``.npy``, ``.npz``."""
+    """Class folders, a flat folder, a zip archive of them, CSV or JSON lines that name images, Parquet, WebDataset
+    tars, ``hf://…``, ``s3://…``, or a named set; or features: Parquet with a column ``feature``, clip-retrieval's
+    folder, ``.npy``, ``.npz``."""
     class_features: str | None = None
     """Of features whose model is not there: Parquet with ``name``, ``feature`` and perhaps ``template``, or ``.npz``,
     ``.npy``; they then stand for ``model.clip``."""
