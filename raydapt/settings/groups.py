@@ -59,7 +59,8 @@ class ModelSettings:
     __pydantic_config__ = STRICT
 
     clip: str = "mini"
-    """``mini``, a folder in open_clip's layout, ``hf-hub:…``, or ``ARCHITECTURE/PRETRAINED`` of open_clip."""
+    """``mini``, a folder in open_clip's or transformers' layout, the name of either on the hub (``ORG/NAME``, with
+    ``@REVISION`` to pin it), or ``ARCHITECTURE/PRETRAINED`` of open_clip, where PRETRAINED may be a weights file."""
     prompt: Auto | Literal["text", "visual", "both", "residual"] = "auto"
     """What is learned: vectors before the class name, tokens in the image tower, both (through one transformer), or the
     class embeddings themselves (task residuals); ``auto``: text, with ``data.class_features`` residual."""
