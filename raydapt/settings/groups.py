@@ -173,9 +173,11 @@ class SynthesisSettings:
     __pydantic_config__ = STRICT
 
     pipeline: str = "mini"
-    """``mini``, a folder in diffusers' Stable Diffusion layout, or a name of the model hub."""
+    """``mini``, a folder in diffusers' layout, or a name of the model hub (``ORG/NAME@REVISION``): Stable Diffusion,
+    its XL, Turbo and 3, Flux, PixArt, Sana, LCM; see docs/pipelines.md."""
     lora: str | None = None
-    """Folder of LoRA weights to be used as they are; None: the settings of ``lora`` decide."""
+    """LoRA weights to be used as they are, in diffusers' or kohya's layout: a folder, a file, or ``ORG/NAME`` of the
+    hub; None: the settings of ``lora`` decide."""
     samples_per_class: PositiveInt = 100
     """M. More of them later are added to those that are there."""
     held_out: Count = 0
@@ -185,7 +187,8 @@ class SynthesisSettings:
     negative_prompt: str = ""
     """What images are to be unlike; empty: nothing."""
     scheduler: Literal["pipeline", "ddim", "dpm++", "euler", "lcm"] = "dpm++"
-    """The sampler: the one that the pipeline comes with, or another; ``lcm`` suits pipelines distilled to few steps."""
+    """The sampler: the one that the pipeline comes with, or another; ``lcm`` suits pipelines distilled to few steps.
+    Stable Diffusion 3, Flux, Sana and LCM pipelines keep their own."""
     steps: PositiveInt = 20
     """Denoising steps of an image."""
     guidance: NonNegative = 7.5
