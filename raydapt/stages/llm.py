@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +21,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raydapt.cluster.nodes import address_of, capacity, require_cpu, require_nodes, selector
 from raydapt.errors import UserError
+from raydapt.models.hub import split_revision
 from raydapt.settings.groups import RaySettings
 from raydapt.settings.language import EngineSettings
 
@@ -126,9 +128,12 @@ def _engine_config(
 ) -> Any:
     from ray.data.llm import vLLMEngineProcessorConfig
 
+    name, revision = (address, None) if Path(address).is_dir() else split_revision(address)
+    pinned = {} if revision is None else {"revision": revision, "tokenizer_revision": revision}
+
     return vLLMEngineProcessorConfig(
-        model_source=address,
-        engine_kwargs=_engine_arguments(settings, on_gpu=on_gpu, images=images),
+        model_source=name,
+        engine_kwargs=_engine_arguments(settings, on_gpu=on_gpu, images=images) | pinned,
         batch_size=settings.batch_size,
         # Enough batches on their way that the engine never waits for the next one.
         max_concurrent_batches=max(2, -(-2 * settings.max_num_seqs // settings.batch_size)),
