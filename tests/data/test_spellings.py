@@ -3,6 +3,7 @@
 A few seconds by default; ``RAYDAPT_SPELLINGS_MINUTES=10`` looks for ten minutes.
 """
 
+import csv
 import io
 import os
 import tarfile
@@ -147,6 +148,26 @@ def check_images_in_archives_are_all_there(names: list[str]) -> None:
                    for path in missing), missing  # fmt: skip
 
 
+def check_lists_of_images_come_back_as_they_are(names: list[str], labels: list[str], with_suffix: bool) -> None:
+    pairs = list(zip(names, labels, strict=False))
+    with TemporaryDirectory() as folder:
+        for i, (name, _) in enumerate(pairs):
+            (Path(folder) / f"{name}.png").write_bytes(png(i))
+        with (Path(folder) / "l.csv").open("w", newline="", encoding="utf-8") as sink:
+            end = ".png" if with_suffix else ""
+            csv.writer(sink).writerows([["path", "label"], *([f"{name}{end}", label] for name, label in pairs)])
+        try:
+            source = resolve_source(f"{folder}/l.csv", rows_per_part=2)
+        except UserError:
+            return
+        rows = [row for part in source.parts for row in read_part(part, DataSettings()).to_pylist()]
+        told = {row["path"]: row["label"] for row in rows if row["error"] is None}
+        meant = {f"{name}.png": label.strip() or None for name, label in pairs}
+        assert all(meant[path] == label for path, label in told.items())
+        missing = len(meant) - len(told)
+        assert not missing or "no image that is there" in " ".join(source.notes), (meant, told)
+
+
 def check_texts_on_the_command_line_are_taken_as_they_stand(text: str) -> None:
     stripped = text.strip()
     if stripped[:1] in ("'", '"') and stripped[:1] == stripped[-1:]:
@@ -163,6 +184,11 @@ CHECKS: dict[Callable[..., None], tuple[st.SearchStrategy, ...]] = {
     ),
     check_columns_of_labels_come_back_as_they_are: (st.lists(NAMES, min_size=2, max_size=6),),
     check_images_in_archives_are_all_there: (st.lists(FOLDER, min_size=1, max_size=6, unique=True),),
+    check_lists_of_images_come_back_as_they_are: (
+        st.lists(FOLDER, min_size=2, max_size=6, unique=True),
+        st.lists(NAMES, min_size=2, max_size=6),
+        st.booleans(),
+    ),
     check_texts_on_the_command_line_are_taken_as_they_stand: (NAMES,),
 }
 
