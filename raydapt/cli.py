@@ -16,6 +16,7 @@ import click
 
 from raydapt import __version__
 from raydapt.errors import UserError
+from raydapt.verbs.push_command import push
 
 if TYPE_CHECKING:  # torch and Ray take seconds to import: a typing error is answered without them
     from raydapt.settings.config import Config
@@ -363,6 +364,9 @@ def doctor(config: str | None, overrides: tuple[str, ...]) -> None:
     findings = doctor_.examine(settings)
     click.echo(doctor_.format_findings(findings))
     sys.exit(1 if any(finding.state == "failure" for finding in findings) else 0)
+
+
+cli.add_command(push)
 
 
 def main() -> None:

@@ -200,11 +200,15 @@ def _check_names(names: Sequence[str], data: DataSettings, source: Source) -> No
     if not names:
         raise UserError(
             f"data.class_names={data.class_names!r} gives no class names, and {source.uri!r} has no class folders or "
-            "labels to take them from: set data.class_names to a list, or to a text file with one name a line."
+            "labels to take them from: set data.class_names to a list, or to a text file with one name a line"
+            + (", or unpack the archives if their folders are the classes." if source.kind == "tar" else ".")
             + "".join(f" {note}" for note in source.notes)
         )
     if len(names) < 2:
-        raise UserError(f"data.class_names: there is one class, {names[0]!r}; at least two are needed.")
+        raise UserError(
+            f"data.class_names: there is one class, {names[0]!r}; at least two are needed."
+            + "".join(f" {note}" for note in source.notes)
+        )
     for name in names:
         if not name.strip():
             raise UserError("data.class_names holds an empty name: remove it.")

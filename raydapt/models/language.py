@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from raydapt.errors import UserError
+from raydapt.models.hub import split_revision
+from raydapt.models.weight_files import check_safetensors
 from raydapt.settings.language import EngineSettings
 from raydapt.store.fingerprint import files_digest
 
@@ -27,6 +29,8 @@ def model_address(name: str, *, setting: str) -> str:
             raise UserError(
                 f"Setting {setting}={name!r} is a folder without config.json: give a model in transformers' layout."
             )
+        for file in sorted(folder.glob("*.safetensors")):
+            check_safetensors(file, setting=f"Setting {setting}={name!r}")
         return str(folder.absolute())
     if name == "mini" or name.startswith(("/", ".", "~")) or name.count("/") != 1:
         raise UserError(
@@ -146,8 +150,11 @@ def _processor(address: str, setting: str) -> Any:
     """The model's processor (images and text), or its tokenizer where it has none."""
     transformers: Any = importlib.import_module("transformers")  # takes seconds
     try:
-        return transformers.AutoProcessor.from_pretrained(address, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        name, revision = address, None
+        if not Path(address).is_dir():
+            name, revision = split_revision(address)
+        return transformers.AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"Setting {setting}={address!r} cannot be loaded ({reason}): give a folder in transformers' layout, or the "

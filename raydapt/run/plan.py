@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS, pieces_of
 from raydapt.artefacts.features import features_recipe
 from raydapt.artefacts.pixels import KIND as PIXELS
 from raydapt.artefacts.pixels import pixels_recipe
@@ -189,6 +190,7 @@ def describe_plan(plan: Plan) -> str:
             *artefact_lines(plan),
             f"train     {learned}",
             "then      predictions.parquet, metrics.json, report.html",
+            *(f"note      {note}" for note in source.notes),
         ]
     )
 
@@ -213,11 +215,19 @@ def _described(plan: Plan, spec: ArtefactSpec) -> str:
     if is_there(plan, spec):
         rows = f" ({artefact.manifest.rows:,} rows)" if spec.parts is None else ""
         return f"{spec.name} {artefact.fingerprint}: there{rows}"
-    wanted = set(spec.parts) if spec.parts is not None else {part.index for part in plan.source.parts}
+    wanted = _wanted_parts(plan, spec)
     there = len(artefact.committed_parts() & wanted)
     state = f"{there:,} of {len(wanted):,} parts there, the rest" if there else "to be made"
     place = where_made(plan, spec, 1 - there / max(1, len(wanted)))
     return f"{spec.name} {artefact.fingerprint}: {state} {place}"
+
+
+def _wanted_parts(plan: Plan, spec: ArtefactSpec) -> set[int]:
+    if spec.parts is not None:
+        return set(spec.parts)
+    if spec.kind in (IMAGE_CAPTIONS, GROUP_CAPTIONS):
+        return {piece.number for piece in pieces_of(plan.source)}
+    return {part.index for part in plan.source.parts}
 
 
 def _what_matters(config: Config, spec: MethodSpec) -> dict[str, Any]:

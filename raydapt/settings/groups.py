@@ -15,8 +15,9 @@ class DataSettings:
     __pydantic_config__ = STRICT
 
     source: str = "digits"
-    """Class folders, a flat folder, Parquet, WebDataset tars, ``hf://…``, ``s3://…``, or a named set; or features:
-    Parquet with a column ``feature``, clip-retrieval's folder, ``.npy``, ``.npz``."""
+    """Class folders, a flat folder, a zip archive of them, CSV or JSON lines that name images, Parquet, WebDataset
+    tars, ``hf://…``, ``s3://…``, or a named set; or features: Parquet with a column ``feature``, clip-retrieval's
+    folder, ``.npy``, ``.npz``."""
     class_features: str | None = None
     """Of features whose model is not there: Parquet with ``name``, ``feature`` and perhaps ``template``, or ``.npz``,
     ``.npy``; they then stand for ``model.clip``."""
@@ -66,7 +67,8 @@ class ModelSettings:
     __pydantic_config__ = STRICT
 
     clip: str = "mini"
-    """``mini``, a folder in open_clip's layout, ``hf-hub:…``, or ``ARCHITECTURE/PRETRAINED`` of open_clip."""
+    """``mini``, a folder in open_clip's or transformers' layout, the name of either on the hub (``ORG/NAME``, with
+    ``@REVISION`` to pin it), or ``ARCHITECTURE/PRETRAINED`` of open_clip, where PRETRAINED may be a weights file."""
     second: str = "none"
     """Features of the same images by another encoder, read by ``transduct``: ``none``, or a file of features (Parquet,
     ``.npy``, ``.npz``), matched by its column ``id``, or by order where it has none."""
@@ -197,9 +199,11 @@ class SynthesisSettings:
     __pydantic_config__ = STRICT
 
     pipeline: str = "mini"
-    """``mini``, a folder in diffusers' Stable Diffusion layout, or a name of the model hub."""
+    """``mini``, a folder in diffusers' layout, or a name of the model hub (``ORG/NAME@REVISION``): Stable Diffusion,
+    its XL, Turbo and 3, Flux, PixArt, Sana, LCM; see docs/pipelines.md."""
     lora: str | None = None
-    """Folder of LoRA weights to be used as they are; None: the settings of ``lora`` decide."""
+    """LoRA weights to be used as they are, in diffusers' or kohya's layout: a folder, a file, or ``ORG/NAME`` of the
+    hub; None: the settings of ``lora`` decide."""
     samples_per_class: PositiveInt = 100
     """M. More of them later are added to those that are there."""
     held_out: Count = 0
@@ -209,7 +213,8 @@ class SynthesisSettings:
     negative_prompt: str = ""
     """What images are to be unlike; empty: nothing."""
     scheduler: Literal["pipeline", "ddim", "dpm++", "euler", "lcm"] = "dpm++"
-    """The sampler: the one that the pipeline comes with, or another; ``lcm`` suits pipelines distilled to few steps."""
+    """The sampler: the one that the pipeline comes with, or another; ``lcm`` suits pipelines distilled to few steps.
+    Stable Diffusion 3, Flux, Sana and LCM pipelines keep their own."""
     steps: PositiveInt = 20
     """Denoising steps of an image."""
     guidance: NonNegative = 7.5

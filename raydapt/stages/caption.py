@@ -1,6 +1,6 @@
 """Captions of images and of groups of images, one row per image of the source, in its order (LatteCLIP).
 
-Parts are those of the features, so that captions and features of a part belong together row by row.
+Rows are those of the features, in their order; the parts are smaller (`raydapt.artefacts.captions.Piece`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS
+from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS, pieces_of
 from raydapt.cluster.nodes import require_cpu
 from raydapt.data.canvas import CANVAS_PX, canvas_sides, shrink, tile_group
 from raydapt.data.classes import fill_template
@@ -111,7 +111,8 @@ def caption_stage(job: CaptionJob, *, known: KnownRows | None, ray_settings: Ray
     Raises:
         UserError: For a model that is none, and see `raydapt.stages.run.run_stage`.
     """
-    settings, part_of = job.settings, {part.index: part for part in job.source.parts}
+    settings, piece_of = job.settings, {piece.number: piece for piece in pieces_of(job.source)}
+    parts = job.source.parts
     in_groups = job.recipe.kind == GROUP_CAPTIONS
     named = partial(as_captions, model=settings.model)
     questions = Questions(
@@ -122,26 +123,28 @@ def caption_stage(job: CaptionJob, *, known: KnownRows | None, ray_settings: Ray
         setting="caption",
     )
 
-    def here(pending: Sequence[int]) -> Parts:
+    def here(numbers: Sequence[int]) -> Parts:
+        pending = [piece_of[number] for number in numbers]
         if known and in_groups:
-            rows = group_rows(pending, job.source.parts, job.data, job.prompt, known, _cell_px(settings))
+            rows = group_rows(pending, parts, job.data, job.prompt, known, _cell_px(settings))
         else:
-            rows = image_rows([part_of[index] for index in pending], job.data, job.prompt, known)
+            rows = image_rows(pending, parts, job.data, job.prompt, known)
         return parts_here(rows, questions, settings, address=job.address, named=named)
 
-    def dataset_of(pending: Sequence[int]) -> tuple[ray.data.Dataset, int]:
+    def dataset_of(numbers: Sequence[int]) -> tuple[ray.data.Dataset, int]:
         nodes = require_cpu(ray_settings, ray_settings.decode_nodes, setting="ray.decode_nodes")
+        pending = [piece_of[number] for number in numbers]
         if known and in_groups:
             cell_px = _cell_px(settings)
-            rows = group_rows_on_ray(pending, job.source.parts, job.data, job.prompt, known, cell_px, nodes)
+            rows = group_rows_on_ray(pending, parts, job.data, job.prompt, known, cell_px, nodes)
         else:
-            rows = image_rows_on_ray([part_of[index] for index in pending], job.data, job.prompt, known, nodes)
+            rows = image_rows_on_ray(pending, parts, job.data, job.prompt, known, nodes)
         answered, engines = ask(rows, questions, settings, address=job.address, ray_settings=ray_settings)
         return answered.map_batches(named, batch_format="pyarrow", batch_size=None), engines
 
     stage = Stage(
         recipe=job.recipe,
-        parts=list(part_of),
+        parts=list(piece_of),
         dataset_of=dataset_of,
         here=here,
         row_s=lambda: answer_s(settings, job.address, images=True),

@@ -95,7 +95,8 @@ def known_rows(place: StagePlace, features: Artefact, *, all_splits: bool, group
         return score_BC if log_prior_C is None else clip.logit_scale * score_BC + log_prior_C
 
     class_N = best_classes(table.feature_ND, scores)[1].masked_fill_(~wanted_N, -1).numpy()
-    sizes = [shard.rows for shard in features.manifest.shards]
+    rows_of = {shard.part: shard.rows for shard in features.manifest.shards}  # a part without rows has no shard
+    sizes = [rows_of.get(part.index, 0) for part in place.source.parts]
     return KnownRows(
         first_row_of=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
         class_N=class_N,

@@ -6,6 +6,7 @@ engine kills its actor, which Ray starts again with the rows that were on their 
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray.data
@@ -13,6 +14,7 @@ from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raydapt.cluster.nodes import address_of, capacity, require_cpu, require_nodes, selector
+from raydapt.models.hub import split_revision
 from raydapt.settings.groups import RaySettings
 from raydapt.settings.language import EngineSettings
 from raydapt.stages.questions import ANSWER, ASKED, ERROR, FAILED, SECONDS, PromptBuilder, Questions, SkipRow, as_result
@@ -75,9 +77,12 @@ def _engine_config(
 ) -> Any:
     from ray.data.llm import vLLMEngineProcessorConfig
 
+    name, revision = (address, None) if Path(address).is_dir() else split_revision(address)
+    pinned = {} if revision is None else {"revision": revision, "tokenizer_revision": revision}
+
     return vLLMEngineProcessorConfig(
-        model_source=address,
-        engine_kwargs=engine_arguments(settings, on_gpu=on_gpu, images=images),
+        model_source=name,
+        engine_kwargs=engine_arguments(settings, on_gpu=on_gpu, images=images) | pinned,
         batch_size=settings.batch_size,
         # Enough batches on their way that the engine never waits for the next one.
         max_concurrent_batches=max(2, -(-2 * settings.max_num_seqs // settings.batch_size)),

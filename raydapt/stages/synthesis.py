@@ -26,8 +26,9 @@ from raydapt.artefacts.synthesis import SynthesisJob
 from raydapt.data.classes import fill_template
 from raydapt.data.decode import image_id
 from raydapt.errors import UserError
-from raydapt.models.diffusion import ImageMaker, image_seed, load_pipeline, pipeline_identity, weight_bytes
+from raydapt.models.diffusion import ImageMaker, image_seed
 from raydapt.models.diffusion_lora import WEIGHTS_FILE, apply_lora
+from raydapt.models.pipelines import denoiser_bytes, load_pipeline, pipeline_identity
 from raydapt.settings.groups import RaySettings, StageSettings, SynthesisSettings
 from raydapt.stages.context import ActorPlan, configure, plan_actors, plan_here
 from raydapt.stages.run import MODEL_S, PART, PART_ROWS, Parts, Stage, run_stage
@@ -187,7 +188,7 @@ def synthesize_stage(
 
 def image_s(job: SynthesisJob) -> float | None:
     """Estimated seconds of one image; None for a pipeline that is yet to be fetched."""
-    unet_bytes, how = weight_bytes(job.pipeline, "unet"), job.sampling
+    unet_bytes, how = denoiser_bytes(job.pipeline), job.sampling
     if not unet_bytes:
         return None
     return drawing_s(unet_bytes, size_px=how.size_px, steps=how.steps, guidance=how.guidance)

@@ -22,7 +22,6 @@ from torch.nn.parallel import DistributedDataParallel
 from raydapt.cluster.joining import ensure_ray
 from raydapt.errors import UserError
 from raydapt.methods.class_prior import ClassPrior
-from raydapt.models.diffusion import load_pipeline
 from raydapt.models.diffusion_lora import (
     WEIGHTS_FILE,
     DenoisingWithAdapters,
@@ -31,6 +30,7 @@ from raydapt.models.diffusion_lora import (
     encode_latents,
     lora_bytes,
 )
+from raydapt.models.pipelines import load_pipeline
 from raydapt.settings.groups import LoraSettings, RaySettings, TrainSettings
 from raydapt.store.artefact import Artefact, StageResult, Store
 from raydapt.store.environment import versions

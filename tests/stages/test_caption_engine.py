@@ -248,7 +248,7 @@ def test_captions_survive_the_loss_of_the_node_that_makes_them(place: Path, monk
         ray.shutdown()
         nodes.cluster.shutdown()
     assert len(nodes.lost) == 1, "no node was lost"
-    assert sorted(done) == list(range(ROWS // ROWS_PER_PART))  # nothing twice
+    assert len(done) == len(set(done)) == ROWS // ROWS_PER_PART  # nothing twice
     assert table.drop_columns(["seconds"]).equals(expected.drop_columns(["seconds"]))
 
 

@@ -19,8 +19,9 @@ from raydapt.artefacts.synthesis import SynthesisJob
 from raydapt.artefacts.synthetic_images import load_synthetic
 from raydapt.data.sources import read_part, resolve_source
 from raydapt.errors import UserError
-from raydapt.models.diffusion import Sampling, pipeline_identity
+from raydapt.models.diffusion import Sampling
 from raydapt.models.diffusion_lora import adapter_weights
+from raydapt.models.pipelines import pipeline_identity
 from raydapt.settings.groups import DataSettings, RaySettings, SynthesisSettings
 from raydapt.stages import synthesis
 from raydapt.stages.context import ActorPlan
