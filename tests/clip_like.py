@@ -94,6 +94,29 @@ def clip_like(kind: ClipLike, seed: int) -> FeatureSet:
     return FeatureSet(feature_ND=feature_ND, label_N=labels_N, text_CD=texts(high), scale=kind.scale)
 
 
+def second_view(
+    label_N: Tensor, *, between: float, seed: int, modes: int = 2, decay: float = 0.7, width: int = 384
+) -> Tensor:
+    """Unit features [N, E] of the same images by an encoder without texts, drawn independently of the first.
+
+    g = u + between (M_class + mode) + e, normalised: the same shape as an image feature of `clip_like` with other
+    classes alike and other images hard. Nearest neighbours share their class the more often, the larger `between`.
+    """
+    rng = np.random.default_rng([seed, 7])
+    deviation_E = np.arange(1, width + 1) ** (-decay / 2)
+    deviation_E /= np.sqrt((deviation_E**2).sum())
+
+    def drawn(count: int) -> np.ndarray:
+        return rng.normal(size=(count, width)) * deviation_E
+
+    classes = label_N.numpy()
+    n_classes = int(classes.max()) + 1
+    mode_CME = 0.5 * drawn(n_classes * modes).reshape(n_classes, modes, -1)
+    place_NE = drawn(n_classes)[classes] + mode_CME[classes, rng.integers(modes, size=len(classes))]
+    image_NE = rng.normal(size=width) / np.sqrt(width) + between * place_NE + 0.75 * drawn(len(classes))
+    return F.normalize(torch.from_numpy(image_NE).float(), dim=1)
+
+
 SETS: dict[str, ClipLike] = {
     "18 classes, 60 %": ClipLike(n_classes=18, per_class=60, zero_shot=0.60),
     "18 classes, 93 %": ClipLike(n_classes=18, per_class=60, zero_shot=0.93, between=0.6),

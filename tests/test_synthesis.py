@@ -44,7 +44,7 @@ def plan(folder: str, tmp_path_factory: pytest.TempPathFactory) -> Plan:
 @pytest.fixture(scope="module")
 def features(plan: Plan) -> Artefact:
     """The features of the plan, made in this process."""
-    encoder = Encoder("mini", plan.clip_identity, StageSettings().batch_size, ActorPlan(actors=1, cpus=1, gpus=0))
+    encoder = Encoder("mini", plan.clip_identity, StageSettings(), ActorPlan(actors=1, cpus=1, gpus=0))
     artefact = plan.store.artefact_of(plan.features)
     decode = {"data": plan.config.data, "spec": plan.image_spec, "packed": True}
     for part in plan.source.parts:

@@ -47,6 +47,7 @@ class PlanFacts:
         teachers: Digests of the finished runs that the settings name, in their order.
         text_tower: False where class embeddings stand for the whole model.
         width: Of the space that images and texts share.
+        second: What is made for a second encoder's features, which come last; () for a method that reads none.
     """
 
     source: Source
@@ -57,3 +58,4 @@ class PlanFacts:
     teachers: tuple[str, ...] = ()
     text_tower: bool = True
     width: int = 512
+    second: tuple[ArtefactSpec, ...] = ()

@@ -109,6 +109,7 @@ def plan(found: Listing, *, rows_per_part: int, limit: int | None) -> Source:
         label_names=max((file.label_names for _, file in seen), key=len),
         has_labels=any("label" in file.known for _, file in seen),
         splits=tuple(sorted(split for split in splits if split is not None)),
+        has_ids=all("id" in file.known for _, file in seen),
         width=parts[0].width,
         notes=("The source holds features in place of images, so there are no pictures to show.",),
     )

@@ -82,6 +82,8 @@ class Source:
     """Whether some images may have labels."""
     splits: tuple[str, ...] = ()
     """Names of the split folders or files; () if none, or known only from reading."""
+    has_ids: bool = False
+    """Whether features come with ids of their own."""
     width: int = 0
     """Values of a feature where the source holds features in place of images; 0 for images."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -71,6 +71,9 @@ class TrainingImages:
     """A description of every training image; for the methods that read them."""
     answer_NC: Tensor | None = None
     """float32 CPU, the mean class probabilities that finished runs give the training images; for `transduct.over`."""
+    second_ND: Tensor | None = None
+    """float32 CPU, L2-normalised features of a second encoder (``model.second``), zeros for an image without one; None
+    unless the method reads them and there are some."""
     group_captions: Captions | None = None
     """For every training image, the description of a group of images of its zero-shot class."""
 
@@ -104,7 +107,7 @@ class PseudoLabels:
     index_M: Tensor
     """int64 indices into the training images; an image may stand here more than once (published leader board)."""
     target_MC: Tensor
-    """float32 targets over all classes."""
+    """float32 targets over all classes; sparse where they are only kept (see `kept`)."""
     confidence_M: Tensor
     """Probability of the class that selected the image."""
     class_M: Tensor
@@ -115,6 +118,11 @@ class PseudoLabels:
     """Images without any candidate."""
     guesses: Mapping[str, Tensor] = field(default_factory=dict)
     """Where several judge together, by name: the class, int64 [U], that each would give every unlabelled image."""
+
+    @property
+    def kept(self) -> PseudoLabels:
+        """The same with sparse targets, for the history: most classes are no target of most images."""
+        return replace(self, target_MC=self.target_MC.to_sparse())
 
 
 class Method(nn.Module, ABC):

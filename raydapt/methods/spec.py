@@ -169,6 +169,10 @@ class MethodSpec(ABC):
         unit = rate.unit_gradient if unit == "auto" else unit
         return replace(config, train=replace(train, learning_rate=rate.learning_rate, unit_gradient=unit))
 
+    def reads_second(self, config: Config) -> bool:
+        """Whether it learns from the features of a second encoder (``model.second``), where there are some."""
+        return False
+
     def check_paradigm(self, config: Config) -> None:
         """Refuses labels that the method could not use.
 

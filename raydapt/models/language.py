@@ -13,6 +13,7 @@ from raydapt.settings.language import EngineSettings
 from raydapt.store.fingerprint import files_digest
 
 MINI_CAPTIONER = Path(__file__).parent / "mini" / "captioner"
+_USUAL_PLACES = 1024
 _UNUSED_FILES = {".md", ".txt", ".gitattributes", ".bin", ".pt", ".pth", ".lock"}
 
 
@@ -117,12 +118,32 @@ def _own_start(speaker: Any) -> str:
 
 def context_length(address: str) -> int | None:
     """Tokens that the model's configuration allows, if it is a folder that says so."""
-    file = Path(address) / "config.json"
-    if not file.is_file():
+    if not (Path(address) / "config.json").is_file():
         return None
-    config = json.loads(file.read_text(encoding="utf-8"))
+    config = _config(address)
     length: int | None = config.get("text_config", config).get("max_position_embeddings")
     return length
+
+
+def parameter_count(address: str) -> float | None:
+    """Parameters of a model by the size of its weights, without loading it; None where it is no folder with weights."""
+    weights_bytes = sum(path.stat().st_size for path in Path(address).glob("*.safetensors"))
+    if not weights_bytes:
+        return None
+    config = _config(address)
+    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+    return weights_bytes / (4 if dtype == "float32" else 2)
+
+
+def image_places(address: str) -> int:
+    """Tokens that an image takes of a model's context, where its configuration says so; else a usual number."""
+    places: int = _config(address).get("image_seq_length") or _USUAL_PLACES
+    return places
+
+
+def _config(address: str) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((Path(address) / "config.json").read_text(encoding="utf-8"))
+    return config
 
 
 def _processor(address: str, setting: str) -> Any:

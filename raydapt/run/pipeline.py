@@ -40,6 +40,7 @@ from raydapt.run.plan import FEATURES, Plan, describe_plan, make_plan
 from raydapt.run.stated_prior import prior_notes
 from raydapt.run.status import PROGRESS, NotedProgress
 from raydapt.run.tensorboard import write_events
+from raydapt.run.tracking import TRACKED, Tracking, line_values, names_of, tracked
 from raydapt.settings.config import Config
 from raydapt.settings.tree import as_tree
 from raydapt.stages.feature_files import Precision, write_features
@@ -63,6 +64,7 @@ def run(config: Config, *, overwrite: bool = False) -> Run:
     Raises:
         UserError: For a mistake in the settings or the data.
     """
+    names_of(config)
     plan = make_plan(config)
     record = Run(config.runs, plan.run_name)
     record.make()
@@ -71,12 +73,18 @@ def run(config: Config, *, overwrite: bool = False) -> Run:
         if record.exists("metrics.json"):
             _LOG.info(f"{record.name} is finished already; --overwrite runs it again.")
         else:
-            _run(record, plan)
-        if not record.exists("report.html"):
-            from raydapt.run.reporting import write_run_report  # matplotlib imports for a second
-
-            write_run_report(record.folder)
+            with tracked(plan.config, record) as tracking:
+                _run(record, plan, tracking)
+                _write_report(record)
+        _write_report(record)
     return record
+
+
+def _write_report(record: Run) -> None:
+    if not record.exists("report.html"):
+        from raydapt.run.reporting import write_run_report  # matplotlib imports for a second
+
+        write_run_report(record.folder)
 
 
 def in_words(record: Run) -> str:
@@ -117,7 +125,7 @@ def features(config: Config, *, output: str | None = None, precision: Precision 
     return list(write_features(artefact, plan.classes, clip, output, precision=precision))
 
 
-def _run(record: Run, plan: Plan) -> None:
+def _run(record: Run, plan: Plan, tracking: Tracking) -> None:
     started = time.monotonic()
     stages = make_artefacts(plan)
     artefacts = artefacts_of(stages)
@@ -125,7 +133,7 @@ def _run(record: Run, plan: Plan) -> None:
     row_N, row_T, transductive = rows_of_splits(plan.config.data, table)
     split = split_labels(record, plan, artefacts[FEATURES], row_N)
     job = TrainingJob(config=plan.config, classes=plan.classes, run=record, artefacts=artefacts)
-    state = _train(job)
+    state = _train(job, tracking)
     known = read_known_labels(plan, artefacts[FEATURES])
     finished = finished_run(job, plan, state, table=table, row_N=row_N, row_T=row_T, known=known)
     metrics = _evaluate(job, finished, state, split, known, transductive=transductive)
@@ -144,7 +152,7 @@ def _claim(record: Run, plan: Plan, *, overwrite: bool) -> None:
             f"Run folder {record.path!r} holds a run with other settings: give another name=…, or pass --overwrite."
         )
     if overwrite:
-        for name in ("metrics.json", "report.html", CHECKPOINT, DIVISION):
+        for name in ("metrics.json", "report.html", CHECKPOINT, DIVISION, TRACKED):
             record.remove(name)
     record.write_text("config.yaml", yaml.safe_dump(as_tree(plan.config), sort_keys=False, allow_unicode=True))
     record.write_json("fingerprint.json", {"fingerprint": plan.fingerprint})
@@ -171,7 +179,7 @@ def split_labels(record: Run, plan: Plan, features: Artefact, row_N: torch.Tenso
     return split
 
 
-def _train(job: TrainingJob) -> TrainState:
+def _train(job: TrainingJob, tracking: Tracking) -> TrainState:
     """Learns, on Ray Train workers or in this process, and leaves the final state in the run folder."""
     settings, record, spec = job.config.train, job.run, spec_of(job.config.method)
     if not spec.learns:
@@ -184,6 +192,7 @@ def _train(job: TrainingJob) -> TrainState:
     def log(line: Mapping[str, Any]) -> None:
         noted(line)
         progress(line)
+        tracking.log(line_values(line), progress.epochs_of(line))
 
     if trains_here(settings, job.config.ray) or spec.fits_at_once:
         state = job(local_context(settings), checkpoints, log)
@@ -198,7 +207,8 @@ def _train(job: TrainingJob) -> TrainState:
     progress.close()
     record.remove(PROGRESS)
     record.write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in state.lines))
-    write_events(record, state.lines)
+    if "tensorboard" in job.config.track:
+        write_events(record, state.lines)
     return state
 
 

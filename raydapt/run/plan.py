@@ -8,11 +8,14 @@ from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS, pieces_of
 from raydapt.artefacts.features import features_recipe
 from raydapt.artefacts.pixels import KIND as PIXELS
 from raydapt.artefacts.pixels import pixels_recipe
+from raydapt.artefacts.second import second_specs
 from raydapt.artefacts.spec import ArtefactSpec, PlanFacts
 from raydapt.artefacts.synthetic_images import HELD_OUT, HELD_OUT_FEATURES, HELD_OUT_PIXELS
 from raydapt.data.classes import resolve_classes
 from raydapt.data.labels import check_numbers
 from raydapt.data.sources import resolve_source
+from raydapt.data.splits import adapted_splits
+from raydapt.errors import UserError
 from raydapt.methods.class_prior import class_prior
 from raydapt.methods.spec import MethodSpec
 from raydapt.methods.table import spec_of
@@ -26,7 +29,7 @@ from raydapt.stages.makers import where_made
 from raydapt.stages.place import StagePlace, is_there
 from raydapt.store.fingerprint import fingerprint
 from raydapt.store.run_record import Run, run_name
-from raydapt.train.ray_train import training_place
+from raydapt.train.ray_train import check_workers, training_place
 
 FEATURES = "features"
 # Where a run happens and how often it saves: settings that change no result, and so no fingerprint.
@@ -74,19 +77,27 @@ def make_plan(config: Config) -> Plan:
         classes=classes,
         image_spec=image_spec,
         clip_identity=clip.identity,
-        features=features_recipe(source, clip.identity, image_spec, config.data),
+        features=features_recipe(source, clip.identity, image_spec, config.data, tf32=config.features.tf32),
         teachers=tuple(teacher.digest for teacher in teachers),
         text_tower=config.data.class_features is None,
         width=clip.embed_dim,
     )
-    data = replace(config.data, class_names=list(classes.names), templates=list(classes.templates))
+    facts = replace(facts, second=second_specs(config, facts) if _reads_second(config, spec) else ())
+    data = replace(
+        config.data,
+        class_names=list(classes.names),
+        templates=list(classes.templates),
+        train_splits=adapted_splits(config.data.train_splits, config.data.protocol),
+    )
     config = spec.decide_rate(spec.resolve(replace(config, data=data), facts), facts)
     spec.check_accumulation(config)
+    check_workers(config.train, config.ray)
     if source.width:
         check_method_of(config, spec, text_tower=facts.text_tower)
     # Given features know nothing of the model, so its identity stands beside theirs.
     inputs = [facts.features.fingerprint, *([clip.identity] if source.width else []), *spec.inputs(config, facts)]
     inputs += [source.label_identity] if source.label_identity else []
+    inputs += [made.recipe.fingerprint for made in facts.second[-1:] if made.recipe is not None]
     digest = fingerprint("run", _what_matters(config, spec), inputs)
     named = run_name(config.method, config.data.source, config.data.paradigm, config.seed, digest)
     return Plan(
@@ -98,6 +109,18 @@ def make_plan(config: Config) -> Plan:
         fingerprint=digest,
         run_name=named if config.name == "auto" else config.name,
     )
+
+
+def _reads_second(config: Config, spec: MethodSpec) -> bool:
+    """Whether a second encoder's features are made; refuses ones that nothing would read."""
+    if config.model.second == "none":
+        return False
+    if not spec.reads_second(config):
+        raise UserError(
+            f"Setting model.second={config.model.second!r}: {spec.name} reads no second encoder's features: leave it "
+            "out, or set method=transduct."
+        )
+    return True
 
 
 def artefacts_of_run(
@@ -120,6 +143,7 @@ def artefacts_of_run(
         specs.append(ArtefactSpec(name=PIXELS, kind=PIXELS, recipe=recipe))
     step = not spec.reads_answers
     specs += [answers_spec(i, teacher, facts, step=step) for i, teacher in enumerate(teachers)] if to_learn else []
+    specs += facts.second if to_learn else ()
     own = spec.artefacts(config, facts, to_learn=to_learn)
     if to_learn and config.synthesis.held_out:  # before the method's own, which are the first of the same images
         own = [*held_out_artefacts(config, facts, first=spec.synthetic_images(config), pixels=pixels), *own]
@@ -229,8 +253,10 @@ def _what_matters(config: Config, spec: MethodSpec) -> dict[str, Any]:
 
 def _leave_out_defaults(data: dict[str, Any], model: dict[str, Any]) -> None:
     """Settings that a run does not go by, so that it keeps the name that it had before they could be said."""
+    del data["protocol"]  # names, templates and splits are resolved
     if data["class_prior"] == "unknown":
         del data["class_prior"]
+    del model["second"]  # an input of the runs that read it
     given = data.pop("class_features") is not None  # what matters of the file is its content, an input of the run
     if given:
         del model["clip"]

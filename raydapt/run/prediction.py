@@ -35,6 +35,9 @@ from raydapt.train.ray_train import local_context
 _LOG = logging.getLogger(__name__)
 _CHANGEABLE = ("data.", "features.", "ray.", "store", "runs", "train.predict_batch_size")
 """What a run that is applied to other images may be given."""
+_TRANSDUCTIVE = (
+    "Transductive: images that the run was adapted to are among the measured ones; name others with data.test_splits."
+)
 
 
 def predict(run_folder: str, overrides: list[str], *, output: str | None = None) -> str:
@@ -83,6 +86,7 @@ def measure(run_folder: str, overrides: list[str]) -> tuple[dict[str, Any], str]
     if found.unknown_images < found.labelled:
         found.require_measurable(applied.plan.config.data.max_error_share)
     notes = [*notes_of(applied.plan, applied.table), *([found.sentence] if found.sentence else [])]
+    notes += [_TRANSDUCTIVE] if applied.transductive else []
     class_T = applied.known.class_N[applied.row_T]
     n_classes = len(applied.plan.classes.names)
     before, after = evaluation.compare_predictions(
@@ -182,7 +186,7 @@ def _test_rows(config: Config, table: FeatureTable, row_N: torch.Tensor) -> torc
     wanted = (None, *config.data.test_splits)
     rows = [i for i in table.valid_N.nonzero().flatten().tolist() if table.split_N[i] in wanted]
     if rows or len(row_N):
-        return torch.tensor(rows, dtype=torch.int64) if rows else row_N
+        return torch.tensor(rows, dtype=torch.int64) if rows else row_N  # transductive, which `measure` says
     found = ", ".join(sorted({split for split in table.split_N if split is not None}))
     raise UserError(
         f"Setting data.test_splits={config.data.test_splits}: data.source={config.data.source!r} has no such image, "

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from annotated_types import Gt, Le
+from annotated_types import Gt, Le, Len
 
 from raydapt.settings.types import STRICT, Auto, Count, NodeLabel, NonNegative, Positive, PositiveInt, Share
 
@@ -27,6 +27,9 @@ class DataSettings:
     """Number of the first class where labels are numbers and names are given; ``auto``: 0, where a label 0 is there."""
     templates: Auto | list[str] = "auto"
     """Prompt wordings with one ``{}`` each; the first is the prompt, all of them are the ensemble."""
+    protocol: Literal["raydapt", "grip", "coop", "latteclip"] = "raydapt"
+    """Class names and prompt wording of a named set as published: by GRIP and CPL, by CoOp, or by LatteCLIP, which also
+    adapts to ``val``. Read where names and templates are ``auto``."""
     paradigm: Literal["ul", "ssl", "trzsl"] = "ul"
     """Nothing labelled, a few labelled images per class, or the seen classes labelled."""
     train_splits: list[str] = field(default_factory=lambda: ["train"])
@@ -61,6 +64,9 @@ class ModelSettings:
     clip: str = "mini"
     """``mini``, a folder in open_clip's or transformers' layout, the name of either on the hub (``ORG/NAME``, with
     ``@REVISION`` to pin it), or ``ARCHITECTURE/PRETRAINED`` of open_clip, where PRETRAINED may be a weights file."""
+    second: str = "none"
+    """Features of the same images by another encoder, read by ``transduct``: ``none``, or a file of features (Parquet,
+    ``.npy``, ``.npz``), matched by its column ``id``, or by order where it has none."""
     prompt: Auto | Literal["text", "visual", "both", "residual"] = "auto"
     """What is learned: vectors before the class name, tokens in the image tower, both (through one transformer), or the
     class embeddings themselves (task residuals); ``auto``: text, with ``data.class_features`` residual."""
@@ -79,7 +85,7 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class StageSettings:
-    """How a Ray Data stage is spread over the cluster. Nothing here changes a result."""
+    """How a Ray Data stage is spread over the cluster. Nothing here but ``tf32`` changes a result."""
 
     __pydantic_config__ = STRICT
 
@@ -93,6 +99,9 @@ class StageSettings:
     """GPUs that each model actor reserves; ``auto``: one where there are some; 0.5 puts two on one."""
     rows_per_part: PositiveInt = 512
     """Rows that are read, committed and resumed together."""
+    tf32: bool = False
+    """Multiply in TF32 on GPUs: several times faster for large towers, features equal to about 1e-3, stored apart from
+    those in fp32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +110,9 @@ class TrainSettings:
 
     __pydantic_config__ = STRICT
 
-    workers: Count = 0
+    workers: Count | Annotated[list[PositiveInt], Len(2, 2)] = 0
     """Ray Train workers; 0 trains in this process, and so does 1 where ``ray.address`` and RAY_ADDRESS name no
-    cluster."""
+    cluster. ``[1, 4]``: as many of them as there is room for, at any time."""
     gpus_per_worker: NonNegative | Auto = "auto"
     """GPUs that each worker reserves; ``auto``: one where there are some."""
     cpus_per_worker: Positive = 1.0
@@ -142,6 +151,16 @@ class TrainSettings:
     """Times that lost workers are replaced."""
     predict_batch_size: PositiveInt = 1024
     """Images at a time where nothing is learned; changes no result."""
+
+    @property
+    def most_workers(self) -> int:
+        """Ray Train workers, at most."""
+        return self.workers if isinstance(self.workers, int) else max(self.workers)
+
+    @property
+    def least_workers(self) -> int:
+        """Ray Train workers, at least."""
+        return self.workers if isinstance(self.workers, int) else min(self.workers)
 
     @property
     def rate(self) -> float:

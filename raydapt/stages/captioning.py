@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from raydapt.artefacts.captions import caption_recipes
 from raydapt.artefacts.features import load_features, rows_of_splits
@@ -16,11 +17,13 @@ from raydapt.artefacts.spec import ArtefactSpec
 from raydapt.data.classes import ClassSpace
 from raydapt.data.groups import draw_groups
 from raydapt.data.sources import Source
+from raydapt.methods.best_classes import best_classes
 from raydapt.methods.class_prior import class_prior
 from raydapt.models.clip import load_clip
 from raydapt.models.language import engine_address
 from raydapt.settings.config import Config
-from raydapt.stages.caption import CaptionJob, KnownRows, caption_stage
+from raydapt.stages.caption import CaptionJob, caption_stage
+from raydapt.stages.caption_rows import KnownRows
 from raydapt.stages.place import StagePlace
 from raydapt.store.artefact import Artefact, StageResult
 from raydapt.store.fingerprint import Recipe
@@ -82,11 +85,13 @@ def _known_rows(place: StagePlace, features: Artefact, *, all_splits: bool) -> K
     if not all_splits:
         row_N, _, _ = rows_of_splits(config.data, table)
         wanted_N = torch.zeros_like(wanted_N).index_fill_(0, row_N, True)
-    score_NC = table.feature_ND @ class_CD.T
     log_prior_C = class_prior(config.data.class_prior, place.classes.names).log_prior()
-    if log_prior_C is not None:
-        score_NC = clip.logit_scale * score_NC + log_prior_C
-    class_N = score_NC.argmax(dim=1).masked_fill_(~wanted_N, -1).numpy()
+
+    def scores(feature_BD: Tensor) -> Tensor:
+        score_BC = feature_BD @ class_CD.T
+        return score_BC if log_prior_C is None else clip.logit_scale * score_BC + log_prior_C
+
+    class_N = best_classes(table.feature_ND, scores)[1].masked_fill_(~wanted_N, -1).numpy()
     rows_of = {shard.part: shard.rows for shard in features.manifest.shards}  # a part without rows has no shard
     sizes = [rows_of.get(part.index, 0) for part in place.source.parts]
     return KnownRows(

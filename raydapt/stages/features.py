@@ -21,6 +21,7 @@ from raydapt.data.sources import Source
 from raydapt.errors import UserError
 from raydapt.models.clip import Clip
 from raydapt.models.frozen import shared_clip
+from raydapt.settings.groups import StageSettings
 from raydapt.stages.context import ActorPlan, StageContext, configure, plan_actors, plan_here
 from raydapt.stages.reading import dataset_of_images, decoded_here, part_bytes, unpack, with_part
 from raydapt.stages.run import MODEL_S, Parts, run_stage, stage_of_images
@@ -37,18 +38,20 @@ _BLOCK_BYTES = 1024 * 1024
 class Encoder:
     """The actor: a CLIP loaded once, parts of decoded pixels in, parts of features out."""
 
-    def __init__(self, clip_name: str, clip_identity: str, batch_size: int, plan: ActorPlan) -> None:
+    def __init__(self, clip_name: str, clip_identity: str, settings: StageSettings, plan: ActorPlan) -> None:
         torch.set_num_threads(max(1, int(plan.cpus)))
         device = "cuda" if plan.gpus and torch.cuda.is_available() else "cpu"
-        if device == "cuda":
-            torch.set_float32_matmul_precision("high")  # TF32: several times faster, features equal to about 1e-3
+        if settings.tf32 and device == "cpu":
+            raise UserError("Setting features.tf32=true needs a GPU for every actor: set it to false.")
+        torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = settings.tf32  # of convolutions; torch allows it by itself
         self._clip = shared_clip(clip_name, device=device)
         if self._clip.identity != clip_identity:
             raise UserError(
                 f"Setting model.clip={clip_name!r} holds other weights on node {platform.node()!r}, or they changed "
                 "meanwhile: give every node the same ones, then run the command again."
             )
-        self._batch_size = batch_size
+        self._batch_size = settings.batch_size
 
     @classmethod
     def image_s(cls, *arguments: Any) -> float:
@@ -105,8 +108,8 @@ def features_stage(
         source,
         context,
         Encoder,
-        (clip_name, clip_identity, context.settings.batch_size),
-        recipe=features_recipe(source, clip_identity, image_spec, context.data),
+        (clip_name, clip_identity, context.settings),
+        recipe=features_recipe(source, clip_identity, image_spec, context.data, tf32=context.settings.tf32),
         image_spec=image_spec,
     )
 

@@ -2,17 +2,20 @@
 
 from collections.abc import Callable, Mapping
 
-from raydapt.artefacts import crops, features, lora, partial_labels, pixels, synthetic_images
+from raydapt.artefacts import crops, features, lora, partial_labels, pixels, second, synthetic_images
 from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS
 from raydapt.artefacts.spec import ArtefactSpec
 from raydapt.cluster.nodes import may_stay
 from raydapt.data.sources import Source, resolve_source
+from raydapt.models.language import engine_address
 from raydapt.stages.annotate import make_partial_labels
+from raydapt.stages.asking import answer_s
 from raydapt.stages.crops import crops_stage
 from raydapt.stages.features import features_stage
 from raydapt.stages.given_features import given_features_stage
 from raydapt.stages.pixels import pixels_stage
 from raydapt.stages.place import StagePlace
+from raydapt.stages.second import make_second
 from raydapt.stages.work import DECODE_S, encoding_s, is_small
 from raydapt.store.artefact import StageResult
 from raydapt.train.ray_train import training_place
@@ -58,7 +61,7 @@ def make_crops(place: StagePlace, spec: ArtefactSpec, made: Made) -> StageResult
 
 def make_captions(place: StagePlace, spec: ArtefactSpec, made: Made) -> StageResult:
     """Captions of the run's images."""
-    from raydapt.stages import captioning  # language models, and Ray, import for seconds
+    from raydapt.stages import captioning  # language models import for seconds
 
     return captioning.make_captions(place, spec, made)
 
@@ -82,6 +85,7 @@ MAKERS: dict[str, Maker] = {
     pixels.KIND: make_pixels,
     crops.KIND: make_crops,
     partial_labels.KIND: make_partial_labels,
+    second.KIND: make_second,
     IMAGE_CAPTIONS: make_captions,
     GROUP_CAPTIONS: make_captions,
     lora.KIND: make_lora,
@@ -99,8 +103,6 @@ def where_made(place: StagePlace, spec: ArtefactSpec, share: float = 1.0) -> str
     """
     if spec.kind == lora.KIND:
         return training_place(place.config.train, place.config.ray)
-    if spec.kind in (IMAGE_CAPTIONS, GROUP_CAPTIONS):
-        return "on Ray"
     if (row_s_of := _ROW_S.get(spec.kind)) is None or (spec.kind == features.KIND and place.source.width):
         return "in this process"
     row_s, rows = row_s_of(place, spec), place.source.rows
@@ -118,6 +120,11 @@ def _crop_s(place: StagePlace, spec: ArtefactSpec) -> float:
     return DECODE_S + encoding_s(place.config.model.clip, views=1 + spec.job.crops)
 
 
+def _caption_s(place: StagePlace, spec: ArtefactSpec) -> float | None:
+    settings = place.config.caption
+    return answer_s(settings, engine_address(settings, setting="caption"), images=True)
+
+
 def _drawn_s(place: StagePlace, spec: ArtefactSpec) -> float | None:
     from raydapt.stages.synthesis import image_s  # diffusers imports for seconds
 
@@ -128,6 +135,8 @@ _ROW_S: dict[str, Callable[[StagePlace, ArtefactSpec], float | None]] = {
     features.KIND: _feature_s,
     pixels.KIND: lambda place, spec: DECODE_S,
     crops.KIND: _crop_s,
+    IMAGE_CAPTIONS: _caption_s,
+    GROUP_CAPTIONS: _caption_s,
     synthetic_images.KIND: _drawn_s,
 }
 

@@ -15,6 +15,8 @@ from raydapt.artefacts.crops import load_crops
 from raydapt.artefacts.features import load_features
 from raydapt.artefacts.partial_labels import load_partial_labels
 from raydapt.artefacts.pixels import SCRATCH, PixelRows, load_pixels
+from raydapt.artefacts.second import KIND as SECOND
+from raydapt.artefacts.second import load_second
 from raydapt.artefacts.synthetic_images import SYNTHETIC, SyntheticImages, held_out_images, synthetic_images
 from raydapt.data.classes import ClassSpace
 from raydapt.data.splits import LabelSplit
@@ -142,6 +144,7 @@ class TrainingJob:
         row_N = torch.from_numpy(tensors["row"])
         pixels, crops = self.artefacts.get("pixels"), self.artefacts.get("crops")
         partial = self.artefacts.get("partial_labels")
+        second = self.artefacts.get(SECOND)
         answer_AC = mean_answers(self.artefacts) if spec_of(self.config.method).reads_answers else None
         return TrainingImages(
             feature_ND=table.feature_ND if len(row_N) == len(table.feature_ND) else table.feature_ND[row_N],
@@ -154,6 +157,7 @@ class TrainingJob:
             crop_NKD=None if crops is None else load_crops(crops)[row_N],
             partial=None if partial is None else load_partial_labels(partial).rows(row_N),
             answer_NC=None if answer_AC is None else answer_AC[row_N],
+            second_ND=None if second is None else load_second(second)[row_N],
             synthetic=synthetic_of(self.config, self.classes, self.artefacts),
             image_captions=captions_in(self.artefacts, IMAGE_CAPTIONS, row_N),
             group_captions=captions_in(self.artefacts, GROUP_CAPTIONS, row_N),

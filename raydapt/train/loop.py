@@ -115,7 +115,7 @@ class _Trainer:
             streams = method.begin_round(state.round_, self._probabilities)
             state.streams = [stream for stream in streams if len(stream.index_M)]
             if method.pseudo_labels is not None:
-                state.history.append(method.pseudo_labels)
+                state.history.append(method.pseudo_labels.kept)
         if state.streams:
             method.enter_round(state.round_, state.streams)
             optimizer = _optimizer(method, self.settings)
@@ -335,9 +335,14 @@ def apply(
     """A function of images, with the method in evaluation mode; arguments as in `predict`."""
     was_training = method.training
     method.eval()
-    parts = [function(images_of(index_B).to(device)).cpu() for index_B in torch.split(index_M, batch_size)]
+    result = torch.empty(0)
+    for start in range(0, len(index_M), batch_size):
+        part = function(images_of(index_M[start : start + batch_size]).to(device)).cpu()
+        if start == 0:
+            result = part.new_empty(len(index_M), *part.shape[1:])
+        result[start : start + len(part)] = part
     method.train(was_training)
-    return torch.cat(parts) if len(index_M) else torch.empty(0)
+    return result
 
 
 def _optimizer(method: Method, settings: TrainSettings) -> torch.optim.Optimizer:

@@ -23,6 +23,7 @@ from raydapt.run.accuracy import evaluate
 from raydapt.run.known_labels import read_known_labels
 from raydapt.run.making import artefacts_of, make_artefacts
 from raydapt.run.plan import FEATURES, make_plan
+from raydapt.run.status import NotedProgress
 from raydapt.settings.config import Config
 from raydapt.store.artefact import Artefact
 from raydapt.store.run_record import Run
@@ -48,6 +49,11 @@ class Sweep:
     """Synthetic images for the scores; empty without."""
     first_held_out: int
     """Number of the first of them in its class: no trial learns from that many images or more."""
+
+    @property
+    def run(self) -> Run:
+        """The folder of the sweep."""
+        return Run.at(self.folder)
 
     def record(self, number: str) -> Run:
         """The folder of a trial."""
@@ -145,7 +151,10 @@ def _train(job: TrainingJob, report: Report, callbacks: Sequence[UserCallback]) 
     if not spec_of(job.config.method).learns:
         return TrainState(finished=True)
 
+    noted = NotedProgress(job.run, rounds=spec_of(job.config.method).rounds(job.config), epochs=settings.epochs)
+
     def log(line: Mapping[str, Any]) -> None:
+        noted(line)
         if "scores" in line:
             report(_numbers(line["scores"]))
 
@@ -157,7 +166,7 @@ def _train(job: TrainingJob, report: Report, callbacks: Sequence[UserCallback]) 
         ray_settings=job.config.ray,
         storage=job.run.folder.child("ray_train"),
         name="trial",
-        log=lambda line: None,
+        log=noted,
         callbacks=callbacks,
     )
 

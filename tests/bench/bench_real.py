@@ -40,7 +40,7 @@ METHODS: dict[str, list[str]] = {
     "fair": [],
     "cpl": [],
     "fpl": [],
-    "latteclip": ["latteclip.tune=residual"],
+    "latteclip": ["latteclip.tune=residual", "latteclip.use_image_caption=false", "latteclip.use_batch_caption=false"],
     "grip": [],
     "coreg": ["coreg.student=linear"],
     "ensemble": [],

@@ -118,6 +118,12 @@ def speed(pipeline_name: str, steps: int, samples: int) -> list[dict[str, Any]]:
     return rows
 
 
+def ratios() -> dict[str, float]:
+    """How many times as fast as a plain loop two actors are, once started."""
+    _, staged = speed("mini", SynthesisSettings().steps, SAMPLES_PER_CLASS // 2)
+    return {"synthesis, mini, two actors once started": staged["times the plain loop"]}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table, or with ``--one`` a single measurement as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)

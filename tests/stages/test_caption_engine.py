@@ -32,9 +32,10 @@ from raydapt.models.language import MINI_CAPTIONER
 from raydapt.settings.config import Config
 from raydapt.settings.groups import RaySettings
 from raydapt.stages import caption
-from raydapt.stages.caption import CaptionAsker, CaptionJob, KnownRows, asker_of, caption_stage
+from raydapt.stages.caption import CaptionAsker, CaptionJob, asker_of, caption_stage
+from raydapt.stages.caption_rows import KnownRows
 from raydapt.stages.captioning import caption_jobs
-from raydapt.stages.llm import Prompt
+from raydapt.stages.questions import Prompt
 from raydapt.store.artefact import Artefact, StageResult, Store
 from raydapt.store.fingerprint import Recipe
 from tests.stages.images import write_images

@@ -130,6 +130,10 @@ def test_state_survives_its_bytes() -> None:
     same = from_bytes(to_bytes(state))
     assert state.streams[0].target_MC.sum(-1).tolist() == [1.0] * 40
     assert torch.equal(state.streams[0].target_MC, same.streams[0].target_MC)
+    assert state.history[0].target_MC.is_sparse
+    assert same.history[0].target_MC.is_sparse
+    assert torch.equal(state.history[0].target_MC.to_dense(), same.history[0].target_MC.to_dense())
+    assert torch.equal(state.history[0].target_MC.to_dense(), state.streams[0].target_MC)
     assert state.optimizer.keys() == same.optimizer.keys() != set()
     assert state.lines == same.lines
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from raydapt.methods.transduct import rules
 from raydapt.methods.transduct.neighbours import Neighbours, nearest
 from raydapt.methods.transduct.rules import Anchors, Head, Statistics
+from raydapt.methods.transduct.second import SecondView
 from raydapt.methods.transduct.settings import TransductSettings
 from raydapt.methods.transduct.soft_labels import SoftLabels
 
@@ -57,6 +58,7 @@ class _Problem:
     base: BaseLogits
     settings: TransductSettings
     neighbours: Neighbours
+    second: SecondView | None = None
     labels: SoftLabels = field(init=False)
     spare: SoftLabels = field(init=False)
 
@@ -83,14 +85,35 @@ class _Problem:
             mass_C += label_BC.sum(dim=0)
         return Statistics(sum_CD, mass_C)
 
-    def relabel(self, head: Head, *, normalised: bool = True) -> None:
-        """z_i = softmax(lambda base_i + w . f_i + b + strength sum_j w_ij z_j) for all images at once."""
+    def second_head(self) -> Head | None:
+        """Of the second encoder's features under the current labels."""
+        if self.second is None:
+            return None
+        width = self.second.feature_NE.shape[1]
+        sum_CE = self.text_CD.new_zeros(len(self.text_CD), width)
+        mass_C = self.text_CD.new_zeros(len(self.text_CD))
+        for rows in self.blocks():
+            label_BC = self.labels.dense(rows) * self.second.there_N1[rows]
+            sum_CE.addmm_(label_BC.T, self.second.feature_NE[rows])
+            mass_C += label_BC.sum(dim=0)
+        return self.second.head(Statistics(sum_CE, mass_C))
+
+    def relabel(self, head: Head, *, second: Head | None = None, normalised: bool = True) -> None:
+        """z_i = softmax(lambda base_i + w . f_i + b + strength sum_j w_ij z_j) for all images at once.
+
+        A second encoder adds the same three terms of its own: w . g_i + b + strength sum_j w_ij z_j.
+        """
         for rows in self.blocks():
             score_BC = self.settings.text_strength * self.base(rows)
             score_BC += torch.addmm(head.bias_C, self.feature_ND[rows], head.weight_CD.T)
             if self.neighbours.index_NK.shape[1] and self.settings.neighbour_strength:
                 mean_BC = self.labels.neighbours_mean(self.neighbours, rows, normalised=normalised)
                 score_BC += self.settings.neighbour_strength * mean_BC
+            if second is not None and self.second is not None:
+                score_BC += self.second.scores(second, rows)
+                if self.second.neighbours.index_NK.shape[1]:
+                    mean_BC = self.labels.neighbours_mean(self.second.neighbours, rows)
+                    score_BC += self.settings.second_neighbour_strength * mean_BC
             self.spare.write(rows, score_BC.softmax(dim=1))
         self.labels, self.spare = self.spare, self.labels
 
@@ -105,6 +128,7 @@ def fit(
     log_prior_C: Tensor | None = None,
     base: BaseLogits | None = None,
     neighbours: Neighbours | None = None,
+    second_NE: Tensor | None = None,
 ) -> TransductFit:
     """Labels all images together.
 
@@ -116,6 +140,8 @@ def fit(
         log_prior_C: Log shares that the user states; they are then not estimated.
         base: The classifier to start from, of rows of `feature_ND`; the texts', s t . f, where left out.
         neighbours: Those of `nearest`, where they are known already.
+        second_NE: float32 L2-normalised features of the same images by another encoder, zeros for an image without
+            one; read by ``tempered`` and ``spherical``. The classifier of new images does not look at such features.
 
     Returns:
         The labels, and the classifier of new images: softmax(lambda base + rho (w . f + b)), rho = N / (N + caution C).
@@ -128,7 +154,8 @@ def fit(
         def base(rows: slice) -> Tensor:
             return logit_scale * feature_ND[rows] @ text_CD.T
 
-    problem = _Problem(feature_ND, text_CD, base, settings, neighbours)
+    second = None if second_NE is None or not second_NE.any() else SecondView.of(second_NE, settings)
+    problem = _Problem(feature_ND, text_CD, base, settings, neighbours, second)
     problem.start()
     if settings.rule in ("tempered", "spherical"):
         head, prior_C = _mixture(problem, log_prior_C)
@@ -159,7 +186,7 @@ def _mixture(problem: _Problem, stated_C: Tensor | None) -> tuple[Head, Tensor]:
                 statistics, anchor_CD, temper=settings.temper, anchor_images=settings.anchor_images
             )
         head = Head(head.weight_CD, head.bias_C + prior_C)
-        problem.relabel(head)
+        problem.relabel(head, second=problem.second_head())
         statistics = problem.statistics()
     return head, prior_C
 

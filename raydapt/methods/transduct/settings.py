@@ -50,6 +50,12 @@ class TransductSettings:
     caution: NonNegative = 6.0
     """Images a class at which half of what was learned counts for new images: with 2 or 3 images a class some classes
     were hardly seen, and a shift towards the others must not be carried over."""
+    second_temper: NonNegative = 15.0
+    """Beta of the mixture of a second encoder's features (``model.second``)."""
+    second_anchor_images: NonNegative = 2.0
+    """How many images the mean of all images weighs in the mean of a class, in the second encoder's features."""
+    second_neighbour_strength: NonNegative = 3.0
+    """Weight of the mean label of the neighbours by the second encoder."""
     kept_labels: PositiveInt = 32
     """Largest soft labels of an image that are kept between rounds, 8 bytes each; with fewer classes all of them."""
 

@@ -41,8 +41,21 @@ class TransductSpec(MethodSpec):
             stated_C = context.prior.log_prior()
             stated_C = None if stated_C is None else stated_C.to(text_CD)
             base = _answers_of_runs(images, text_CD.device)
-            fitted = fit(feature_ND, text_CD, clip.logit_scale, settings, log_prior_C=stated_C, base=base)
+            second_NE = None if images.second_ND is None else images.second_ND[images.unlabelled_U].to(text_CD.device)
+            fitted = fit(
+                feature_ND,
+                text_CD,
+                clip.logit_scale,
+                settings,
+                log_prior_C=stated_C,
+                base=base,
+                second_NE=second_NE,
+            )
         return Transduct(clip, text_CD, settings.text_strength, fitted)
+
+    def reads_second(self, config: Config) -> bool:
+        """Always, where there are some."""
+        return True
 
     def teacher_runs(self, config: Config) -> Sequence[str]:
         """As the settings say."""
@@ -53,13 +66,16 @@ class TransductSpec(MethodSpec):
         return list(facts.teachers)
 
     def finished(self, config: Config) -> Config:
-        """New images are answered without those runs."""
+        """New images are answered without those runs, and by the CLIP's features alone."""
+        config = replace(config, model=replace(config.model, second="none"))
         return config.with_own(replace(config.of(TransductSettings), over=[]))
 
     def matters(self, config: Config) -> dict[str, Any]:
-        """All but where those runs lie."""
-        own = super().matters(config)["transduct"]
-        return {"transduct": {name: value for name, value in own.items() if name != "over"}}
+        """All but where those runs lie, and what is said of a second encoder where there is none."""
+        own, unread = super().matters(config)["transduct"], {"over"}
+        if config.model.second == "none":
+            unread |= {name for name in own if name.startswith("second_")}
+        return {"transduct": {name: value for name, value in own.items() if name not in unread}}
 
     def learned(self, config: Config) -> str:
         """The mixture."""

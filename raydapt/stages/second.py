@@ -1,0 +1,134 @@
+"""Features of a second encoder as an artefact whose rows are those of the run's own features.
+
+Legend: N images, M features of a file, D width of the feature.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from raydapt.artefacts.second import check_order
+from raydapt.artefacts.spec import ArtefactSpec
+from raydapt.data.embeddings import read
+from raydapt.data.parts import Source
+from raydapt.errors import UserError
+from raydapt.stages.place import StagePlace
+from raydapt.stages.run import Parts, Stage, run_stage
+from raydapt.store.artefact import StageResult
+
+NOT_IN_FILE = "not_in_file"
+"""The error of an image whose id the file of features lacks."""
+_FEATURES = "features"
+
+
+def make_second(place: StagePlace, spec: ArtefactSpec, made: Mapping[str, StageResult]) -> StageResult:
+    """The second encoder's features of the run's images, made or found."""
+    given: Source = spec.job
+    assert spec.recipe is not None
+    features = made[_FEATURES].artefact
+
+    def here(pending: Sequence[int]) -> Parts:
+        ours = _rows_of(features.iter_tables(["row", "id", "path"]))
+        theirs = _read_all(given)
+        index_N = _matched(ours.id_N, theirs, given, place)
+        start = 0
+        for shard in features.manifest.shards:
+            stop = start + shard.rows
+            if shard.part in pending:
+                yield shard.part, _table(ours, theirs, index_N, slice(start, stop))
+            start = stop
+
+    stage = Stage(
+        recipe=spec.recipe,
+        parts=[shard.part for shard in features.manifest.shards],
+        dataset_of=None,
+        here=here,
+        rows=features.manifest.rows,
+        max_error_share=place.config.data.max_error_share,
+        ray=place.config.ray,
+        unit="second features",
+    )
+    return run_stage(place.store, stage)
+
+
+@dataclass(frozen=True)
+class _Images:
+    """The run's images."""
+
+    row_N: list[int]
+    id_N: list[str]
+    path_N: list[str]
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What a file holds."""
+
+    id_M: list[str]
+    error_M: list[str | None]
+    feature_MD: npt.NDArray[np.float32]
+
+
+def _rows_of(tables: Iterator[pa.Table]) -> _Images:
+    table = pa.concat_tables(tables)
+    return _Images(*(table[name].to_pylist() for name in ("row", "id", "path")))
+
+
+def _read_all(given: Source) -> _Given:
+    id_M, error_M = list[str](), list[str | None]()
+    feature_MD = np.zeros((given.rows or 0, given.width), dtype=np.float32)
+    for _, table in read(given.parts):
+        start, column = len(id_M), table["feature"].combine_chunks()
+        valid = column.is_valid().to_numpy(zero_copy_only=False)
+        feature_MD[start : start + len(valid)][valid] = column.flatten().to_numpy().reshape(-1, given.width)
+        id_M += table["id"].to_pylist()
+        error_M += table["error"].to_pylist()
+    return _Given(id_M, error_M, feature_MD)
+
+
+def _matched(id_N: list[str], theirs: _Given, given: Source, place: StagePlace) -> npt.NDArray[np.int64]:
+    """Which feature belongs to each image, -1 for none: by id where the file has ids, else by order.
+
+    Raises:
+        UserError: If no image is in the file, an id stands for two features, or lengths differ.
+    """
+    config = place.config
+    if not given.has_ids:
+        check_order(given, len(id_N), config)
+        return np.arange(len(id_N))
+    place_of: dict[str, int] = {}
+    for index, id_ in enumerate(theirs.id_M):
+        first = place_of.setdefault(id_, index)
+        if first != index and not np.allclose(theirs.feature_MD[first], theirs.feature_MD[index], atol=1e-3):
+            raise UserError(
+                f"model.second={config.model.second!r} has two different features with the id {id_!r}: give every "
+                "image an id of its own, or leave the column out to go by order."
+            )
+    index_N = np.array([place_of.get(id_, -1) for id_ in id_N], dtype=np.int64)
+    if len(index_N) and not (index_N >= 0).any():
+        raise UserError(
+            f"model.second={config.model.second!r} has ids such as {theirs.id_M[0]!r}, and "
+            f"data.source={config.data.source!r} such as {id_N[0]!r}: give the ids that 'raydapt features' writes, or "
+            "leave the column 'id' out to go by order."
+        )
+    return index_N
+
+
+def _table(ours: _Images, theirs: _Given, index_N: npt.NDArray[np.int64], rows: slice) -> pa.Table:
+    index_B = index_N[rows]
+    errors = [NOT_IN_FILE if index < 0 else theirs.error_M[index] for index in index_B.tolist()]
+    bad_B = np.array([error is not None for error in errors], dtype=bool)
+    feature_BD = theirs.feature_MD[index_B.clip(0)]
+    values = pa.array(np.ascontiguousarray(feature_BD).reshape(-1))
+    return pa.table(
+        {
+            "row": pa.array(ours.row_N[rows], pa.int64()),
+            "id": ours.id_N[rows],
+            "path": ours.path_N[rows],
+            "error": pa.array(errors, pa.string()),
+            "feature": pa.FixedSizeListArray.from_arrays(values, feature_BD.shape[1], mask=pa.array(bad_B)),
+        }
+    )
