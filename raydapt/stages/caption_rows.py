@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from raydapt.artefacts.captions import Piece
 from raydapt.data.canvas import PER_GROUP, shrink
 from raydapt.data.classes import fill_template
 from raydapt.data.decode import BadImage, decode_rgb
@@ -66,35 +67,58 @@ class KnownRows:
         """The rows of a part among all of them."""
         return slice(int(self.first_row_of[index]), int(self.first_row_of[index + 1]))
 
+    def rows_of(self, piece: Piece) -> slice:
+        """The rows of a piece among all of them."""
+        part = self.part(piece.part)
+        return slice(part.start + piece.start, part.stop if piece.stop is None else part.start + piece.stop)
 
-def image_rows(parts: Sequence[Part], data: DataSettings, prompt: str, known: KnownRows | None) -> Iterator[pa.Table]:
+
+def image_rows(
+    pending: Sequence[Piece], parts: Sequence[Part], data: DataSettings, prompt: str, known: KnownRows | None
+) -> Iterator[pa.Table]:
     """Rows to be asked about one image each, in blocks.
 
     Args:
-        parts: Parts of the source; those that share a row group are read together.
+        pending: The pieces whose rows are wanted.
+        parts: All parts of the source; those that share a row group are read together.
         data: Limits of decoding.
         prompt: What is asked; a ``{}`` is the image's zero-shot class.
         known: What is known of the images; None asks the prompt of every one.
     """
-    for group in group_parts(parts):
-        yield from _rows_of(
-            group, [None if known is None else asked_of(prompt, known, p.index) for p in group], data, prompt
-        )
+    for group, pieces in _with_pieces(pending, parts):
+        asked = [None if known is None else asked_of(prompt, known, part.index) for part in group]
+        yield from _rows_of(group, pieces, asked, data, prompt)
 
 
 def image_rows_on_ray(
-    parts: Sequence[Part], data: DataSettings, prompt: str, known: KnownRows | None, nodes: dict[str, str] | None
+    pending: Sequence[Piece],
+    parts: Sequence[Part],
+    data: DataSettings,
+    prompt: str,
+    known: KnownRows | None,
+    nodes: dict[str, str] | None,
 ) -> ray.data.Dataset:
     """The same as a dataset, read on the nodes named."""
     import ray.data
 
     items = []
-    for group in group_parts(parts):
+    for group, pieces in _with_pieces(pending, parts):
         asked = [None if known is None else asked_of(prompt, known, part.index) for part in group]
-        items.append({"work": pickle.dumps((group, asked))})
+        items.append({"work": pickle.dumps((group, pieces, asked))})
     read = partial(read_images, data=data, prompt=prompt)
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     return dataset.map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=1, label_selector=nodes)
+
+
+def _with_pieces(
+    pending: Sequence[Piece], parts: Sequence[Part]
+) -> Iterator[tuple[tuple[Part, ...], list[list[Piece]]]]:
+    """The parts that are read together, with the pieces that are wanted of each; parts of none are left out."""
+    of_part: dict[int, list[Piece]] = {}
+    for piece in pending:
+        of_part.setdefault(piece.part, []).append(piece)
+    for group in group_parts([part for part in parts if part.index in of_part]):
+        yield group, [of_part[part.index] for part in group]
 
 
 def asked_of(prompt: str, known: KnownRows, part: int) -> list[str | None]:
@@ -109,15 +133,19 @@ def _question(prompt: str, known: KnownRows, class_: int) -> str:
 
 
 def read_images(batch: pa.Table, *, data: DataSettings, prompt: str) -> Iterator[pa.Table]:
-    """Reads parts and yields their rows in blocks, with the encoded image as a list of one."""
-    parts, asked = pickle.loads(batch["work"][0].as_py())
-    yield from _rows_of(parts, asked, data, prompt)
+    """Reads parts and yields the rows of their pieces in blocks, with the encoded image as a list of one."""
+    parts, pieces, asked = pickle.loads(batch["work"][0].as_py())
+    yield from _rows_of(parts, pieces, asked, data, prompt)
 
 
 def _rows_of(
-    parts: Sequence[Part], asked: Sequence[list[str | None] | None], data: DataSettings, prompt: str
+    parts: Sequence[Part],
+    pieces_of_parts: Sequence[Sequence[Piece]],
+    asked: Sequence[list[str | None] | None],
+    data: DataSettings,
+    prompt: str,
 ) -> Iterator[pa.Table]:
-    for (part, table), texts in zip(read_parts(parts, data), asked, strict=True):
+    for (_, table), pieces, texts in zip(read_parts(parts, data), pieces_of_parts, asked, strict=True):
         texts = texts or [prompt] * table.num_rows
         errors = [error or (SKIPPED if text is None else None)
                   for error, text in zip(table["error"].to_pylist(), texts, strict=True)]  # fmt: skip
@@ -126,16 +154,18 @@ def _rows_of(
         rows = rows.append_column(ASKED, pa.array(texts, pa.string())).append_column(
             ERROR, pa.array(errors, pa.string())
         )
-        yield from _blocks(_of_part(rows, part.index, table.num_rows))
+        for piece in pieces:
+            own = rows.slice(piece.start, None if piece.stop is None else piece.stop - piece.start)
+            yield from _blocks(_of_part(own, piece.number, own.num_rows))
 
 
 def group_rows(
-    pending: Sequence[int], parts: Sequence[Part], data: DataSettings, prompt: str, known: KnownRows, cell_px: int
+    pending: Sequence[Piece], parts: Sequence[Part], data: DataSettings, prompt: str, known: KnownRows, cell_px: int
 ) -> Iterator[pa.Table]:
     """Rows to be asked about four images each, in blocks; the images wait in memory, no larger than their cells.
 
     Args:
-        pending: Numbers of the parts whose rows are wanted.
+        pending: The pieces whose rows are wanted.
         parts: All parts of the source, since a group's images lie anywhere.
         data: Limits of decoding.
         prompt: What is asked; a ``{}`` is the image's zero-shot class.
@@ -148,7 +178,7 @@ def group_rows(
 
 
 def group_rows_on_ray(
-    pending: Sequence[int],
+    pending: Sequence[Piece],
     parts: Sequence[Part],
     data: DataSettings,
     prompt: str,
@@ -171,14 +201,15 @@ def group_rows_on_ray(
     return dataset.map_batches(gather, batch_size=1, batch_format="pyarrow", num_cpus=1, label_selector=nodes)
 
 
-def _items(pending: Sequence[int], known: KnownRows) -> list[dict[str, int]]:
-    """The blocks of the pending parts: places among all rows, and the part that they belong to."""
-    rows_of = [known.part(part) for part in pending]
-    return [
-        {PART: part, "start": start, "stop": min(start + _ROWS_PER_BLOCK, rows.stop), PART_ROWS: rows.stop - rows.start}
-        for part, rows in zip(pending, rows_of, strict=True)
-        for start in range(rows.start, rows.stop, _ROWS_PER_BLOCK)
-    ]
+def _items(pending: Sequence[Piece], known: KnownRows) -> list[dict[str, int]]:
+    """The blocks of the pending pieces: places among all rows, and the piece that they belong to."""
+    items = []
+    for piece in pending:
+        rows = known.rows_of(piece)
+        for start in range(rows.start, rows.stop, _ROWS_PER_BLOCK):
+            stop = min(start + _ROWS_PER_BLOCK, rows.stop)
+            items.append({PART: piece.number, "start": start, "stop": stop, PART_ROWS: rows.stop - rows.start})
+    return items
 
 
 def shelve(parts: Sequence[Part], data: DataSettings, cell_px: int) -> list[pa.Array]:

