@@ -13,10 +13,6 @@ from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raydapt.cluster.nodes import address_of, capacity, require_cpu, require_nodes, selector
-<<<<<<< HEAD
-from raydapt.models.hub import split_revision
-=======
->>>>>>> sources21-merge
 from raydapt.settings.groups import RaySettings
 from raydapt.settings.language import EngineSettings
 from raydapt.stages.questions import ANSWER, ASKED, ERROR, FAILED, SECONDS, PromptBuilder, Questions, SkipRow, as_result
