@@ -13,6 +13,7 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tqdm import tqdm
@@ -191,7 +192,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if not given.only:
         make(planned, minutes=given.minutes)
-    text = page(cells(planned, rows), list(rows), list(targets), {row: json.dumps(rows[row].settings) for row in rows})
+    found = cells(planned, rows)
+    state = f"State of {datetime.now(UTC):%Y-%m-%d}: {len(found)} of {len(planned)} runs."
+    beside = {row: json.dumps(rows[row].settings) for row in rows}
+    text = page(found, list(rows), list(targets), beside, state=state)
     if given.output is None:
         print(text)
     else:

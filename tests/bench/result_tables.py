@@ -140,8 +140,21 @@ def _against(cells: Sequence[Cell], reference: Sequence[Cell]) -> str:
     return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def page(found: Sequence[Cell], rows: Sequence[str], targets: Sequence[str], settings: Mapping[str, str]) -> str:
+def page(
+    found: Sequence[Cell], rows: Sequence[str], targets: Sequence[str], settings: Mapping[str, str], *, state: str = ""
+) -> str:
     """The whole page: how settings were chosen, the columns, the tables, what is set beside the recipes."""
     beside = [f"- {row}: `{' '.join(json.loads(given))}`" for row, given in settings.items() if json.loads(given)]
     head = Path(__file__).with_name("results_head.md").read_text()
-    return "\n".join([head, tables(found, rows, targets), "", "## Beside the recipes", "", *beside, ""])
+    return "\n".join(
+        [
+            head,
+            *([state, ""] if state else []),
+            tables(found, rows, targets),
+            "",
+            "## Beside the recipes",
+            "",
+            *beside,
+            "",
+        ]
+    )
