@@ -12,7 +12,7 @@ FAST_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 SLOW_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or ray or chaos"
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: setup demo test test-fast coverage check bench bench-real clean
+.PHONY: setup demo test test-fast coverage check bench bench-check bench-real results results-gpu clean
 
 setup: $(VENV)/.installed
 
@@ -52,8 +52,17 @@ check: setup  ## style, types, layers, dependencies, and documentation that fits
 bench: setup  ## speed against the naive way, in the same run
 	$(BIN)/python -m tests.bench
 
+bench-check: setup  ## whether the ratios of bench are what tests/bench/ratios.json keeps; before a release
+	$(BIN)/python -m tests.bench.check
+
 bench-real: setup  ## every method that learns from features, on real CLIP features (RAYDAPT_DATA); goes on where it was
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.bench_real .bench-real
+
+results: setup  ## the tables of docs/results on the target sets (RAYDAPT_DATA); hours on two cores, goes on where it was
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.bench_results .results --output docs/results/targets.md
+
+results-gpu: setup  ## the same with weights of full size and the published lengths; needs a GPU and the weights
+	$(BIN)/python -m tests.bench.bench_results .results-gpu --gpu --output .results-gpu/targets.md $(DRY)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -29,7 +29,8 @@ from pretraining.diffusion_model import CLIP_FOLDER
 from pretraining.pretraining_data import HELD_OUT_EVERY
 from pretraining.rendered_digits import render_all
 from raydapt.data.named_sets import named_set
-from raydapt.models.diffusion import ImageMaker, Sampling, load_pipeline
+from raydapt.models.diffusion import ImageMaker, Sampling
+from raydapt.models.pipelines import load_pipeline
 
 SAMPLING = Sampling(scheduler="dpm++", steps=20, guidance=7.5, negative_prompt="", size_px=32, seed=0, batch_size=20)
 TARGETS = ("digits", "eurosat", "pacs_cartoon")

@@ -16,6 +16,7 @@ import click
 
 from raydapt import __version__
 from raydapt.errors import UserError
+from raydapt.verbs.push_command import push
 
 if TYPE_CHECKING:  # torch and Ray take seconds to import: a typing error is answered without them
     from raydapt.settings.config import Config
@@ -216,20 +217,19 @@ def report(run_folder: str) -> None:
 @click.option("--seed", default=0, show_default=True, help="Of the sample of a review that begins.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of the page; the default is a free one.")
 @click.option("--no-browser", is_flag=True, help="Print the address, and open nothing.")
+@click.option("--choose", is_flag=True, help="Ask which run (or trial of a sweep) is the best, not how good each is.")
 @click.option("--results", is_flag=True, help="Print what the answers so far say, and serve nothing.")
-def review(run_folders: tuple[str, ...], wanted: int, seed: int, port: int, no_browser: bool, results: bool) -> None:
+def review(run_folders: tuple[str, ...], results: bool, no_browser: bool, choose: bool, **given: int) -> None:
     """Asks a person about some well-chosen images, and says how good zero-shot and the runs are, within which interval.
 
     Opens a page on this machine. The first run holds the answers; the same command goes on where it was.
     """
-    from raydapt.review.results import format_results
     from raydapt.verbs import review as reviews
 
     if results:
-        click.echo(reviews.results_of(run_folders))
+        click.echo(reviews.results_of(run_folders, choose=choose))
         return
-    told = reviews.review(run_folders, seed=seed, wanted=wanted, port=port, browser=not no_browser, say=click.echo)
-    click.echo(format_results(told))
+    click.echo(reviews.review(run_folders, browser=not no_browser, choose=choose, say=click.echo, **given))
 
 
 @cli.command()
@@ -364,6 +364,9 @@ def doctor(config: str | None, overrides: tuple[str, ...]) -> None:
     findings = doctor_.examine(settings)
     click.echo(doctor_.format_findings(findings))
     sys.exit(1 if any(finding.state == "failure" for finding in findings) else 0)
+
+
+cli.add_command(push)
 
 
 def main() -> None:

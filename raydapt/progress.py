@@ -127,12 +127,16 @@ class TrainingProgress:
 
     def __call__(self, line: Mapping[str, Any]) -> None:
         """Takes one line of the log (see `raydapt.train.checkpoint.TrainState.lines`)."""
-        done = int((line["round"] - 1) * self._epochs + line["epoch"])
+        done = self.epochs_of(line)
         if self._progress is None:  # what an earlier session did has no part in the time left
             self._progress = Progress("train", total=self._total, unit="epochs", show=self._show, done=done - 1)
         self._images_per_s.append(float(line.get("images_per_s") or 0.0))
         # Workers that took the place of lost ones go over the epochs since the last checkpoint again.
         self._progress.add(max(0, done - self._progress.done), rate=self._rate())
+
+    def epochs_of(self, line: Mapping[str, Any]) -> int:
+        """Epochs of all rounds up to a line of the log."""
+        return int((line["round"] - 1) * self._epochs + line["epoch"])
 
     def close(self) -> None:
         """Leaves the last line, if anything was done; rounds that ended early count as whole."""

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.bench.bench_real import ENCODERS, PROMPT, Cell, prompt_accuracy, tables, write_variant
+from tests.bench.bench_real import ENCODERS, FOREIGN, PROMPT, Cell, prompt_accuracy, tables, write_variant
 from tests.data.features import unit, write
 
 
@@ -38,11 +38,11 @@ def test_a_variant_has_its_rows_and_names(data: Path, variant: str, rows: int, c
     assert set(table["label"].to_pylist()) <= set(given["name"].to_pylist())
 
 
-def test_images_of_no_named_class_have_no_label(data: Path) -> None:
+def test_images_of_no_named_class_are_labelled_as_such(data: Path) -> None:
     features, embeddings = write_variant("RN50", "30 % open set", 0, data / "work")
     labels, named = pq.read_table(features)["label"].to_pylist(), set(pq.read_table(embeddings)["name"].to_pylist())
-    assert 0.28 < labels.count(None) / len(labels) < 0.32
-    assert {label for label in labels if label is not None} == named
+    assert 0.28 < labels.count(FOREIGN) / len(labels) < 0.32
+    assert {label for label in labels if label != FOREIGN} == named
     assert len(named) == 7
 
 

@@ -201,6 +201,18 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
         compare([tmp_path])
 
 
+def test_what_a_run_reaches_without_its_guard_has_a_column_where_it_differs(tmp_path):
+    runs = [make_run(tmp_path / f"s{seed}", seed=seed, after=50.0) for seed in range(2)]
+    assert "without guard" not in format_table(compare_runs(runs))
+    for place, alone in enumerate((70.0, 72.0)):
+        file = runs[place] / "metrics.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"unguarded": {"top1": alone}}))
+    frame, (row,) = compare(runs)
+    assert (row.unguarded_mean, row.adapted_mean) == (71.0, 50.0)
+    assert "without guard %" in format_table(frame)
+    assert "71.0 ± 1.4" in format_table(frame)
+
+
 def test_written_tables_hold_hostile_names_safely(tmp_path):
     hostile = 'a|b <b>,"c"\x1b[31m\nd'
     rows = compare_runs([make_run(tmp_path / "r", dataset=hostile)])

@@ -92,6 +92,7 @@ def test_pseudo_label_accuracy_equals_naive_loops(kind):
         target_MC = (target_MC > 0.5).float()
         target_MC[:, 0] = 1.0
     found = pseudo_label_accuracy(index_M, target_MC, truth_N)
+    assert pseudo_label_accuracy(index_M, target_MC.to_sparse(), truth_N) == found
 
     top, holds, known = 0.0, 0, 0
     for i, weights in zip(index_M.tolist(), target_MC.tolist(), strict=True):

@@ -140,7 +140,7 @@ def run_features(source: Source, store: Store, ray_settings: RaySettings) -> Sta
 
 def undisturbed_features(source: Source, store: Store) -> list[Shard]:
     """The same parts made one after the other in this process, without Ray."""
-    encoder = Encoder("mini", clip_identity("mini"), StageSettings().batch_size, ActorPlan(actors=1, cpus=1, gpus=0))
+    encoder = Encoder("mini", clip_identity("mini"), StageSettings(), ActorPlan(actors=1, cpus=1, gpus=0))
     artefact = store.artefact("features", "0" * 16)
     decode = {"data": DataSettings(), "spec": load_clip("mini").image_spec, "packed": True}
     shards = []
@@ -237,7 +237,7 @@ class TrainSlowToy:
         def note(line: Any) -> None:
             if self.notes is not None:
                 with (self.notes / f"{place.rank}").open("a") as file:
-                    file.write(f"{os.getpid()} {line['round']} {line['epoch']}\n")
+                    file.write(f"{os.getpid()} {line['round']} {line['epoch']} {place.world}\n")
 
         images = toy_images()
         toy = SlowToy(images)
@@ -279,6 +279,47 @@ def test_training_survives_the_loss_of_a_node(nodes: Nodes, tmp_path: Path) -> N
     assert lost, "no node was lost"
     assert len({line.split()[0] for line in (notes / "0").read_text().splitlines()}) == 2  # begun anew, once
     assert [(line["round"], line["epoch"]) for line in lines] == [(r, e) for r in (1, 2) for e in range(1, 7)]
+    assert state.finished
+    for name, tensor in undisturbed.method.items():
+        torch.testing.assert_close(state.method[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_training_goes_on_with_the_workers_that_are_left(nodes: Nodes, tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    settings = TrainSettings(
+        workers=[1, 3], cpus_per_worker=4, gpus_per_worker=0, epochs=6, learning_rate=0.1, warmup_epochs=1.0,
+        checkpoint_every_s=0, max_failures=3,
+    )  # fmt: skip
+    undisturbed = TrainSlowToy(settings)(
+        WorkerContext(device=torch.device("cpu")), MemoryCheckpoints(), lambda line: None
+    )
+    lost: list[int] = []
+
+    def written(rank: int) -> list[str]:
+        return (notes / f"{rank}").read_text().splitlines() if (notes / f"{rank}").exists() else []
+
+    def lose_a_node_at_work() -> None:
+        if not lost and len(written(0)) >= 3:
+            lost.append(len(written(0)))
+            nodes.lose_one(what="RayTrainWorker")
+
+    watcher = Repeated(lose_a_node_at_work)
+    lines: list[Any] = []
+    state = train_on_workers(
+        TrainSlowToy(settings, notes),
+        settings,
+        ray_settings=replace(nodes.settings, model_nodes=None),  # three nodes for three workers, and then two
+        storage=Folder(str(tmp_path / "ray_train"), setting="runs"),
+        name="elastic",
+        log=lines.append,
+    )
+    watcher.stop()
+    assert lost, "no node was lost"
+    assert lines[-1]["epoch"] == 6
+    assert len({line.split()[0] for line in written(0)}) == 2  # begun anew, once
+    assert {line.split()[-1] for line in written(0)} == {"3", "2"}  # workers there were
     assert state.finished
     for name, tensor in undisturbed.method.items():
         torch.testing.assert_close(state.method[name], tensor, rtol=1e-4, atol=1e-5)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from raydapt.artefacts.synthetic_images import SyntheticImages
 from raydapt.methods.air.outcome import synthetic_metrics
 from raydapt.methods.contract import PseudoLabels
-from raydapt.run.evaluation import round_metrics
+from raydapt.run.evaluation import pseudo_labels_table, round_metrics
 
 
 def test_every_judge_is_measured_on_all_unlabelled_images_with_a_label():
@@ -34,6 +34,21 @@ def test_a_single_judge_is_not_mentioned():
         class_M=torch.tensor([0]),
     )
     assert "classifiers" not in round_metrics([labels], torch.tensor([0]), torch.tensor([0]))[0]
+
+
+@pytest.mark.parametrize("images", [0, 7])
+def test_the_history_is_sparse_and_its_table_has_every_target(images):
+    target_MC = (torch.rand(images, 4, generator=torch.Generator().manual_seed(0)) - 0.5).clamp(min=0)
+    index_M = torch.arange(images).flip(0)
+    whole = PseudoLabels(index_M=index_M, target_MC=target_MC, confidence_M=torch.ones(images), class_M=index_M % 4)
+    kept, names, ids = whole.kept, ("a", "b", "c", "d"), [f"image {i}" for i in range(images)]
+    assert kept.target_MC.is_sparse
+    expected = []
+    for index, row in zip(index_M.tolist(), target_MC.tolist(), strict=True):
+        chosen = {name: weight for name, weight in zip(names, row, strict=True) if weight}
+        expected.append({"round": 1, "id": ids[index], "classes": [*chosen], "weights": [*chosen.values()]})
+    assert pseudo_labels_table([kept], ids, names).to_pylist() == expected
+    assert pseudo_labels_table([whole], ids, names).to_pylist() == expected
 
 
 def test_acceptance_counts_the_images_that_zero_shot_takes_for_their_class():

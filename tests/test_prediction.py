@@ -85,7 +85,9 @@ def test_evaluation_marks_images_that_were_adapted_to(adapted: Run, others: Path
     marks = {}
     for overrides in ((), ("data.test_splits=[train]",), (f"data.source={others}",)):
         text = evaluate_on(adapted.path, list(overrides))
-        marks[overrides] = json.loads(text[: text.rindex("}") + 1])["transductive"]
+        measured = json.loads(text[: text.rindex("}") + 1])
+        marks[overrides] = measured["transductive"]
+        assert any(note.startswith("Transductive") for note in measured["notes"]) == marks[overrides]
     assert list(marks.values()) == [False, True, False]
 
 

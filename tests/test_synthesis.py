@@ -8,16 +8,19 @@ import pyarrow as pa
 import pytest
 import torch
 
-from raydapt.artefacts.features import load_features, load_labels
+from raydapt.artefacts.features import load_features, load_labels, rows_of_splits
 from raydapt.artefacts.synthesis import SynthesisPlan, plan_synthesis
 from raydapt.errors import UserError
 from raydapt.methods.air.settings import AirSettings
 from raydapt.methods.air.specs import synthetic_specs
 from raydapt.methods.configuration import load_config
+from raydapt.methods.open_set import kept_rows
+from raydapt.models.clip import load_clip
 from raydapt.models.diffusion_lora import adapter_weights, add_adapters, lora_bytes
 from raydapt.run.plan import Plan, make_plan
 from raydapt.settings.config import Config
 from raydapt.settings.groups import StageSettings
+from raydapt.stages.captioning import known_rows
 from raydapt.stages.context import ActorPlan
 from raydapt.stages.features import Encoder
 from raydapt.stages.reading import read_and_decode
@@ -44,7 +47,7 @@ def plan(folder: str, tmp_path_factory: pytest.TempPathFactory) -> Plan:
 @pytest.fixture(scope="module")
 def features(plan: Plan) -> Artefact:
     """The features of the plan, made in this process."""
-    encoder = Encoder("mini", plan.clip_identity, StageSettings().batch_size, ActorPlan(actors=1, cpus=1, gpus=0))
+    encoder = Encoder("mini", plan.clip_identity, StageSettings(), ActorPlan(actors=1, cpus=1, gpus=0))
     artefact = plan.store.artefact_of(plan.features)
     decode = {"data": plan.config.data, "spec": plan.image_spec, "packed": True}
     for part in plan.source.parts:
@@ -116,6 +119,24 @@ def test_the_surest_images_of_the_training_split_teach(plan: Plan, features: Art
         int(truth[row]) == class_ for row, class_ in zip(chosen.row_M.tolist(), chosen.class_M.tolist(), strict=True)
     ]
     assert sum(right) / len(right) > 0.8
+
+
+def test_images_of_none_of_the_names_neither_teach_nor_are_described_in_groups(plan: Plan, features: Artefact) -> None:
+    data = dataclasses.replace(plan.config.data, reject=0.4)
+    rejecting = dataclasses.replace(plan, config=dataclasses.replace(plan.config, data=data))
+    table = load_features(features, plan.source)
+    row_N, _, _ = rows_of_splits(data, table)
+    clip = load_clip(plan.config.model.clip)
+    text_CD = clip.class_embeddings(plan.classes.names, plan.classes.templates[:1]).cpu()
+    kept = set(kept_rows(data, table.feature_ND, row_N, text_CD).tolist())
+    assert len(kept) < 0.7 * len(row_N)
+    position = {row: at for at, row in enumerate(table.row_N.tolist())}
+    assert {position[row] for row in choose_images(rejecting, features).row_M.tolist()} <= kept
+    assert not {position[row] for row in choose_images(plan, features).row_M.tolist()} <= kept
+    assert synthesis_of(rejecting, rejecting.config).lora != synthesis_of(plan, plan.config).lora
+    for groups, expected in ((True, kept), (False, set(row_N.tolist()))):
+        known = known_rows(rejecting, features, all_splits=False, groups=groups)
+        assert set(known.wanted_N.nonzero()[0].tolist()) == expected
 
 
 def test_in_trzsl_images_of_unseen_classes_teach_airs_lora(plan: Plan, features: Artefact) -> None:

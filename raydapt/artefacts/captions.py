@@ -23,6 +23,37 @@ from raydapt.store.fingerprint import Recipe
 IMAGE_CAPTIONS, GROUP_CAPTIONS = "image_captions", "group_captions"
 """The two kinds."""
 _MOST_CHARACTERS = 4000
+PIECE_ROWS = 64
+_PIECES_PER_PART = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Some rows of a part of a source, described and committed together: little is lost where a server or engine dies.
+
+    Attributes:
+        number: In the order of the rows. Never the number of a part of a source: captions of former versions had those.
+        part: The part's index.
+        start: First row within the part.
+        stop: Row after the last one; None: the part's end, where only reading tells it.
+    """
+
+    number: int
+    part: int
+    start: int
+    stop: int | None
+
+
+def pieces_of(source: Source) -> list[Piece]:
+    """The pieces that the captions of a source are made in."""
+    pieces = []
+    for part in source.parts:
+        starts = range(0, max(part.rows or 1, 1), PIECE_ROWS) if part.rows is not None else [0]
+        for place, start in enumerate(starts):
+            stop = None if part.rows is None else min(start + PIECE_ROWS, part.rows)
+            number = (part.index + 1) * _PIECES_PER_PART + place
+            pieces.append(Piece(number=number, part=part.index, start=start, stop=stop))
+    return pieces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +116,9 @@ def caption_recipes(
     )
     if classes is not None and data.class_prior != "unknown":  # it shifts the zero-shot classes
         words["class_prior"] = data.class_prior
-    canvas = {"canvas_px": captioner.canvas_px, "gap_px": captioner.gap_px, "seed": captioner.seed}
+    canvas: dict[str, Any] = {"canvas_px": captioner.canvas_px, "gap_px": captioner.gap_px, "seed": captioner.seed}
+    if not all_splits and data.reject not in ("auto", False):  # it decides whom a group is drawn from
+        canvas["reject"] = data.reject
     recipes = {}
     for kind, prompt, own in ((IMAGE_CAPTIONS, image_prompt, {}), (GROUP_CAPTIONS, group_prompt, canvas)):
         of_classes = kind == GROUP_CAPTIONS or "{}" in prompt

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from raydapt.artefacts.features import image_settings
+from raydapt.artefacts.features import arithmetic, image_settings
+from raydapt.artefacts.loaded import load_once
 from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source
 from raydapt.models.views import square_boxes
@@ -40,15 +41,25 @@ def boxes_of(ids: Sequence[str], crops: CropSpec) -> Tensor:
 
 
 def crops_recipe(
-    source: Source, clip_identity: str, image_spec: ImageSpec, data: DataSettings, crops: CropSpec
+    source: Source,
+    clip_identity: str,
+    image_spec: ImageSpec,
+    data: DataSettings,
+    crops: CropSpec,
+    *,
+    tf32: bool = False,
 ) -> Recipe:
     """What the crops' features depend on."""
-    settings = image_settings(image_spec, data) | {"crops": asdict(crops)}
+    settings = image_settings(image_spec, data) | arithmetic(tf32=tf32) | {"crops": asdict(crops)}
     return Recipe(kind=KIND, settings=settings, inputs=(source.identity,), weights=clip_identity)
 
 
 def load_crops(artefact: Artefact) -> Tensor:
     """Features [N, 1 + K, D] in the order of `load_features`; zeros for images in error."""
+    return load_once(artefact, "crops", lambda: _read(artefact))
+
+
+def _read(artefact: Artefact) -> Tensor:
     places = 1 + int(artefact.manifest.settings["crops"]["crops"])
     feature_NKD, start = torch.zeros(0), 0
     for table in artefact.iter_tables(["feature"]):

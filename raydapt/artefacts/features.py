@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raydapt.artefacts.loaded import loaded, remember
 from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source, read_row_labels
 from raydapt.errors import UserError
@@ -43,15 +44,22 @@ class FeatureTable:
     valid_N: Tensor
 
 
-def features_recipe(source: Source, clip_identity: str, image_spec: ImageSpec, data: DataSettings) -> Recipe:
+def features_recipe(
+    source: Source, clip_identity: str, image_spec: ImageSpec, data: DataSettings, *, tf32: bool = False
+) -> Recipe:
     """What the features depend on; the source's identity holds the images and the way they are cut into parts.
 
     A source of features depends on nothing else: no model has a part in them.
     """
     if source.width:
         return Recipe(kind=KIND, settings={"given": True, "width": source.width}, inputs=(source.identity,))
-    settings = image_settings(image_spec, data)
+    settings = image_settings(image_spec, data) | arithmetic(tf32=tf32)
     return Recipe(kind=KIND, settings=settings, inputs=(source.identity,), weights=clip_identity)
+
+
+def arithmetic(*, tf32: bool) -> dict[str, str]:
+    """The setting of an encoding stage that tells TF32 from fp32, which every device computes alike."""
+    return {"arithmetic": "tf32"} if tf32 else {}
 
 
 def image_settings(image_spec: ImageSpec, data: DataSettings) -> dict[str, Any]:
@@ -63,25 +71,29 @@ def image_settings(image_spec: ImageSpec, data: DataSettings) -> dict[str, Any]:
 def load_features(artefact: Artefact, source: Source | None = None) -> FeatureTable:
     """Reads the features without the labels; the float array is filled shard by shard, never held twice.
 
+    What another part of this process still holds is shared with it (see `raydapt.artefacts.loaded`).
+
     Args:
         artefact: Finished features.
         source: Their images: splits that were corrected since the features were made then count as they are now.
     """
     rows = artefact.manifest.rows
+    held_ND, held_N = loaded(artefact, "feature"), loaded(artefact, "valid")
+    read = held_ND is None or held_N is None
     feature_ND, valid_N = torch.zeros(rows, 0), torch.zeros(rows, dtype=torch.bool)
     row_N = torch.zeros(rows, dtype=torch.int64)
     words: dict[str, list[Any]] = {name: [] for name in ("id", "split", "path", "error")}
     start = 0
-    for table in artefact.iter_tables(["row", *words, "feature"]):
+    for table in artefact.iter_tables(["row", *words, *(["feature"] if read else [])]):
         stop = start + table.num_rows
-        column = table["feature"].combine_chunks()
-        valid = column.is_valid().to_numpy(zero_copy_only=False)
-        if start == 0:
-            feature_ND = torch.zeros(rows, column.type.list_size)
         row_N[start:stop] = torch.from_numpy(table["row"].to_numpy().copy())
-        valid_N[start:stop] = torch.from_numpy(valid.copy())
-        value_MD = column.flatten().to_numpy().reshape(-1, column.type.list_size)
-        feature_ND[start:stop][valid_N[start:stop]] = torch.from_numpy(value_MD.copy())
+        if read:
+            column = table["feature"].combine_chunks()
+            if start == 0:
+                feature_ND = torch.zeros(rows, column.type.list_size)
+            valid_N[start:stop] = torch.from_numpy(column.is_valid().to_numpy(zero_copy_only=False).copy())
+            value_MD = column.flatten().to_numpy().reshape(-1, column.type.list_size)
+            feature_ND[start:stop][valid_N[start:stop]] = torch.from_numpy(value_MD.copy())
         for name, word in words.items():
             word.extend(table[name].to_pylist())
         start = stop
@@ -92,8 +104,8 @@ def load_features(artefact: Artefact, source: Source | None = None) -> FeatureTa
         split_N=words["split"] if fresh is None else [fresh.splits[row] for row in row_N.tolist()],
         path_N=words["path"],
         error_N=words["error"],
-        feature_ND=feature_ND,
-        valid_N=valid_N,
+        feature_ND=remember(artefact, "feature", feature_ND) if held_ND is None or held_N is None else held_ND,
+        valid_N=remember(artefact, "valid", valid_N) if held_ND is None or held_N is None else held_N,
     )
 
 

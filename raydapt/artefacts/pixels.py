@@ -16,6 +16,7 @@ from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from raydapt.artefacts.features import image_settings
+from raydapt.artefacts.loaded import load_once
 from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source
 from raydapt.errors import UserError
@@ -60,9 +61,7 @@ def load_pixels(artefact: Artefact, cache_folder: str | Path, *, largest_in_memo
     rows, side = artefact.manifest.rows, int(artefact.manifest.settings["image"]["size_px"])
     shape = (rows, 3, side, side)
     if rows * 3 * side * side <= largest_in_memory:
-        pixel_N3SS = np.zeros(shape, dtype=np.uint8)
-        _fill(artefact, pixel_N3SS)
-        return torch.from_numpy(pixel_N3SS)
+        return load_once(artefact, "pixels", lambda: _read(artefact, shape))
     target = Path(cache_folder) / f"{artefact.kind}-{artefact.fingerprint}.npy"
     if not target.exists():
         temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
@@ -81,6 +80,12 @@ def load_pixels(artefact: Artefact, cache_folder: str | Path, *, largest_in_memo
             temporary.unlink(missing_ok=True)
     # Copy-on-write: torch wants a writable array, and the file must stay as it is.
     return torch.from_numpy(np.load(target, mmap_mode="c"))
+
+
+def _read(artefact: Artefact, shape: tuple[int, int, int, int]) -> Tensor:
+    pixel_N3SS = np.zeros(shape, dtype=np.uint8)
+    _fill(artefact, pixel_N3SS)
+    return torch.from_numpy(pixel_N3SS)
 
 
 def _reserve(path: Path) -> None:

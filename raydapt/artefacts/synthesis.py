@@ -11,8 +11,9 @@ from raydapt.artefacts.lora import lora_recipe
 from raydapt.artefacts.synthetic_images import synthesis_recipe
 from raydapt.data.classes import ClassSpace
 from raydapt.errors import UserError
-from raydapt.models.diffusion import Sampling, native_size_px, pipeline_identity
+from raydapt.models.diffusion import Sampling
 from raydapt.models.diffusion_lora import read_lora
+from raydapt.models.pipelines import native_size_px, pipeline_identity, require_trainable
 from raydapt.settings.groups import DataSettings, LoraSettings, SynthesisSettings
 from raydapt.store.fingerprint import Recipe
 
@@ -118,6 +119,7 @@ def plan_synthesis(
         return SynthesisPlan(job=job.with_lora(weights), lora=None)
     if not lora.enabled:
         return SynthesisPlan(job=job, lora=None)
+    require_trainable(settings.pipeline)
     recipe = lora_recipe(lora, data, classes.names, template, sampling, features=features, identity=job.identity)
     if taught is not None:
         recipe = replace(recipe, settings={**recipe.settings, "taught": list(taught)})

@@ -10,6 +10,7 @@ Legend: B batch, M images that drew one operation, S side in px.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,7 +32,8 @@ class Augmentation:
         mirror: Whether images may be mirrored.
         quarter_turns: Whether images may be turned by multiples of 90 degrees.
         magnitude: Strength of the random operation, 0 to 10; 0 leaves it out.
-        cutout_px: Side of the square that is cut out; 0 leaves it out.
+        cutout_px: Side of the square that is cut out; 0 leaves it out, ``random`` draws it up to half of the image's.
+        published: Whether the operation's degree is drawn from the ranges of Co-Reg's code, whatever the magnitude.
     """
 
     mean: tuple[float, float, float]
@@ -40,7 +42,8 @@ class Augmentation:
     mirror: bool
     quarter_turns: bool
     magnitude: float
-    cutout_px: int
+    cutout_px: int | Literal["random"]
+    published: bool = False
 
     def plain(self, pixel_B3SS: Tensor) -> Tensor:
         """Normalised float32 images of uint8 pixels."""
@@ -55,7 +58,9 @@ class Augmentation:
     def strong(self, pixel_B3SS: Tensor) -> Tensor:
         """A strong view, normalised; what is cut out has the mean colour."""
         pixel_B3SS = self._moved(pixel_B3SS)
-        if self.magnitude:
+        if self.published:
+            pixel_B3SS = published_operation(pixel_B3SS)
+        elif self.magnitude:
             pixel_B3SS = random_operation(pixel_B3SS, self.magnitude / 10)
         image_B3SS = self.plain(pixel_B3SS)
         return cut_out(image_B3SS, self.cutout_px) if self.cutout_px else image_B3SS
@@ -91,13 +96,17 @@ def quarter_turn(pixel_B3SS: Tensor) -> Tensor:
     return turned
 
 
-def cut_out(image_B3SS: Tensor, side_px: int) -> Tensor:
-    """Zeroes a square around a random pixel, as far as it lies within the image (DeVries & Taylor 2017)."""
+def cut_out(image_B3SS: Tensor, side_px: int | Literal["random"]) -> Tensor:
+    """Zeroes a square around a random pixel, as far as it lies within the image (DeVries & Taylor 2017).
+
+    A ``random`` side is uniform from 0 to half of the image's, for every image its own (FixMatch's code).
+    """
     n, side, device = len(image_B3SS), image_B3SS.shape[-1], image_B3SS.device
+    side_B1: Tensor | int = (torch.rand(n, 1, device=device) * 0.5 * side).long() if side_px == "random" else side_px
     centre_2B = torch.randint(0, side, (2, n), device=device)
     step_S = torch.arange(side, device=device)
-    start_2B1 = centre_2B[..., None] - side_px // 2
-    row_BS, column_BS = ((step_S >= start) & (step_S < start + side_px) for start in start_2B1)
+    start_2B1 = centre_2B[..., None] - side_B1 // 2
+    row_BS, column_BS = ((step_S >= start) & (step_S < start + side_B1) for start in start_2B1)
     hole_B1SS = (row_BS[:, :, None] & column_BS[:, None, :])[:, None]
     return image_B3SS.masked_fill(hole_B1SS, 0.0)
 
@@ -117,6 +126,27 @@ def random_operation(pixel_B3SS: Tensor, strength: float) -> Tensor:
         drew_M = (choice_B == i).nonzero().flatten()
         if len(drew_M):
             result[drew_M] = operation(pixel_B3SS[drew_M], sign_B[drew_M], strength)
+    return result
+
+
+def published_operation(pixel_B3SS: Tensor) -> Tensor:
+    """One operation per image, its degree uniform over the published range (FixMatch's, PiCO's and Co-Reg's code).
+
+    The magnitude that is named there, 5, has no part in it. Brightness, colour, contrast and sharpness go down alone,
+    to 0.05 of the image's; the others have `random_operation`'s ranges, drawn evenly.
+    """
+    result, device = pixel_B3SS.clone(), pixel_B3SS.device
+    choice_B = torch.randint(0, len(_OPERATIONS), (len(pixel_B3SS),), device=device)
+    degree_B = torch.rand(len(pixel_B3SS), device=device)
+    sign_B = torch.randint(0, 2, (len(pixel_B3SS),), device=device) * 2.0 - 1
+    for i, operation in enumerate(_OPERATIONS):
+        for image in (choice_B == i).nonzero().flatten().tolist():
+            degree, row = float(degree_B[image]), slice(image, image + 1)
+            if operation in _BLENDS:  # a factor of 1 - 0.9 strength: from 0.95 down to 0.05
+                sign_1, strength = -torch.ones(1, device=device), (0.05 + 0.9 * degree) / _ENHANCE
+            else:
+                sign_1, strength = sign_B[row], degree
+            result[row] = operation(pixel_B3SS[row], sign_1, strength)
     return result
 
 
@@ -196,6 +226,12 @@ def _identity(pixel: Tensor, _: Tensor, __: float) -> Tensor:
     return pixel
 
 
+_BLENDS: tuple[Operation, ...] = (
+    _blend(torch.zeros_like),
+    _blend(_mean_grey),
+    _blend(_grey),
+    _blend(_blurred),
+)
 _OPERATIONS: tuple[Operation, ...] = (
     _identity,
     _autocontrast,
@@ -203,10 +239,7 @@ _OPERATIONS: tuple[Operation, ...] = (
     _posterize,
     _solarize,
     _turn,
-    _blend(torch.zeros_like),
-    _blend(_mean_grey),
-    _blend(_grey),
-    _blend(_blurred),
+    *_BLENDS,
     _affine((0, 1), _SHEAR),
     _affine((1, 0), _SHEAR),
     _affine((0, 2), _SHIFT),

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from raydapt.data import webdataset
 from raydapt.data.class_features import ClassFeatures, read_class_features
-from raydapt.data.named_sets import NamedSet, default_templates, named_set, set_of_names
+from raydapt.data.named_sets import NamedSet, Protocol, default_templates, named_set, set_of_names
 from raydapt.data.sources import Source, read_label_names
 from raydapt.data.spelling import loose, normal, position, prompt_name, same_name
 from raydapt.errors import UserError
@@ -108,10 +108,11 @@ def resolve_classes(data: DataSettings, source: Source) -> ClassSpace:
             exactly one ``{}``.
     """
     known = named_set(data.source)
+    _check_protocol(data, known)
     features = _given_features(data)
     if isinstance(data.class_names, str) and data.class_names != "auto" and named_set(data.class_names):
         known = named_set(data.class_names)
-        names, labels = _names_of_set(known)
+        names, labels = _names_of_set(known, data.protocol)
     elif data.class_names != "auto":
         given = data.class_names if isinstance(data.class_names, list) else read_names(data.class_names)
         names = labels = tuple(normal(str(name)) for name in given)
@@ -120,9 +121,10 @@ def resolve_classes(data: DataSettings, source: Source) -> ClassSpace:
     elif features is not None:
         names = labels = features.names
     elif known:
-        names, labels = _names_of_set(known)
+        names, labels = _names_of_set(known, data.protocol)
     else:
-        labels = read_label_names(source)
+        other = {normal(label) for label in data.other_labels}
+        labels = tuple(label for label in read_label_names(source) if normal(label) not in other)
         names = tuple(prompt_name(label) for label in labels)
         if source.kind == "tar" and (beside := webdataset.listed_names(source)) and _are_places(labels, len(beside)):
             names = labels = tuple(normal(name) for name in beside)
@@ -131,7 +133,7 @@ def resolve_classes(data: DataSettings, source: Source) -> ClassSpace:
         templates = features.templates if data.templates == "auto" else tuple(data.templates)
         features.embeddings(names, templates)  # which refuses what the file does not have
     elif data.templates == "auto":
-        templates = known.templates if known else default_templates()
+        templates = known.templates_of(data.protocol) if known else default_templates()
     else:
         templates = tuple(data.templates)
     if features is None:
@@ -173,12 +175,24 @@ def _are_places(labels: Sequence[str], n_classes: int) -> bool:
     return bool(numbers) and 0 in numbers and all(n is not None and n < n_classes for n in numbers)
 
 
-def _names_of_set(known: NamedSet | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    return (known.class_names, known.labels) if known else ((), ())
+def _names_of_set(known: NamedSet | None, protocol: Protocol) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return (known.names_of(protocol), known.labels) if known else ((), ())
+
+
+def _check_protocol(data: DataSettings, known: NamedSet | None) -> None:
+    if isinstance(data.class_names, str):
+        known = named_set(data.class_names) or known
+    if data.protocol != "raydapt" and known is None:
+        raise UserError(
+            f"Setting data.protocol={data.protocol} takes the names and wordings of a named set, and "
+            f"{data.source!r} is none: name one in data.source or data.class_names, or give names and data.templates."
+        )
 
 
 def _aliases(known: NamedSet, names: Sequence[str]) -> tuple[tuple[str, int], ...]:
     position = {name: i for i, name in enumerate(names)}
+    if tuple(names) in known.wordings:  # aliases mean raydapt's names
+        position |= {name: i for i, name in enumerate(known.class_names)}
     return tuple((alias, position[name]) for alias, name in known.aliases.items() if name in position)
 
 
@@ -186,11 +200,15 @@ def _check_names(names: Sequence[str], data: DataSettings, source: Source) -> No
     if not names:
         raise UserError(
             f"data.class_names={data.class_names!r} gives no class names, and {source.uri!r} has no class folders or "
-            "labels to take them from: set data.class_names to a list, or to a text file with one name a line."
+            "labels to take them from: set data.class_names to a list, or to a text file with one name a line"
+            + (", or unpack the archives if their folders are the classes." if source.kind == "tar" else ".")
             + "".join(f" {note}" for note in source.notes)
         )
     if len(names) < 2:
-        raise UserError(f"data.class_names: there is one class, {names[0]!r}; at least two are needed.")
+        raise UserError(
+            f"data.class_names: there is one class, {names[0]!r}; at least two are needed."
+            + "".join(f" {note}" for note in source.notes)
+        )
     for name in names:
         if not name.strip():
             raise UserError("data.class_names holds an empty name: remove it.")

@@ -30,8 +30,9 @@ from PIL import (
 
 from raydapt.data.deep_colours import to_8_bits, wide_rgb
 from raydapt.data.formats import FORMATS
+from raydapt.data.tiff_bands import NEEDS_EXTRA, NoBands, has_deep_planes, is_tiff, read_bands
 
-BAD_IMAGE_REASONS = ("empty", "too_many_bytes", "too_many_pixels", "not_an_image", "corrupt")
+BAD_IMAGE_REASONS = ("empty", "too_many_bytes", "too_many_pixels", "not_an_image", "corrupt", NEEDS_EXTRA)
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _RESIZE_MODES = ("shortest", "squash", "longest")
 _ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
@@ -125,9 +126,31 @@ def decode_rgb(data: bytes, *, max_pixels: int, max_bytes: int) -> Image.Image:
         raise BadImage("empty")
     if len(data) > max_bytes:
         raise BadImage("too_many_bytes")
+    try:
+        return _by_pillow(data, max_pixels)
+    except _OtherTiffError:
+        with _QUIET:
+            return _by_bands(data, max_pixels)
+
+
+class _OtherTiffError(Exception):
+    """A TIFF file that is not for Pillow."""
+
+
+def _by_bands(data: bytes, max_pixels: int) -> Image.Image:
+    try:
+        image, orientation = read_bands(data, max_pixels=max_pixels)
+    except NoBands as verdict:
+        raise BadImage(str(verdict)) from None
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _by_pillow(data: bytes, max_pixels: int) -> Image.Image:
     with _QUIET, _open(data) as image:  # Pillow warns of bombs, broken EXIF and more; the outcome says all that matters
         if image.width * image.height > max_pixels:
             raise BadImage("too_many_pixels")
+        if has_deep_planes(image):
+            raise _OtherTiffError
         try:
             deep = wide_rgb(image)
             return to_rgb(_upright(image, image if deep is None else deep))
@@ -153,6 +176,8 @@ def _open(data: bytes) -> ImageFile.ImageFile:
     except Image.DecompressionBombError:
         raise BadImage("too_many_pixels") from None
     except UnidentifiedImageError:
+        if is_tiff(data):
+            raise _OtherTiffError from None
         raise BadImage("not_an_image") from None
     except Exception as error:  # as above: the format is known but its header is broken
         raise BadImage("corrupt") from error

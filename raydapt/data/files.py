@@ -16,10 +16,12 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 
 from raydapt.data.formats import IMAGE_SUFFIXES, kind_left_out
 from raydapt.data.parts import Digest
+from raydapt.data.zips import ZIP_ERRORS, ZIP_SUFFIX, address_in_zip, forget_archives, inside, is_zip, members
 from raydapt.errors import UserError
 
 TABLE_SUFFIXES = (".parquet", ".arrow")
 ARRAY_SUFFIXES = (".npy", ".npz")
+LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 TRAIN_NAMES = frozenset({"train", "training", "trainval"})
 UNLABELLED_NAMES = frozenset({"unlabeled", "unlabelled", "unsup", "extra", "pred", "prediction"})
@@ -28,8 +30,9 @@ SPLIT_NAMES = (
     *("trainval", "eval", "evaluation", "holdout"),
     *sorted(UNLABELLED_NAMES),
 )
-_JUNK_FOLDERS = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information"}
-"""Folders that systems put beside people's own: thumbnails, forks and what was thrown away."""
+JUNK_FOLDERS = frozenset({"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "$Recycle.Bin", "lost+found",
+                          "System Volume Information"})  # fmt: skip
+"""Folders that systems put beside people's own, spelt as they do: thumbnails, forks and what was thrown away."""
 _OWN_FOLDER = re.compile(r"[0-9a-f]{16}")
 _OWN_PART = re.compile(r"part-\d{5,}\.parquet")
 _MOST_PATTERN_FILES = 100_000
@@ -64,6 +67,9 @@ class Listing:
     tars: list[Found] = field(default_factory=list)
     arrays: list[Found] = field(default_factory=list)
     """Of numpy: features, never images."""
+    lists: list[Found] = field(default_factory=list)
+    """Text tables that may name images."""
+    zips: list[Found] = field(default_factory=list)
     images: list[str] = field(default_factory=list)
     """Names alone: there may be millions."""
     image_digest: Digest = field(default_factory=hashlib.sha256)
@@ -87,6 +93,10 @@ class Listing:
             self.tars.append(found)
         elif name.endswith(ARRAY_SUFFIXES):
             self.arrays.append(found)
+        elif name.endswith(LIST_SUFFIXES):
+            self.lists.append(found)
+        elif name.endswith(ZIP_SUFFIX):
+            self.zips.append(found)
         elif name.endswith(IMAGE_SUFFIXES):
             self.images.append(found.name)
             self.image_digest.update(found.line)
@@ -97,19 +107,25 @@ class Listing:
 def list_data(address: str) -> Listing:
     """Lists the data files of a folder, of a pattern (``{0..9}``, ``*``), or the one file that `address` is.
 
+    A zip archive is the folder of what is in it.
+
     Raises:
         UserError: For a path that does not exist or cannot be listed, or an address of no known file system.
     """
     filesystem, path = open_filesystem(address)
     try:
+        if is_zip(filesystem) and filesystem.isdir(path):
+            return _list_zip(filesystem, path, address)
         if is_pattern(address) and not filesystem.exists(path):
             return _list_pattern(filesystem, path, address)
         info = filesystem.info(path)
         if info["type"] == "directory":
             listing = Listing(uri=address_of(filesystem, path), root=address_of(filesystem, path))
-            for found in _walk(filesystem, path, "", set()):
+            for found in _walk(filesystem, path, "", frozenset()):
                 listing.add(found)
             return listing
+        if path.lower().endswith(ZIP_SUFFIX) and not is_zip(filesystem):
+            return list_zip(address_of(filesystem, path))
         folder, _, name = path.rpartition("/")
         listing = Listing(uri=address_of(filesystem, path), root=address_of(filesystem, folder or "/"))
         listing.add(Found(name, int(info["size"] or 0), _stamp(info)))
@@ -117,6 +133,30 @@ def list_data(address: str) -> Listing:
         raise UserError(f"data.source={address!r} does not exist: check the path.") from None
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"data.source={address!r} cannot be listed ({first_line(error)}): check the address.") from None
+    return listing
+
+
+def list_zip(address: str) -> Listing:
+    """Lists what is in a zip archive.
+
+    Raises:
+        UserError: If it is damaged or encrypted.
+    """
+    forget_archives()
+    try:
+        filesystem, path = open_filesystem(inside(address))
+    except (*ZIP_ERRORS, OSError) as error:
+        raise UserError(
+            f"data.source={address!r} is no zip archive that can be read ({first_line(error)}): fetch it again."
+        ) from None
+    return _list_zip(filesystem, path, address)
+
+
+def _list_zip(filesystem: Any, path: str, uri: str) -> Listing:
+    listing = Listing(uri=uri, root=address_in_zip(filesystem, path))
+    for name, size, checksum in members(filesystem, path):
+        if not any(part.startswith(".") or part in JUNK_FOLDERS for part in name.split("/")):
+            listing.add(Found(name, size, checksum))
     return listing
 
 
@@ -143,6 +183,8 @@ def address_of(filesystem: Any, path: str) -> str:
     """The address that `open_filesystem` turns into this file system and path."""
     if is_local(filesystem):
         return path
+    if is_zip(filesystem):
+        return address_in_zip(filesystem, path)
     if isinstance(filesystem, ArrowFSWrapper):
         return f"{filesystem.fs.type_name.replace('gcs', 'gs')}://{path}"
     return str(filesystem.unstrip_protocol(path))
@@ -195,14 +237,14 @@ def _list_pattern(filesystem: Any, path: str, address: str) -> Listing:
     return listing
 
 
-def _walk(filesystem: Any, root: str, below: str, visited: set[str]) -> Iterator[Found]:
-    """Every file under ``root/below``; hidden ones and links that lead back are left out."""
+def _walk(filesystem: Any, root: str, below: str, above: frozenset[str]) -> Iterator[Found]:
+    """Every file under ``root/below``; hidden ones and links that lead back to a folder above are left out."""
     folder = f"{root}/{below}" if below else root
     if is_local(filesystem):
         real = os.path.realpath(folder)
-        if real in visited:
+        if real in above:
             return
-        visited.add(real)
+        above |= {real}
         entries = _scan_local(folder)
     else:
         entries = [
@@ -218,11 +260,11 @@ def _walk(filesystem: Any, root: str, below: str, visited: set[str]) -> Iterator
     if below and _is_own(below, [name for name, *_ in entries]):
         return
     for name, is_folder, size, stamp in sorted(entries):
-        if name.startswith(".") or name.lower() in _JUNK_FOLDERS:
+        if name.startswith(".") or name in JUNK_FOLDERS:
             continue
         inner = f"{below}/{name}" if below else name
         if is_folder:
-            yield from _walk(filesystem, root, inner, visited)
+            yield from _walk(filesystem, root, inner, above)
         else:
             yield Found(inner, size, stamp)
 

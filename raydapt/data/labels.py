@@ -4,14 +4,14 @@ Legend: N images.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from raydapt.data.classes import ClassSpace
-from raydapt.data.spelling import nearest
+from raydapt.data.spelling import nearest, normal
 from raydapt.errors import UserError
 
 _MOST_NAMED = 5
@@ -117,6 +117,26 @@ def examine(space: ClassSpace, counts: Mapping[str, int]) -> LabelFindings:
         for i, (label, images) in enumerate(sorted(strange.items(), key=lambda item: (-item[1], item[0])))
     ]
     return LabelFindings(labelled=sum(counts.values()), unknown=tuple(unknown))
+
+
+def check_other_labels(space: ClassSpace, other: Sequence[str]) -> None:
+    """Refuses `data.other_labels` that are classes of the run.
+
+    Raises:
+        UserError: See above.
+    """
+    for label in other:
+        if (index := space.index_of(label)) >= 0:
+            raise UserError(
+                f"data.other_labels={list(other)}: {label!r} is the class {space.names[index]!r}, so it cannot "
+                "stand for none of these: take it out of data.other_labels or of data.class_names."
+            )
+
+
+def without_other(labels: Iterable[str | None], other: Sequence[str]) -> list[str | None]:
+    """The labels, None in the place of those in `data.other_labels`."""
+    others = {normal(label) for label in other}
+    return [None if label is not None and normal(label) in others else label for label in labels]
 
 
 def check_numbers(space: ClassSpace, counts: Mapping[str, int], *, setting: str = "data.source") -> None:

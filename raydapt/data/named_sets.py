@@ -5,9 +5,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import files
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import yaml
+
+Protocol = Literal["raydapt", "grip", "coop", "latteclip"]
+"""Whose class names and prompt wordings a named set has."""
+_GRIP_TEMPLATE = "a photo of a {}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +37,8 @@ class NamedSet:
     """What the images are labelled with, in the same order."""
     grip_names: tuple[str, ...]
     """The names in GRIP's published splits, in the same order."""
+    coop_names: tuple[str, ...]
+    """The names in CoOp's, in the same order."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Labels that other copies of the set use, with the class name that they mean."""
     templates: tuple[str, ...]
@@ -41,8 +47,25 @@ class NamedSet:
     """The wordings that vote in the annotation of Co-Reg."""
     thresholds: Mapping[str, Thresholds] = field(default_factory=dict)
     """CPL thresholds for the prompts ``text`` and ``visual``, as far as they were published."""
+    latteclip_template: str
+    """The prompt of LatteCLIP's code."""
     hub: str | None = None
     """Where a copy is, as an ``hf://`` address."""
+
+    @property
+    def wordings(self) -> tuple[tuple[str, ...], ...]:
+        """The lists of class names under which the set is known."""
+        return self.class_names, self.grip_names, self.coop_names
+
+    def names_of(self, protocol: Protocol) -> tuple[str, ...]:
+        """The class names of a published protocol, or raydapt's."""
+        return {"raydapt": self.class_names, "grip": self.grip_names}.get(protocol, self.coop_names)
+
+    def templates_of(self, protocol: Protocol) -> tuple[str, ...]:
+        """The wordings of a published protocol, which has but one, or raydapt's."""
+        if protocol == "raydapt":
+            return self.templates
+        return ({"grip": _GRIP_TEMPLATE, "coop": self.templates[0]}.get(protocol, self.latteclip_template),)
 
 
 def named_set(name: str) -> NamedSet | None:
@@ -56,9 +79,12 @@ def set_names() -> tuple[str, ...]:
 
 
 def set_of_names(names: Sequence[str], *, first: NamedSet | None = None) -> NamedSet | None:
-    """The set that has exactly these class names in this order, `first` before the others; None if there is none."""
+    """The set that has exactly these class names in this order, `first` before the others; None if there is none.
+
+    The names may be those of any protocol.
+    """
     candidates = ([first] if first else []) + list(_sets().values())
-    return next((known for known in candidates if known.class_names == tuple(names)), None)
+    return next((known for known in candidates if tuple(names) in known.wordings), None)
 
 
 def default_templates() -> tuple[str, ...]:
@@ -90,11 +116,13 @@ def _set(name: str, values: Mapping[str, Any]) -> NamedSet:
         class_names=names,
         labels=tuple(values.get("labels", names)),
         grip_names=tuple(values.get("grip_names", names)),
+        coop_names=tuple(values.get("coop_names", names)),
         aliases=MappingProxyType(values.get("aliases", {})),
         templates=tuple(values["templates"]) if "templates" in values else default_templates(),
         annotation_templates=tuple(values.get("annotation_templates", annotation_templates())),
         thresholds=MappingProxyType({prompt: Thresholds(**numbers) for prompt, numbers in
                                      values.get("thresholds", {}).items()}),
+        latteclip_template=values.get("latteclip_template", default_templates()[0]),
         hub=values.get("hub"),
     )  # fmt: skip
 

@@ -50,6 +50,8 @@ class Part:
     """Parquet: the row groups that hold the rows. A part is either whole row groups or a piece of a single one."""
     layout: str = ""
     """Files: what the folders mean, see `raydapt.data.folders.label_and_split`."""
+    told: tuple[tuple[str | None, str | None], ...] = ()
+    """Files that a list names: label and split of each; () where the folders tell."""
     width: int = 0
     """Features: values in a row."""
 

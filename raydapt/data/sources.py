@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from raydapt.data import digits, embeddings, files, folders, hub, tables, webdataset
+from raydapt.data import digits, embeddings, files, folders, hub, listed, tables, webdataset
 from raydapt.data.columns import NoImageColumnError
 from raydapt.data.files import Listing
 from raydapt.data.formats import IMAGE_SUFFIXES, say_left_out
@@ -28,9 +28,10 @@ def resolve_source(source: str, *, rows_per_part: int, limit: int | None = None)
     """Finds out what a source is and plans its parts.
 
     Args:
-        source: A folder of class folders (also within ``train``, ``val``, ``test``), a flat folder, a Parquet file or a
-            folder of them, WebDataset tars (a file, a folder, ``x-{0000..0009}.tar``), a folder that ``datasets`` wrote
-            with ``save_to_disk``, features in place of images (see `raydapt.data.embeddings`), any of these under an
+        source: A folder of class folders (also within ``train``, ``val``, ``test``), a flat folder, a zip archive of
+            either, a CSV, TSV or JSON lines file that names images, a Parquet file or a folder of them, WebDataset
+            tars (a file, a folder, ``x-{0000..0009}.tar``), a folder that ``datasets`` wrote with ``save_to_disk``,
+            features in place of images (see `raydapt.data.embeddings`), any of these under an
             fsspec or pyarrow URL (``s3://``, ``gs://``, ``memory://``), ``hf://datasets/ORGANISATION/NAME``,
             ``digits``, or a named set. A named set is looked up as ``$RAYDAPT_DATA/<name>.parquet`` or
             ``$RAYDAPT_DATA/<name>/``, then at its hub address.
@@ -45,19 +46,33 @@ def resolve_source(source: str, *, rows_per_part: int, limit: int | None = None)
     known = named_set(source)
     address = _address_of_set(known) if known else _checked_address(source)
     found = hub.list_hub(address) if address.startswith("hf://") else files.list_data(address)
+    if found.zips and not (found.tables or found.tars or found.images or found.arrays):
+        found = _only_archive(found, source)
     if embeddings.holds_features(found):
         return embeddings.plan(found, rows_per_part=rows_per_part, limit=limit)
-    planned, aside = _plan(found, rows_per_part, limit)
+    if found.lists and not (found.tables or found.tars or found.images):
+        return listed.plan_lists(found, source, rows_per_part=rows_per_part, limit=limit)
+    planned, aside = _plan(found, source, rows_per_part, limit)
     left_out = say_left_out(found.left_out)
     if planned is None:
         raise UserError(
             f"data.source={source!r}: no images found in {address!r}; expected image files "
-            f"({', '.join(IMAGE_SUFFIXES)}), Parquet files or WebDataset tars{'; ' if left_out else '.'}{left_out}"
+            f"({', '.join(IMAGE_SUFFIXES)}), Parquet files, WebDataset tars, a zip archive, or a CSV, TSV or JSON "
+            f"lines file that names images{'; ' if left_out else '.'}{left_out}"
         )
     return replace(planned, notes=(*(note for note in (left_out, *aside) if note), *planned.notes))
 
 
-def _plan(found: Listing, rows_per_part: int, limit: int | None) -> tuple[Source | None, list[str]]:
+def _only_archive(found: Listing, source: str) -> Listing:
+    if len(found.zips) > 1:
+        raise UserError(
+            f"data.source={source!r} holds {len(found.zips)} zip archives, such as {found.zips[0].name!r}: give one of "
+            "them, or unpack them."
+        )
+    return files.list_data(f"{found.root.rstrip('/')}/{found.zips[0].name}")
+
+
+def _plan(found: Listing, source: str, rows_per_part: int, limit: int | None) -> tuple[Source | None, list[str]]:
     """Decides which of the kinds of files that lie together are the images; what is set aside is told.
 
     Tables come first, then tars, then image files; but tables that hold no images are none, and at least two folders of
@@ -80,11 +95,34 @@ def _plan(found: Listing, rows_per_part: int, limit: int | None) -> tuple[Source
         planned = webdataset.plan(found, rows_per_part=rows_per_part, limit=limit)
     elif found.tars:
         aside.append(_say_aside(len(found.tars), "archive", "archives"))
+    if found.zips:
+        aside.append(_say_aside(len(found.zips), "zip archive", "zip archives"))
     if planned is None and found.images:
-        planned = folders.plan(found, rows_per_part=rows_per_part, limit=limit)
+        planned = _plan_images(found, source, rows_per_part, limit)
+        aside += [said] if (said := listed.say_lists(found)) else []
     elif found.images and not (planned and planned.names_files):
         aside.append(_say_aside(len(found.images), "image file", "image files"))
     return planned, aside
+
+
+def _plan_images(found: Listing, source: str, rows_per_part: int, limit: int | None) -> Source:
+    """Image files, with what Hugging Face's ``metadata`` beside them tells, else with what their folders mean."""
+    metadata = [table for table in (*found.lists, *found.tables) if listed.is_metadata(table)]
+    planned = None
+    if metadata:
+        planned = listed.plan_metadata(found, metadata, source, rows_per_part=rows_per_part, limit=limit)
+    if planned is None and _are_shards(found):
+        nothing = dict.fromkeys(found.images, (None, None))
+        planned = folders.plan(found, rows_per_part=rows_per_part, limit=limit, told=nothing)
+        planned = replace(planned, notes=("The folders are img2dataset's shards, and no classes.",))
+    return planned or folders.plan(found, rows_per_part=rows_per_part, limit=limit)
+
+
+def _are_shards(found: Listing) -> bool:
+    """Whether the folders of images are those that img2dataset writes: ``00000/`` beside ``00000.parquet``."""
+    tops = {name.partition("/")[0] for name in found.images}
+    tables_ = {table.name.removesuffix(".parquet") for table in found.tables}
+    return bool(tops) and tops <= tables_ and all(top.isdecimal() for top in tops)
 
 
 def _say_aside(count: int, one: str, many: str) -> str:

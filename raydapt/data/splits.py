@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from raydapt.data.named_sets import Protocol
 from raydapt.errors import UserError
 
 Paradigm = Literal["ul", "ssl", "trzsl"]
@@ -147,3 +148,8 @@ def _divide_ssl(class_index_N: Indices, n_classes: int, shots: int, seed: int) -
         unlabelled_U=np.setdiff1d(np.arange(len(class_index_N)), labelled_L),
         candidate_classes=tuple(range(n_classes)),
     )
+
+
+def adapted_splits(train_splits: Sequence[str], protocol: Protocol) -> list[str]:
+    """The splits that are adapted to: those of the settings, with LatteCLIP's protocol ``val`` beside ``train``."""
+    return ["train", "val"] if protocol == "latteclip" and list(train_splits) == ["train"] else list(train_splits)

@@ -113,13 +113,15 @@ def read(part: Part, max_bytes: int) -> pa.Table:
 
 
 def listed_names(source: Source) -> tuple[str, ...]:
-    """The names in ``classnames.txt`` beside the archives, as CLIP-benchmark writes it; () without such a file."""
+    """The names in ``classnames.txt`` beside or above the archives, as CLIP-benchmark writes it; () without one."""
     filesystem, root = open_filesystem(source.parts[0].root)
-    try:
-        text = bytes(filesystem.cat_file(f"{root}/classnames.txt")).decode("utf-8-sig")
-    except (OSError, ValueError):
-        return ()
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
+    for folder in (root, root.rpartition("/")[0]):
+        try:
+            text = bytes(filesystem.cat_file(f"{folder}/classnames.txt")).decode("utf-8-sig")
+        except (OSError, ValueError):
+            continue
+        return tuple(line.strip() for line in text.splitlines() if line.strip())
+    return ()
 
 
 def label_names(source: Source) -> set[str]:

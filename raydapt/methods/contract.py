@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -107,7 +107,7 @@ class PseudoLabels:
     index_M: Tensor
     """int64 indices into the training images; an image may stand here more than once (published leader board)."""
     target_MC: Tensor
-    """float32 targets over all classes."""
+    """float32 targets over all classes; sparse where they are only kept (see `kept`)."""
     confidence_M: Tensor
     """Probability of the class that selected the image."""
     class_M: Tensor
@@ -118,6 +118,11 @@ class PseudoLabels:
     """Images without any candidate."""
     guesses: Mapping[str, Tensor] = field(default_factory=dict)
     """Where several judge together, by name: the class, int64 [U], that each would give every unlabelled image."""
+
+    @property
+    def kept(self) -> PseudoLabels:
+        """The same with sparse targets, for the history: most classes are no target of most images."""
+        return replace(self, target_MC=self.target_MC.to_sparse())
 
 
 class Method(nn.Module, ABC):
@@ -170,6 +175,9 @@ class Method(nn.Module, ABC):
             over_images: Applies a function to all training images, batch by batch in evaluation mode without
                 gradients, each worker to its part; every worker gets all results [N, ...], on the CPU.
         """
+
+    def end_round(self, round_: int) -> None:
+        """Called after a round's last step on every worker, and again when training resumes behind it."""
 
     def after_step(self) -> None:
         """Called after each optimiser step."""

@@ -117,7 +117,7 @@ def evidence(zero_NC: Tensor, adapted_NC: Tensor, feature_ND: Tensor) -> Evidenc
 def judge(zero_NC: Tensor, adapted_NC: Tensor, feature_ND: Tensor) -> Guarded:
     """The verdict on an adapted classifier; arguments as of `evidence`.
 
-    Thresholds were chosen on development sets and their shifted variants (docs/results/guard.md). The mean of both
+    Thresholds were chosen on development sets and their shifted variants (docs/trust.md). The mean of both
     softmaxes is the first fallback: it has no parameter, and its worst case is a fraction of the adapted one's.
     """
     found = evidence(zero_NC, adapted_NC, feature_ND)

@@ -5,9 +5,7 @@ Legend: N images, B batch, C classes, T texts, D width of the shared space, S im
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -19,17 +17,22 @@ from raydapt.data.classes import fill_template
 from raydapt.data.decode import ImageSpec
 from raydapt.errors import UserError
 from raydapt.models import lend_transformers, passed_over
+from raydapt.models.clip_names import (
+    RANDOM,
+    TRANSFORMERS,
+    FoundClip,
+    find_clip,
+    matters,
+    not_loaded,
+    quiet_log,
+)
 from raydapt.models.hugging_face_text import text_tower_of
 from raydapt.models.text_tower import require_whole_prompts
+from raydapt.models.transformers_clip import Loaded, load_transformers_clip
+from raydapt.models.weight_files import load_weights, read_weights
 from raydapt.store.fingerprint import files_digest
 
-MINI = Path(__file__).parent / "mini" / "clip"
-CONFIG_FILE = "open_clip_config.json"
-RANDOM = "random"
-"""`ARCHITECTURE/random`: no pre-trained weights, for speed measurements and tests."""
 _RANDOM_SEED = 0
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-_TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "spiece")
 _TEXTS_PER_CHUNK = 256
 
 
@@ -124,35 +127,58 @@ def load_clip(name: str, *, device: str | torch.device = "cpu") -> Clip:
     """Loads a CLIP model.
 
     Args:
-        name: `mini`; a folder with `open_clip_config.json`, weights and tokenizer; `hf-hub:ORG/NAME`; or open_clip's
-            `ARCHITECTURE/PRETRAINED`, where PRETRAINED is a tag, a weights file, or `random`.
+        name: `mini`; a folder in open_clip's or transformers' layout; the name of either on the hub, as ``ORG/NAME`` or
+            ``hf-hub:ORG/NAME``, with ``@REVISION`` behind it if one is meant; or open_clip's `ARCHITECTURE/PRETRAINED`,
+            where PRETRAINED is a tag, a weights file, or `random`.
         device: Where to put it.
 
     Raises:
         UserError: When there is no such model, or it cannot be fetched.
     """
-    arguments = _open_clip_arguments(name)
-    model_name, pretrained = arguments["model_name"], arguments["pretrained"]
-    try:
-        if "hf_model_name" in (open_clip.get_model_config(model_name) or {}).get("text_cfg", {}):
-            lend_transformers()
-        if pretrained == RANDOM:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(_RANDOM_SEED)
-                model = open_clip.create_model(model_name, pretrained=None, pretrained_image=False)
-        else:
-            model = open_clip.create_model(**arguments, require_pretrained=True)
-        with passed_over("sklearn"):
-            tokenizer = open_clip.get_tokenizer(model_name)
-        embed_dim = int(open_clip.get_model_config(model_name)["embed_dim"])
-    except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"Setting model.clip={name!r} cannot be loaded ({_first_line(error)}): check the name, and that the "
-            "weights are there or the model hub can be reached."
-        ) from error
-    spec = _image_spec(name, open_clip.get_model_preprocess_cfg(model))
-    clip = Clip(model, tokenizer, name=name, identity=clip_identity(name), image_spec=spec, embed_dim=embed_dim)
+    found = find_clip(name)
+    if found.folder is not None and found.kind == TRANSFORMERS:
+        loaded = load_transformers_clip(found.folder, setting=_setting(name))
+    else:
+        loaded = _load_open_clip(name, found)
+    spec = _image_spec(name, loaded.preprocess)
+    identity = clip_identity(name)
+    clip = Clip(
+        loaded.model, loaded.tokenizer, name=name, identity=identity, image_spec=spec, embed_dim=loaded.embed_dim
+    )
     return clip.to(device)
+
+
+def _load_open_clip(name: str, found: FoundClip) -> Loaded:
+    model_name, pretrained = found.model_name, found.pretrained
+    try:
+        with quiet_log():
+            config = open_clip.get_model_config(model_name) or {}
+            if "hf_model_name" in config.get("text_cfg", {}):
+                lend_transformers()
+            if pretrained == RANDOM:
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(_RANDOM_SEED)
+                    model = open_clip.create_model(model_name, pretrained=None, pretrained_image=False)
+            elif found.weights is not None:
+                model = open_clip.create_model(
+                    model_name, load_weights=False, pretrained_image=False, pretrained_text=False, **found.forced
+                )
+                weights = read_weights(found.weights, setting=_setting(name))
+                load_weights(model, weights, found.weights, setting=_setting(name))
+            else:
+                model = open_clip.create_model(
+                    model_name, pretrained=pretrained, require_pretrained=True, **found.forced
+                )
+            with passed_over("sklearn"):
+                tokenizer = open_clip.get_tokenizer(model_name)
+    except (RuntimeError, OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        raise not_loaded(name, found, error) from error
+    return Loaded(
+        model=model,
+        tokenizer=tokenizer,
+        preprocess=open_clip.get_model_preprocess_cfg(model),
+        embed_dim=int(open_clip.get_model_config(model_name)["embed_dim"]),
+    )
 
 
 def imagenet_templates() -> tuple[str, ...]:
@@ -167,80 +193,19 @@ def clip_identity(name: str) -> str:
         For a folder, a digest of its weights, configuration and tokenizer, wherever it lies; for a weights file, of
         the file; for a name of the hub, the name and open_clip's version.
     """
-    folder = _folder(name)
-    if folder is not None:
-        return files_digest((path for path in sorted(folder.iterdir()) if path.is_file() and _matters(path)), folder)
-    arguments = _open_clip_arguments(name)
-    weights = Path(arguments["pretrained"] or "")
-    if arguments["pretrained"] and weights.is_file():
-        own = (open_clip.get_model_config(arguments["model_name"]) or {}).get("quick_gelu")
-        gelu = ":quick_gelu" if arguments["force_quick_gelu"] and not own else ""
-        return f"{arguments['model_name']}:{files_digest([weights], weights.parent)}{gelu}"
+    found = find_clip(name, fetch=False)
+    if found.folder is not None and not found.of_hub:
+        files = [path for path in sorted(found.folder.iterdir()) if path.is_file() and matters(path)]
+        return files_digest(files, found.folder)
+    if found.weights is not None:
+        own = (open_clip.get_model_config(found.model_name) or {}).get("quick_gelu")
+        gelu = ":quick_gelu" if found.forced["force_quick_gelu"] and not own else ""
+        return f"{found.model_name}:{files_digest([found.weights], found.weights.parent)}{gelu}"
     return f"{name}@open_clip-{open_clip.__version__}"
 
 
-def _open_clip_arguments(name: str) -> dict[str, Any]:
-    """The arguments of `open_clip.create_model` that a name stands for."""
-    folder = _folder(name)
-    if folder is not None:
-        return {"model_name": f"local-dir:{folder}", "pretrained": None}
-    if name.startswith("hf-hub:"):
-        return {"model_name": name, "pretrained": None}
-    parts = name.split("/")
-    for n_parts in range(len(parts) - 1, 0, -1):  # open_clip also writes ViT-B-32 as ViT-B/32
-        architecture, pretrained = "-".join(parts[:n_parts]), "/".join(parts[n_parts:])
-        if architecture in open_clip.list_models():
-            # Weights that were trained with the quick GELU are wrong with the other one.
-            known = open_clip.pretrained.get_pretrained_cfg(architecture, pretrained)
-            arguments = {"model_name": architecture, "pretrained": pretrained}
-            if not known and pretrained != RANDOM:
-                return arguments | _family_arguments(architecture, pretrained)
-            return arguments | {"force_quick_gelu": bool(known.get("quick_gelu"))}
-    raise UserError(
-        f"Setting model.clip={name!r} is no model: give 'mini', a folder with {CONFIG_FILE}, hf-hub:ORG/NAME, or "
-        "ARCHITECTURE/PRETRAINED of open_clip, such as ViT-B-32/openai."
-    )
-
-
-def _family_arguments(architecture: str, file: str) -> dict[str, Any]:
-    """How the weights of a file want their images and their GELU, as far as open_clip's own weights tell.
-
-    open_clip prepares images for any file as OpenAI's models want them. What all known weights of an architecture have
-    in common is that of the file too. The quick GELU is that of the weights whose tag stands in the file's name (such
-    as ``openai``, ``metaclip`` or ``dfn2b``), else what all of them have in common, else that of the architecture.
-    """
-    tags = open_clip.list_pretrained_tags_by_model(architecture)
-    cfgs = {tag: open_clip.pretrained.get_pretrained_cfg(architecture, tag) for tag in tags}
-    prepared: dict[str, Any] = {}
-    for key in ("mean", "std", "interpolation", "resize_mode"):
-        values = {cfg.get(key) for cfg in cfgs.values()}
-        if len(values) == 1 and (value := values.pop()) is not None:
-            prepared[key] = value
-    stem = re.sub(r"[-_.]", "", Path(file).stem.lower())
-    named = [cfg for tag, cfg in cfgs.items() if re.split(r"[-_]", tag)[0].lower() in stem]
-    quick = {bool(cfg.get("quick_gelu")) for cfg in named or cfgs.values()}
-    return {"force_preprocess_cfg": prepared, "force_quick_gelu": quick == {True}}
-
-
-def _folder(name: str) -> Path | None:
-    """The folder that a name stands for; None when it stands for something else."""
-    if name == "mini":
-        return MINI
-    folder = Path(name.removeprefix("local-dir:")).expanduser()
-    if not folder.is_dir():
-        if name.startswith(("/", "./", "../", "~", "local-dir:")) and "hf-hub:" not in name:
-            raise UserError(f"Setting model.clip={name!r}: there is no such folder; give the path of a model folder.")
-        return None
-    if not (folder / CONFIG_FILE).is_file():
-        raise UserError(
-            f"Setting model.clip={name!r}: the folder has no {CONFIG_FILE}; give a folder in open_clip's layout."
-        )
-    return folder.resolve()
-
-
-def _matters(path: Path) -> bool:
-    """Whether a file of a model folder changes what the model computes (its card does not)."""
-    return path.name == CONFIG_FILE or path.suffix in _WEIGHT_SUFFIXES or path.name.startswith(_TOKENIZER_FILES)
+def _setting(name: str) -> str:
+    return f"Setting model.clip={name!r}"
 
 
 def _image_spec(name: str, settings: dict[str, Any]) -> ImageSpec:
@@ -249,16 +214,24 @@ def _image_spec(name: str, settings: dict[str, Any]) -> ImageSpec:
     if height != width:
         raise UserError(f"Setting model.clip={name!r} takes images of {height} x {width} px: choose a square model.")
     mean, std = tuple(map(float, settings["mean"])), tuple(map(float, settings["std"]))
-    return ImageSpec(
-        size_px=int(height),
-        resize_mode=str(settings["resize_mode"]),
-        interpolation=str(settings["interpolation"]),
-        mean=(mean[0], mean[1], mean[2]),
-        std=(std[0], std[1], std[2]),
-    )
-
-
-def _first_line(error: Exception) -> str:
-    """The first line of a fault of open_clip, bounded: it may list every model there is."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
+    mode, interpolation = str(settings["resize_mode"]), str(settings["interpolation"])
+    # "random" is for training; open_clip itself evaluates with bicubic then.
+    interpolation = "bicubic" if interpolation == "random" else interpolation
+    if mode == "longest" and settings.get("fill_color", 0):
+        raise UserError(
+            f"Setting model.clip={name!r} pads images with {settings['fill_color']}, which is not done here: set "
+            "fill_color to 0 in its preprocess_cfg, or take another model."
+        )
+    try:
+        return ImageSpec(
+            size_px=int(height),
+            resize_mode=mode,
+            interpolation=interpolation,
+            mean=(mean[0], mean[1], mean[2]),
+            std=(std[0], std[1], std[2]),
+        )
+    except ValueError:
+        raise UserError(
+            f"Setting model.clip={name!r} prepares images by {mode!r} and {interpolation!r}, which is not done here: "
+            "correct its preprocess_cfg."
+        ) from None

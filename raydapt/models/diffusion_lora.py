@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raydapt.errors import UserError
+from raydapt.models.hub import fetch_file, split_revision
+from raydapt.models.weight_files import read_weights
 
 WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -29,6 +31,7 @@ _DOWN = tuple(
     f"{layer}.weight" for layer in (".lora_A", ".lora.down", ".lora_linear_layer.down", ".lora_down", "_lora.down")
 )
 _ALPHA = ".alpha"
+_HUB_FILE = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?(/.+\.safetensors)?")
 _KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
 
 
@@ -104,15 +107,17 @@ def lora_bytes(weights: dict[str, Tensor]) -> bytes:
 
 
 def read_lora(folder: str, *, rank: int) -> bytes:
-    """The LoRA file of a folder (`pytorch_lora_weights.safetensors`) or the file itself.
+    """The LoRA file of a folder (`pytorch_lora_weights.safetensors`), the file itself, or one of the hub.
 
     Raises:
         UserError: When it is not there, is none, or has another rank than the settings say.
     """
-    path = Path(folder).expanduser()
-    path = path / WEIGHTS_FILE if path.is_dir() else path
+    path = _lora_file(folder)
     try:
-        data = path.read_bytes()
+        if path.suffix in (".bin", ".pt"):
+            data = bytes(save(read_weights(path, setting=f"Setting synthesis.lora={folder!r}")))
+        else:
+            data = path.read_bytes()
         ranks = {int(tensor.shape[0]) for name, tensor in load(data).items() if name.endswith(_DOWN)}
     except (OSError, SafetensorError) as error:
         raise UserError(
@@ -120,16 +125,29 @@ def read_lora(folder: str, *, rank: int) -> bytes:
         ) from None
     if not ranks:
         raise UserError(f"Setting synthesis.lora={folder!r} holds no LoRA weights: give a folder with {WEIGHTS_FILE}.")
-    if ranks != {rank}:
-        found = " and ".join(map(str, sorted(ranks)))
+    if len(ranks) == 1 and ranks != {rank}:  # files of several ranks are used as they are
         raise UserError(
-            f"Setting synthesis.lora={folder!r} holds matrices of rank {found}, but lora.rank={rank}: set lora.rank "
-            "to theirs, or give other weights."
+            f"Setting synthesis.lora={folder!r} holds matrices of rank {ranks.pop()}, but lora.rank={rank}: set "
+            "lora.rank to theirs, or give other weights."
         )
     return data
 
 
-def apply_lora(pipeline: StableDiffusionPipeline, data: bytes) -> None:
+def _lora_file(name: str) -> Path:
+    """The file that a name stands for; of a folder the one that diffusers writes, else the only one there is."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        others = sorted(path.glob("*.safetensors"))
+        own = path / WEIGHTS_FILE
+        return others[0] if not own.is_file() and len(others) == 1 else own
+    if not path.exists() and _HUB_FILE.fullmatch(name):
+        repository, revision = split_revision("/".join(name.split("/")[:2]))
+        file = "/".join(name.split("/")[2:]) or WEIGHTS_FILE
+        return fetch_file(repository, file, revision=revision) or path
+    return path
+
+
+def apply_lora(pipeline: Any, data: bytes) -> None:
     """Adds LoRA weights to the pipeline's own, so that it is as fast as without.
 
     Args:
@@ -142,6 +160,9 @@ def apply_lora(pipeline: StableDiffusionPipeline, data: bytes) -> None:
     with TemporaryDirectory() as folder:  # diffusers reads what the header says, such as alpha, from a file alone
         (Path(folder) / WEIGHTS_FILE).write_bytes(_with_alpha_in_weights(data))
         file = {"weight_name": WEIGHTS_FILE, "local_files_only": True}
+        if not isinstance(pipeline, StableDiffusionPipeline):
+            _fuse(pipeline, folder, data, file)
+            return
         try:
             weights, _ = pipeline.lora_state_dict(folder, unet_config=pipeline.unet.config, **file)
         except (ValueError, KeyError, IndexError) as error:
@@ -158,6 +179,31 @@ def apply_lora(pipeline: StableDiffusionPipeline, data: bytes) -> None:
     pipeline.fuse_lora(
         components=[part for part in ("unet", "text_encoder") if any(k.startswith(part) for k in weights)]
     )
+    pipeline.unload_lora_weights()
+
+
+def _fuse(pipeline: Any, folder: str, data: bytes, file: dict[str, Any]) -> None:
+    """Lets a pipeline of another kind load and keep the weights, and counts whether it took all of them."""
+    kind = type(pipeline).__name__
+    if not hasattr(pipeline, "load_lora_weights"):
+        raise UserError(f"Setting synthesis.lora: diffusers reads no LoRA weights for a {kind}: leave it out.")
+    try:
+        pipeline.load_lora_weights(folder, **file)
+        parts = {name: getattr(pipeline, name) for name in pipeline.get_list_adapters()}
+    except (ValueError, KeyError, IndexError, RuntimeError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"The LoRA weights do not fit the pipeline, a {kind} ({reason}): they belong to another model; give "
+            "synthesis.lora and synthesis.pipeline that go together."
+        ) from None
+    given = sum(name.endswith(_DOWN) for name in load(data))
+    taken = sum(name.endswith(".lora_A") for part in parts.values() for name, _ in part.named_modules())
+    if taken < given:
+        raise UserError(
+            f"The LoRA weights do not fit the pipeline, a {kind} ({given - taken} of {given} layers have no place in "
+            "it): they belong to another model; give synthesis.lora and synthesis.pipeline that go together."
+        )
+    pipeline.fuse_lora(components=list(parts))
     pipeline.unload_lora_weights()
 
 

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from raydapt.errors import UserError
+from raydapt.models.hub import split_revision
+from raydapt.models.weight_files import check_safetensors
 from raydapt.settings.language import EngineSettings
 from raydapt.store.fingerprint import files_digest
 
 MINI_CAPTIONER = Path(__file__).parent / "mini" / "captioner"
+_USUAL_PLACES = 1024
 _UNUSED_FILES = {".md", ".txt", ".gitattributes", ".bin", ".pt", ".pth", ".lock"}
 
 
@@ -26,6 +29,8 @@ def model_address(name: str, *, setting: str) -> str:
             raise UserError(
                 f"Setting {setting}={name!r} is a folder without config.json: give a model in transformers' layout."
             )
+        for file in sorted(folder.glob("*.safetensors")):
+            check_safetensors(file, setting=f"Setting {setting}={name!r}")
         return str(folder.absolute())
     if name == "mini" or name.startswith(("/", ".", "~")) or name.count("/") != 1:
         raise UserError(
@@ -113,20 +118,43 @@ def _own_start(speaker: Any) -> str:
 
 def context_length(address: str) -> int | None:
     """Tokens that the model's configuration allows, if it is a folder that says so."""
-    file = Path(address) / "config.json"
-    if not file.is_file():
+    if not (Path(address) / "config.json").is_file():
         return None
-    config = json.loads(file.read_text(encoding="utf-8"))
+    config = _config(address)
     length: int | None = config.get("text_config", config).get("max_position_embeddings")
     return length
+
+
+def parameter_count(address: str) -> float | None:
+    """Parameters of a model by the size of its weights, without loading it; None where it is no folder with weights."""
+    weights_bytes = sum(path.stat().st_size for path in Path(address).glob("*.safetensors"))
+    if not weights_bytes:
+        return None
+    config = _config(address)
+    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+    return weights_bytes / (4 if dtype == "float32" else 2)
+
+
+def image_places(address: str) -> int:
+    """Tokens that an image takes of a model's context, where its configuration says so; else a usual number."""
+    places: int = _config(address).get("image_seq_length") or _USUAL_PLACES
+    return places
+
+
+def _config(address: str) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((Path(address) / "config.json").read_text(encoding="utf-8"))
+    return config
 
 
 def _processor(address: str, setting: str) -> Any:
     """The model's processor (images and text), or its tokenizer where it has none."""
     transformers: Any = importlib.import_module("transformers")  # takes seconds
     try:
-        return transformers.AutoProcessor.from_pretrained(address, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        name, revision = address, None
+        if not Path(address).is_dir():
+            name, revision = split_revision(address)
+        return transformers.AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"Setting {setting}={address!r} cannot be loaded ({reason}): give a folder in transformers' layout, or the "

@@ -73,17 +73,20 @@ class Student(nn.Module):
         n_classes: C.
         pretrained: Start a timm model from its published weights.
         width: Of the features that `linear` and `mlp` take.
+        image_px: Side of the images; from 64 on the published residual network halves them in its first stage.
 
     Raises:
         UserError: For a name that is no student, or weights that cannot be fetched.
     """
 
-    def __init__(self, name: str, n_classes: int, *, pretrained: bool = False, width: int = 0) -> None:
+    def __init__(
+        self, name: str, n_classes: int, *, pretrained: bool = False, width: int = 0, image_px: int = 32
+    ) -> None:
         super().__init__()
         if name in FEATURE_STUDENTS:
             self.backbone: nn.Module = _of_features(name, width)
         else:
-            self.backbone, width = _backbone(name, pretrained=pretrained)
+            self.backbone, width = _backbone(name, pretrained=pretrained, image_px=image_px)
         self.head = nn.Linear(width, n_classes)
         self.projector = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, PROJECTION_WIDTH))
 
@@ -116,7 +119,7 @@ def n_deployed_parameters(student: Student) -> int:
     return sum(p.numel() for part in (student.backbone, student.head) for p in part.parameters())
 
 
-def _backbone(name: str, *, pretrained: bool) -> tuple[nn.Module, int]:
+def _backbone(name: str, *, pretrained: bool, image_px: int) -> tuple[nn.Module, int]:
     if name.startswith("timm/"):
         return _timm(name, pretrained=pretrained)
     if pretrained:
@@ -124,7 +127,7 @@ def _backbone(name: str, *, pretrained: bool) -> tuple[nn.Module, int]:
     if name == "mini":
         net = PreActNet((32, 5, 2), ((64, 1, 2), (96, 1, 2)))
     elif name == "preact_resnet18":
-        net = PreActNet((64, 3, 1), ((64, 2, 1), (128, 2, 2), (256, 2, 2), (512, 2, 2)))
+        net = PreActNet((64, 3, 1), ((64, 2, 2 if image_px >= 64 else 1), (128, 2, 2), (256, 2, 2), (512, 2, 2)))
     elif wide := _WIDE_RESNET.fullmatch(name):
         depth, factor = int(wide[1]), int(wide[2])
         if depth < 10 or (depth - 4) % 6 or not 1 <= factor <= 32:

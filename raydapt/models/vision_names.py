@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raydapt.errors import UserError
-from raydapt.models.clip import CONFIG_FILE, clip_identity
+from raydapt.models.clip import clip_identity
+from raydapt.models.clip_names import CONFIG_FILE
 from raydapt.store.fingerprint import files_digest
 
 Library = Literal["timm", "open_clip", "transformers"]

@@ -32,6 +32,7 @@ _INDIFFERENT = {
     "data.paradigm",
     "data.split_seed",
     "model.prompt",
+    "track",
 }
 _INDIFFERENT |= {f"train.{name}" for name in ("workers", "gpus_per_worker", "cpus_per_worker", "gradient_accumulation")}
 _INDIFFERENT |= {f"train.{name}" for name in ("checkpoint_every_s", "max_failures", "predict_batch_size", "precision")}
@@ -41,6 +42,7 @@ _FIGURES = (
     "zero_shot",
     "adapted",
     "delta",
+    "unguarded",
     "seen",
     "unseen",
     "harmonic_mean",
@@ -63,10 +65,10 @@ def compare(run_folders: Iterable[str | Path | Folder], facts_of: FactsOf = no_f
     Returns:
         A frame with the columns dataset, paradigm, method, learned; settings (those in which rows of the same four
         differ, else empty); seeds (in TRZSL ``seed/split_seed``); and for each of zero_shot, adapted, delta (points
-        gained run by run; in TRZSL all three are harmonic means), seen, unseen, harmonic_mean, pseudo_labels (last
-        round), label_free_score, seconds (stages that were reused cost nothing) a ``_mean`` and an ``_sd`` (sample
-        standard deviation). NaN where no run knows the figure, or there is one run alone. Rows are sorted by
-        dataset, paradigm, the order of the methods, and what is learned.
+        gained run by run), unguarded (what the adapted model alone reaches; in TRZSL all four are harmonic means),
+        seen, unseen, harmonic_mean, pseudo_labels (last round), label_free_score, seconds (stages that were reused
+        cost nothing) a ``_mean`` and an ``_sd`` (sample standard deviation). NaN where no run knows the figure, or
+        there is one run alone. Rows are sorted by dataset, paradigm, the order of the methods, and what is learned.
 
     Raises:
         UserError: For a folder without a readable ``metrics.json``.
@@ -136,6 +138,7 @@ def _figures(metrics: Mapping[str, Any]) -> dict[str, float | None]:
         "zero_shot": before,
         "adapted": after,
         "delta": None if after is None or before is None else after - before,
+        "unguarded": _accuracy(metrics, "unguarded", main),
         "seen": _accuracy(metrics, "adapted", "seen"),
         "unseen": _accuracy(metrics, "adapted", "unseen"),
         "harmonic_mean": _accuracy(metrics, "adapted", "harmonic_mean"),
@@ -209,6 +212,7 @@ def _cells(comparison: pd.DataFrame) -> list[list[str]]:
     """Head and lines of the table; columns that hold nothing are left out."""
     rows: list[dict[str, Any]] = comparison.to_dict("records")
     trzsl = any(row["paradigm"] == "trzsl" for row in rows)
+    guarded = any(row["unguarded_mean"] != row["adapted_mean"] for row in rows if not pd.isna(row["unguarded_mean"]))
     unlabelled = any(pd.isna(row["adapted_mean"]) for row in rows)
     columns: list[tuple[str, list[str]]] = [(name, [row[name] for row in rows]) for name in (*_SAME, "settings")]
     columns += [
@@ -216,6 +220,7 @@ def _cells(comparison: pd.DataFrame) -> list[list[str]]:
         ("zero-shot %", [_shown(row, "zero_shot") for row in rows]),
         ("adapted %", [_shown(row, "adapted") for row in rows]),
         ("change", [_shown(row, "delta", sign="+") for row in rows]),
+        ("without guard %", [_shown(row, "unguarded") for row in rows if guarded]),
         ("seen %", [_shown(row, "seen") for row in rows if trzsl]),
         ("unseen %", [_shown(row, "unseen") for row in rows if trzsl]),
         ("harmonic mean %", [_shown(row, "harmonic_mean") for row in rows if trzsl]),

@@ -12,6 +12,7 @@ _SCORES = {
     "synthetic_accuracy": "Share of held-out synthetic images, which nothing learned from, "
     "that are taken for their class.",
     "agreement": "Share of images that other classifiers take for the same class.",
+    "cluster_agreement": "Mutual information with clusters of the frozen features, 0 by chance.",
     "class_balance": "Entropy of the predicted classes, 1 when all are predicted equally often.",
     "prior_match": "1 when classes are predicted as often as data.class_prior says.",
     "mutual_information": "High when each image is sure and the classes are even.",

@@ -2,21 +2,58 @@
 
 from typing import Any
 
+from raydapt.review.choosing import Standing
 from raydapt.review.estimates import Estimate
 from raydapt.review.review import Review
+from raydapt.review.session import FOR_CHOICE
 
-RESULTS = "review-results.json"
+RESULTS, CHOICE = "review-results.json", "review-choice.json"
 
 
 def headline(review: Review) -> dict[str, Any]:
     """What the page shows after every answer."""
     session, estimator = review.session, review.estimator
+    if (standing := review.standing()) is not None:
+        return _of_choice(review, standing)
     answers = session.told()
     ready = estimator.ready(answers)
     runs: list[dict[str, Any]] = []
     for r, name in enumerate(review.population.names):
         runs.append({"name": name} | (percent(estimator.accuracy(answers, r)) if ready else {}))
-    return {"answered": session.count(), "wanted": review.wanted, "ready": ready, "runs": runs}
+    return {"answered": session.count(), "wanted": review.wanted, "ready": ready, "settled": False, "runs": runs}
+
+
+def _of_choice(review: Review, standing: Standing) -> dict[str, Any]:
+    """What a review that chooses tells: the probability of being the best, in percent, likeliest first."""
+    chance_R, names = 100.0 * standing.chance_R, review.population.names
+    order = sorted(range(len(names)), key=lambda r: (r != standing.leader, -chance_R[r]))
+    return {
+        "answered": review.session.count(FOR_CHOICE),
+        "wanted": review.wanted,
+        "ready": True,
+        "settled": standing.settled,
+        "sure": 100.0 * standing.sure,
+        "runs": [{"name": names[r], "chance": float(chance_R[r])} for r in order],
+    }
+
+
+def choice(review: Review) -> dict[str, Any]:
+    """What a review that chooses came to, for ``review-choice.json``."""
+    told = headline(review)
+    told["disputed"] = 0 if review.chooser is None else len(review.chooser.disputed_D)
+    return told | {"chosen": told["runs"][0]["name"], "images": len(review.population.id_N)}
+
+
+def format_choice(told: dict[str, Any]) -> str:
+    """The choice as lines for a terminal."""
+    lines = [f"{told['answered']} answers; the runs differ on {told['disputed']:,} of {told['images']:,} images"]
+    if told["settled"]:
+        lines.append(f"Take {told['chosen']}: it, or a run that hardly differs from it, is the best with 95 %.")
+    else:
+        lines.append(f"Ahead: {told['chosen']} ({told['sure']:.0f} % sure; 95 % would settle it).")
+    width = max(len(run["name"]) for run in told["runs"])
+    lines.append(f"{'probability of being the best':<{width}}")
+    return "\n".join([*lines, *(f"  {run['name']:<{width}}  {run['chance']:5.1f} %" for run in told["runs"][:5])])
 
 
 def results(review: Review) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def pseudo_label_accuracy(
 
     Args:
         index_M: Indices of the selected images among the N training images.
-        target_MC: Their pseudo-labels: weights over the classes (one-hot, several-hot or soft).
+        target_MC: Their pseudo-labels: weights above 0 over the classes (one-hot, several-hot or soft), also sparse.
         class_N: True classes of the training images, -1 where unknown; None where nothing is labelled.
     """
     index = torch.as_tensor(index_M).long()
@@ -134,12 +134,14 @@ def pseudo_label_accuracy(
     known_M = true_M != UNKNOWN
     if not bool(known_M.any()):
         return PseudoLabelAccuracy(selected=len(index))
-    weight_MC = torch.as_tensor(target_MC)[known_M]
-    of_truth_M1 = weight_MC.gather(1, true_M[known_M].unsqueeze(1))
-    heaviest_MC = weight_MC == weight_MC.amax(dim=1, keepdim=True)
-    share_M = heaviest_MC.gather(1, true_M[known_M].unsqueeze(1)).squeeze(1) / heaviest_MC.sum(dim=1)
+    sparse_MC = torch.as_tensor(target_MC).to_sparse().coalesce()
+    (row_E, class_E), weight_E = sparse_MC.indices(), sparse_MC.values()
+    most_M = torch.zeros(len(index)).to(weight_E).scatter_reduce_(0, row_E, weight_E, "amax")
+    heaviest_E, true_E = weight_E == most_M[row_E], class_E == true_M[row_E]
+    ties_M = torch.bincount(row_E[heaviest_E], minlength=len(index))
+    n_known = int(known_M.sum())
     return PseudoLabelAccuracy(
         selected=len(index),
-        top1=100.0 * float(share_M.double().mean()),
-        holds_truth=100.0 * float((of_truth_M1 > 0).double().mean()),
+        top1=100.0 * float((1.0 / ties_M[row_E[heaviest_E & true_E]].double()).sum()) / n_known,
+        holds_truth=100.0 * int(true_E.sum()) / n_known,
     )

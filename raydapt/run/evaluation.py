@@ -86,12 +86,13 @@ def pseudo_labels_table(history: list[PseudoLabels], id_N: list[str], names: tup
     """``pseudo_labels.parquet``: what each round gave to which image (ids of the training images in `id_N`)."""
     columns: dict[str, list[Any]] = {"round": [], "id": [], "classes": [], "weights": []}
     for round_, labels in enumerate(history, start=1):
-        for index, target_C in zip(labels.index_M.tolist(), labels.target_MC, strict=True):
-            chosen = target_C.nonzero().flatten()
-            columns["round"].append(round_)
-            columns["id"].append(id_N[index])
-            columns["classes"].append([names[c] for c in chosen.tolist()])
-            columns["weights"].append(target_C[chosen].tolist())
+        sparse_MC = labels.target_MC.to_sparse().coalesce()
+        row_E, class_E = sparse_MC.indices().numpy()
+        end_M = np.searchsorted(row_E, np.arange(len(labels.index_M)), side="right")
+        columns["round"] += [round_] * len(labels.index_M)
+        columns["id"] += [id_N[index] for index in labels.index_M.tolist()]
+        columns["classes"] += [[names[c] for c in part] for part in np.split(class_E, end_M)[:-1]]
+        columns["weights"] += [part.tolist() for part in np.split(sparse_MC.values().numpy(), end_M)[:-1]]
     types = [pa.int32(), pa.string(), pa.list_(pa.string()), pa.list_(pa.float32())]
     return pa.table({name: pa.array(c, t) for (name, c), t in zip(columns.items(), types, strict=True)})
 
@@ -182,7 +183,7 @@ def train_metrics(state: TrainState, settings: TrainSettings) -> dict[str, Any]:
     rate = state.images / state.seconds if state.seconds else 0.0
     capped = settings.max_steps_per_round is not None
     measured = {"seconds": state.seconds, "images": state.images, "images_per_s": rate}
-    return measured | {"workers": settings.workers, "capped": capped}
+    return measured | {"workers": settings.most_workers, "capped": capped}
 
 
 def _share(right_M: Tensor) -> float | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from raydapt.artefacts.features import FeatureTable, load_labels
-from raydapt.data.labels import LabelFindings, examine, find_classes, refusal
+from raydapt.data.labels import LabelFindings, examine, find_classes, refusal, without_other
 from raydapt.data.named_sets import set_of_names
 from raydapt.data.spelling import position
 from raydapt.data.splits import unused_splits
@@ -29,10 +29,13 @@ class KnownLabels:
     """As the source has them."""
     class_N: Tensor
     """int64; -1 for no label and for one that is no class."""
+    other_N: Tensor
+    """Whether the label is one of ``data.other_labels``: the image belongs to none of the names."""
 
     def among(self, rows: Tensor) -> LabelFindings:
         """What is to be said of the labels of some images."""
-        counts = Counter(label for row in rows.tolist() if (label := self.label_N[row]) is not None)
+        labels = without_other((self.label_N[row] for row in rows.tolist()), self.plan.config.data.other_labels)
+        counts = Counter(label for label in labels if label is not None)
         return examine(self.plan.classes, counts)
 
     def measured(self, rows: Tensor) -> tuple[Tensor, list[str]]:
@@ -64,8 +67,10 @@ def read_known_labels(plan: Plan, features: Artefact) -> KnownLabels:
         UserError: If they are numbers of which nobody said where they start.
     """
     labels = load_labels(features, plan.source)
-    class_N, _ = find_classes(plan.classes, labels)
-    return KnownLabels(plan=plan, label_N=labels, class_N=torch.from_numpy(class_N))
+    named = without_other(labels, plan.config.data.other_labels)
+    class_N, _ = find_classes(plan.classes, named)
+    other_N = torch.tensor([a is not None and b is None for a, b in zip(labels, named, strict=True)], dtype=torch.bool)
+    return KnownLabels(plan=plan, label_N=labels, class_N=torch.from_numpy(class_N), other_N=other_N)
 
 
 def notes_of(plan: Plan, table: FeatureTable) -> list[str]:

@@ -103,7 +103,7 @@ def write_folder(
     try:
         for name in set(names.values()):
             (target / name).mkdir(parents=True, exist_ok=True)
-        if source.kind == "files" and "://" not in source.uri:
+        if source.kind == "files" and "://" not in source.parts[0].root:
             return _link(rows, target, source, row_of, names, copy=copy)
         return _write(rows, target, source, data, row_of, names)
     except OSError as error:

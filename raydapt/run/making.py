@@ -17,6 +17,7 @@ from raydapt.run.plan import FEATURES, Plan, artefacts_of_run, make_plan
 from raydapt.run.teachers import TeacherRun
 from raydapt.stages.makers import MAKERS, Maker
 from raydapt.stages.place import StagePlace, is_there
+from raydapt.stages.vllm_process import engines_kept
 from raydapt.store.artefact import Artefact, StageResult
 from raydapt.store.environment import versions
 from raydapt.train.job import build_for_prediction
@@ -51,12 +52,13 @@ def make_all(
         made: What is there already and may be read.
     """
     specs, results = list(specs), dict(made or {})
-    for spec in specs:
-        readers = [other for other in specs if spec.name in other.depends_on]
-        if spec.step and not _complete(plan, spec) and all(is_there(plan, reader) for reader in readers):
-            continue
-        maker: Maker = {**MAKERS, ANSWERS: make_answers}[spec.kind]
-        results[spec.name] = maker(plan, spec, results)
+    with engines_kept():
+        for spec in specs:
+            readers = [other for other in specs if spec.name in other.depends_on]
+            if spec.step and not _complete(plan, spec) and all(is_there(plan, reader) for reader in readers):
+                continue
+            maker: Maker = {**MAKERS, ANSWERS: make_answers}[spec.kind]
+            results[spec.name] = maker(plan, spec, results)
     return results
 
 

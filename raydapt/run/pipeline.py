@@ -14,6 +14,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,10 +37,12 @@ from raydapt.run.gallery import gallery_table
 from raydapt.run.guarding import Classifiers, classifiers_of, is_guarded, verdict_of
 from raydapt.run.known_labels import KnownLabels, notes_of, read_known_labels
 from raydapt.run.making import artefacts_of, make_artefacts, make_features
+from raydapt.run.open_set import OpenSet, find_open_set
 from raydapt.run.plan import FEATURES, Plan, describe_plan, make_plan
 from raydapt.run.stated_prior import prior_notes
 from raydapt.run.status import PROGRESS, NotedProgress
 from raydapt.run.tensorboard import write_events
+from raydapt.run.tracking import TRACKED, Tracking, line_values, names_of, tracked
 from raydapt.settings.config import Config
 from raydapt.settings.tree import as_tree
 from raydapt.stages.feature_files import Precision, write_features
@@ -63,6 +66,7 @@ def run(config: Config, *, overwrite: bool = False) -> Run:
     Raises:
         UserError: For a mistake in the settings or the data.
     """
+    names_of(config)
     plan = make_plan(config)
     record = Run(config.runs, plan.run_name)
     record.make()
@@ -71,12 +75,18 @@ def run(config: Config, *, overwrite: bool = False) -> Run:
         if record.exists("metrics.json"):
             _LOG.info(f"{record.name} is finished already; --overwrite runs it again.")
         else:
-            _run(record, plan)
-        if not record.exists("report.html"):
-            from raydapt.run.reporting import write_run_report  # matplotlib imports for a second
-
-            write_run_report(record.folder)
+            with tracked(plan.config, record) as tracking:
+                _run(record, plan, tracking)
+                _write_report(record)
+        _write_report(record)
     return record
+
+
+def _write_report(record: Run) -> None:
+    if not record.exists("report.html"):
+        from raydapt.run.reporting import write_run_report  # matplotlib imports for a second
+
+        write_run_report(record.folder)
 
 
 def in_words(record: Run) -> str:
@@ -117,18 +127,21 @@ def features(config: Config, *, output: str | None = None, precision: Precision 
     return list(write_features(artefact, plan.classes, clip, output, precision=precision))
 
 
-def _run(record: Run, plan: Plan) -> None:
+def _run(record: Run, plan: Plan, tracking: Tracking) -> None:
     started = time.monotonic()
     stages = make_artefacts(plan)
     artefacts = artefacts_of(stages)
     table = load_features(artefacts[FEATURES], plan.source)
     row_N, row_T, transductive = rows_of_splits(plan.config.data, table)
-    split = split_labels(record, plan, artefacts[FEATURES], row_N)
+    open_set = find_open_set(plan, table, row_N, record)
+    images = len(row_N)
+    row_N, split = split_labels(record, plan, artefacts[FEATURES], row_N, open_set)
     job = TrainingJob(config=plan.config, classes=plan.classes, run=record, artefacts=artefacts)
-    state = _train(job)
+    state = _train(job, tracking)
     known = read_known_labels(plan, artefacts[FEATURES])
     finished = finished_run(job, plan, state, table=table, row_N=row_N, row_T=row_T, known=known)
-    metrics = _evaluate(job, finished, state, split, known, transductive=transductive)
+    told = _Told(open_set=open_set, left_out=images - len(row_N), transductive=transductive)
+    metrics = _evaluate(job, finished, state, split, known, told)
     metrics |= plan.spec.outcome(finished)
     metrics["stages"] = {name: _stage_metrics(result) for name, result in stages.items()}
     metrics["errors"] = dict(artefacts[FEATURES].manifest.errors)
@@ -144,15 +157,21 @@ def _claim(record: Run, plan: Plan, *, overwrite: bool) -> None:
             f"Run folder {record.path!r} holds a run with other settings: give another name=…, or pass --overwrite."
         )
     if overwrite:
-        for name in ("metrics.json", "report.html", CHECKPOINT, DIVISION):
+        for name in ("metrics.json", "report.html", CHECKPOINT, DIVISION, TRACKED):
             record.remove(name)
     record.write_text("config.yaml", yaml.safe_dump(as_tree(plan.config), sort_keys=False, allow_unicode=True))
     record.write_json("fingerprint.json", {"fingerprint": plan.fingerprint})
     record.write_json("environment.json", environment())
 
 
-def split_labels(record: Run, plan: Plan, features: Artefact, row_N: torch.Tensor) -> LabelSplit:
-    """Splits the training images; the labels of SSL and TRZSL are read here, those of UL are not."""
+def split_labels(
+    record: Run, plan: Plan, features: Artefact, row_N: torch.Tensor, open_set: OpenSet
+) -> tuple[torch.Tensor, LabelSplit]:
+    """Splits the training images; the labels of SSL and TRZSL are read here, those of UL are not.
+
+    Returns:
+        The rows that are learned from, without those that ``data.reject`` keeps out, and their split.
+    """
     data, n_classes = plan.config.data, len(plan.classes.names)
     class_N = None
     if data.paradigm != "ul":
@@ -167,11 +186,14 @@ def split_labels(record: Run, plan: Plan, features: Artefact, row_N: torch.Tenso
         seen_share=data.seen_share,
         n_images=len(row_N),
     )
-    record.write_bytes(DIVISION, division_bytes(row_N.numpy(), split, class_N))
-    return split
+    kept_N, kept = open_set.kept(row_N, split)
+    if class_N is not None and len(kept_N) < len(row_N):
+        class_N = class_N[torch.isin(row_N, kept_N).numpy()]
+    record.write_bytes(DIVISION, division_bytes(kept_N.numpy(), kept, class_N))
+    return kept_N, kept
 
 
-def _train(job: TrainingJob) -> TrainState:
+def _train(job: TrainingJob, tracking: Tracking) -> TrainState:
     """Learns, on Ray Train workers or in this process, and leaves the final state in the run folder."""
     settings, record, spec = job.config.train, job.run, spec_of(job.config.method)
     if not spec.learns:
@@ -184,6 +206,7 @@ def _train(job: TrainingJob) -> TrainState:
     def log(line: Mapping[str, Any]) -> None:
         noted(line)
         progress(line)
+        tracking.log(line_values(line), progress.epochs_of(line))
 
     if trains_here(settings, job.config.ray) or spec.fits_at_once:
         state = job(local_context(settings), checkpoints, log)
@@ -198,7 +221,8 @@ def _train(job: TrainingJob) -> TrainState:
     progress.close()
     record.remove(PROGRESS)
     record.write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in state.lines))
-    write_events(record, state.lines)
+    if "tensorboard" in job.config.track:
+        write_events(record, state.lines)
     return state
 
 
@@ -234,14 +258,22 @@ def finished_run(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Told:
+    """What was known of the images before anything was learned."""
+
+    open_set: OpenSet
+    left_out: int
+    transductive: bool
+
+
 def _evaluate(
     job: TrainingJob,
     finished: FinishedRun,
     state: TrainState,
     split: LabelSplit,
     known: KnownLabels,
-    *,
-    transductive: bool,
+    told: _Told,
 ) -> dict[str, Any]:
     """Predicts the test images and writes everything about the outcome but metrics.json, which it returns."""
     config, names, record, table = finished.config, finished.classes.names, finished.record, finished.table
@@ -254,12 +286,14 @@ def _evaluate(
     unlabelled_U = torch.from_numpy(split.unlabelled_U)
     guarded, verdict, after = _guarded(both, finished, row_N[unlabelled_U], before, adapted)
     notes = [*notes_of(known.plan, table), *notes, *prior_notes(finished)]
+    notes += told.open_set.notes(len(row_N) + told.left_out, len(row_N))
     if guarded is not None and guarded.verdict != "adapted":
         notes = [guarded.sentence, *notes]
     for note in notes:
         _LOG.warning(note)
     accuracies = evaluation.compare_predictions(before, after, class_T, len(names), seen, unseen)
     predictions = evaluation.predictions_table(table, known.label_N, finished.classes, row_T, before, after, adapted)
+    predictions = told.open_set.with_columns(predictions, row_T)
     record.write_table("predictions.parquet", predictions)
     if (confusion_CC := accuracies[1].confusion_CC) is not None:
         record.write_table("confusion.parquet", evaluation.confusion_table(confusion_CC, names))
@@ -287,13 +321,16 @@ def _evaluate(
         "adapted": accuracies[1].as_dict(),
         "answer": verdict,
         "guard": None if guarded is None else guarded.as_metrics(),
+        "open_set": told.open_set.metrics(predictions, known, row_T, left_out=told.left_out),
         "unguarded": evaluate(adapted.class_T, class_T, len(names), seen, unseen).as_dict(),
         "pseudo_labels": rounds[-1] if rounds else {"selected": 0, "accuracy": None},
         "label_free_score": after.mutual_information,
         "scores": None if scorer is None else scorer(finished.method),
         "zero_shot_scores": None if scorer is None else scorer(both.zero_shot.method),
         "rounds": rounds,
-        "evaluation": evaluation.evaluation_metrics(*accuracies, names, images=len(row_T), transductive=transductive),
+        "evaluation": evaluation.evaluation_metrics(
+            *accuracies, names, images=len(row_T), transductive=told.transductive
+        ),
         "train": evaluation.train_metrics(state, config.train),
     }
 

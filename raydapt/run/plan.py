@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS, pieces_of
 from raydapt.artefacts.features import features_recipe
 from raydapt.artefacts.pixels import KIND as PIXELS
 from raydapt.artefacts.pixels import pixels_recipe
@@ -11,8 +12,9 @@ from raydapt.artefacts.second import second_specs
 from raydapt.artefacts.spec import ArtefactSpec, PlanFacts
 from raydapt.artefacts.synthetic_images import HELD_OUT, HELD_OUT_FEATURES, HELD_OUT_PIXELS
 from raydapt.data.classes import resolve_classes
-from raydapt.data.labels import check_numbers
+from raydapt.data.labels import check_numbers, check_other_labels, without_other
 from raydapt.data.sources import resolve_source
+from raydapt.data.splits import adapted_splits
 from raydapt.errors import UserError
 from raydapt.methods.class_prior import class_prior
 from raydapt.methods.spec import MethodSpec
@@ -27,7 +29,7 @@ from raydapt.stages.makers import where_made
 from raydapt.stages.place import StagePlace, is_there
 from raydapt.store.fingerprint import fingerprint
 from raydapt.store.run_record import Run, run_name
-from raydapt.train.ray_train import training_place
+from raydapt.train.ray_train import check_workers, training_place
 
 FEATURES = "features"
 # Where a run happens and how often it saves: settings that change no result, and so no fingerprint.
@@ -63,7 +65,10 @@ def make_plan(config: Config) -> Plan:
     source = resolve_source(config.data.source, rows_per_part=config.features.rows_per_part, limit=config.data.limit)
     classes = resolve_classes(config.data, source)
     class_prior(config.data.class_prior, classes.names)
-    check_numbers(classes, dict(source.label_counts or ()), setting=f"data.source={config.data.source!r}")
+    check_other_labels(classes, config.data.other_labels)
+    counts, other = dict(source.label_counts or ()), config.data.other_labels
+    of_classes = {label: counts[label] for label in without_other(counts, other) if label is not None}
+    check_numbers(classes, of_classes, setting=f"data.source={config.data.source!r}")
     clip = load_frozen(config.data, config.model)
     check_source_of(config, source, clip)
     teachers = tuple(
@@ -75,15 +80,21 @@ def make_plan(config: Config) -> Plan:
         classes=classes,
         image_spec=image_spec,
         clip_identity=clip.identity,
-        features=features_recipe(source, clip.identity, image_spec, config.data),
+        features=features_recipe(source, clip.identity, image_spec, config.data, tf32=config.features.tf32),
         teachers=tuple(teacher.digest for teacher in teachers),
         text_tower=config.data.class_features is None,
         width=clip.embed_dim,
     )
     facts = replace(facts, second=second_specs(config, facts) if _reads_second(config, spec) else ())
-    data = replace(config.data, class_names=list(classes.names), templates=list(classes.templates))
+    data = replace(
+        config.data,
+        class_names=list(classes.names),
+        templates=list(classes.templates),
+        train_splits=adapted_splits(config.data.train_splits, config.data.protocol),
+    )
     config = spec.decide_rate(spec.resolve(replace(config, data=data), facts), facts)
     spec.check_accumulation(config)
+    check_workers(config.train, config.ray)
     if source.width:
         check_method_of(config, spec, text_tower=facts.text_tower)
     # Given features know nothing of the model, so its identity stands beside theirs.
@@ -179,6 +190,7 @@ def describe_plan(plan: Plan) -> str:
             *artefact_lines(plan),
             f"train     {learned}",
             "then      predictions.parquet, metrics.json, report.html",
+            *(f"note      {note}" for note in source.notes),
         ]
     )
 
@@ -203,11 +215,19 @@ def _described(plan: Plan, spec: ArtefactSpec) -> str:
     if is_there(plan, spec):
         rows = f" ({artefact.manifest.rows:,} rows)" if spec.parts is None else ""
         return f"{spec.name} {artefact.fingerprint}: there{rows}"
-    wanted = set(spec.parts) if spec.parts is not None else {part.index for part in plan.source.parts}
+    wanted = _wanted_parts(plan, spec)
     there = len(artefact.committed_parts() & wanted)
     state = f"{there:,} of {len(wanted):,} parts there, the rest" if there else "to be made"
     place = where_made(plan, spec, 1 - there / max(1, len(wanted)))
     return f"{spec.name} {artefact.fingerprint}: {state} {place}{f', {spec.cost}' if spec.cost else ''}"
+
+
+def _wanted_parts(plan: Plan, spec: ArtefactSpec) -> set[int]:
+    if spec.parts is not None:
+        return set(spec.parts)
+    if spec.kind in (IMAGE_CAPTIONS, GROUP_CAPTIONS):
+        return {piece.number for piece in pieces_of(plan.source)}
+    return {part.index for part in plan.source.parts}
 
 
 def _what_matters(config: Config, spec: MethodSpec) -> dict[str, Any]:
@@ -220,6 +240,8 @@ def _what_matters(config: Config, spec: MethodSpec) -> dict[str, Any]:
     _leave_out_defaults(matters["data"], matters["model"])
     if spec.learns and not spec.fits_at_once:
         matters["train"] = {key: value for key, value in tree["train"].items() if key not in _RESOURCES}
+        if config.train.schedule_epochs is None:
+            del matters["train"]["schedule_epochs"]
         if not config.train.unit_gradient:  # as it was before it could be said
             del matters["train"]["unit_gradient"]
     matters |= spec.matters(config)
@@ -236,9 +258,14 @@ def _what_matters(config: Config, spec: MethodSpec) -> dict[str, Any]:
 
 def _leave_out_defaults(data: dict[str, Any], model: dict[str, Any]) -> None:
     """Settings that a run does not go by, so that it keeps the name that it had before they could be said."""
+    del data["protocol"]  # names, templates and splits are resolved
     if data["class_prior"] == "unknown":
         del data["class_prior"]
     del model["second"]  # an input of the runs that read it
+    if data["reject"] in ("auto", False):  # which learn and answer the same
+        del data["reject"]
+    if not data["other_labels"]:
+        del data["other_labels"]
     given = data.pop("class_features") is not None  # what matters of the file is its content, an input of the run
     if given:
         del model["clip"]

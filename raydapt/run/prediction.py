@@ -23,6 +23,7 @@ from raydapt.run.finished import load_learned, open_run
 from raydapt.run.guarding import Classifiers, stored_verdict
 from raydapt.run.known_labels import KnownLabels, notes_of, read_known_labels
 from raydapt.run.making import artefacts_of, make_artefacts
+from raydapt.run.open_set import OpenSet, measured, open_set_of_run
 from raydapt.run.plan import FEATURES, Plan, make_plan
 from raydapt.settings.config import Config
 from raydapt.settings.tree import apply_override, as_tree
@@ -35,6 +36,9 @@ from raydapt.train.ray_train import local_context
 _LOG = logging.getLogger(__name__)
 _CHANGEABLE = ("data.", "features.", "ray.", "store", "runs", "train.predict_batch_size")
 """What a run that is applied to other images may be given."""
+_TRANSDUCTIVE = (
+    "Transductive: images that the run was adapted to are among the measured ones; name others with data.test_splits."
+)
 
 
 def predict(run_folder: str, overrides: list[str], *, output: str | None = None) -> str:
@@ -83,6 +87,7 @@ def measure(run_folder: str, overrides: list[str]) -> tuple[dict[str, Any], str]
     if found.unknown_images < found.labelled:
         found.require_measurable(applied.plan.config.data.max_error_share)
     notes = [*notes_of(applied.plan, applied.table), *([found.sentence] if found.sentence else [])]
+    notes += [_TRANSDUCTIVE] if applied.transductive else []
     class_T = applied.known.class_N[applied.row_T]
     n_classes = len(applied.plan.classes.names)
     before, after = evaluation.compare_predictions(
@@ -103,6 +108,7 @@ def measure(run_folder: str, overrides: list[str]) -> tuple[dict[str, Any], str]
         "transductive": applied.transductive,
         "zero_shot": before.as_dict(),
         "adapted": after.as_dict(),
+        "open_set": measured(_table(applied), applied.known, applied.row_T),
         "notes": notes,
     }
     applied.run.write_json(f"{_folder_name(applied.plan)}/metrics.json", metrics)
@@ -123,6 +129,8 @@ class _Applied:
     """The run's answer."""
     adapted: Predictions
     """The adapted model's, which the run's guard may not have kept."""
+    open_set: OpenSet
+    """The run's rule for images of none of the names."""
     all_images: bool
     """Whether images that cannot be read are rows, too."""
     learned: Config
@@ -161,6 +169,7 @@ def _apply(run_folder: str, overrides: list[str], *, all_images: bool) -> _Appli
         before=before,
         after=after,
         adapted=adapted,
+        open_set=open_set_of_run(run, plan, table),
         all_images=all_images,
         learned=config,
         transductive=bool(torch.isin(row_T, row_N).any()),
@@ -182,7 +191,7 @@ def _test_rows(config: Config, table: FeatureTable, row_N: torch.Tensor) -> torc
     wanted = (None, *config.data.test_splits)
     rows = [i for i in table.valid_N.nonzero().flatten().tolist() if table.split_N[i] in wanted]
     if rows or len(row_N):
-        return torch.tensor(rows, dtype=torch.int64) if rows else row_N
+        return torch.tensor(rows, dtype=torch.int64) if rows else row_N  # transductive, which `measure` says
     found = ", ".join(sorted({split for split in table.split_N if split is not None}))
     raise UserError(
         f"Setting data.test_splits={config.data.test_splits}: data.source={config.data.source!r} has no such image, "
@@ -251,6 +260,7 @@ def _table(applied: _Applied) -> pa.Table:
         applied.after,
         applied.adapted,
     )
+    answered = applied.open_set.with_columns(answered, applied.row_T)
     if not applied.all_images:
         return answered
     return evaluation.with_unreadable(answered, applied.table, applied.known.label_N, applied.plan.classes)

@@ -52,11 +52,12 @@ def status(run_folder: str) -> str:
     except UserError as error:  # such as a relative path, asked from another folder
         lines.append(f"  stage     not known from here ({error})")
     if record.exists(PROGRESS):
-        lines.append(f"  train     {_training(record.read_json(PROGRESS))}")
+        lines.append(f"  train     {training_in_words(record.read_json(PROGRESS))}")
     return "\n".join(lines)
 
 
-def _training(noted: Mapping[str, Any]) -> str:
+def training_in_words(noted: Mapping[str, Any]) -> str:
+    """How far a training was when it was noted down (see `NotedProgress`), and how long it has to go at that rate."""
     ago = max(0.0, time.time() - noted["time"])
     rate = f", {noted['images_per_s']:,.0f} images/s" if noted.get("images_per_s") else ""
     return (

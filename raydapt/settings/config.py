@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from raydapt.settings.groups import (
     DataSettings,
@@ -45,6 +45,9 @@ class Config:
     guard: bool = True
     """Without labels, answer with zero-shot or with the mean of both where evidence that reads no label is against the
     adapted model; ``off`` answers as adapted in any case."""
+    track: list[Literal["tensorboard", "mlflow", "wandb"]] = field(default_factory=lambda: ["tensorboard"])
+    """Who is told of runs and sweeps; addresses, keys and modes come from the trackers' own variables, see
+    docs/report.md."""
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     second: SecondSettings = field(default_factory=SecondSettings)

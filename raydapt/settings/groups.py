@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Len, Lt
 
 from raydapt.settings.types import STRICT, Auto, Count, NodeLabel, NonNegative, Positive, PositiveInt, Share
 
@@ -15,8 +15,9 @@ class DataSettings:
     __pydantic_config__ = STRICT
 
     source: str = "digits"
-    """Class folders, a flat folder, Parquet, WebDataset tars, ``hf://…``, ``s3://…``, or a named set; or features:
-    Parquet with a column ``feature``, clip-retrieval's folder, ``.npy``, ``.npz``."""
+    """Class folders, a flat folder, a zip archive of them, CSV or JSON lines that name images, Parquet, WebDataset
+    tars, ``hf://…``, ``s3://…``, or a named set; or features: Parquet with a column ``feature``, clip-retrieval's
+    folder, ``.npy``, ``.npz``."""
     class_features: str | None = None
     """Of features whose model is not there: Parquet with ``name``, ``feature`` and perhaps ``template``, or ``.npz``,
     ``.npy``; they then stand for ``model.clip``."""
@@ -26,6 +27,9 @@ class DataSettings:
     """Number of the first class where labels are numbers and names are given; ``auto``: 0, where a label 0 is there."""
     templates: Auto | list[str] = "auto"
     """Prompt wordings with one ``{}`` each; the first is the prompt, all of them are the ensemble."""
+    protocol: Literal["raydapt", "grip", "coop", "latteclip"] = "raydapt"
+    """Class names and prompt wording of a named set as published: by GRIP and CPL, by CoOp, or by LatteCLIP, which also
+    adapts to ``val``. Read where names and templates are ``auto``."""
     paradigm: Literal["ul", "ssl", "trzsl"] = "ul"
     """Nothing labelled, a few labelled images per class, or the seen classes labelled."""
     train_splits: list[str] = field(default_factory=lambda: ["train"])
@@ -43,6 +47,11 @@ class DataSettings:
     class_prior: str | dict[str, str | float] = "unknown"
     """How often classes occur: ``unknown``, ``uniform``, levels as ``{oak: common, birch: rare}`` (16 : 4 : 1, others
     ``normal``), or numbers for all classes; see docs/own-data.md."""
+    reject: Auto | bool | Annotated[float, Gt(0), Lt(1)] = "auto"
+    """Images of none of the names: ``auto`` warns of them, ``true`` keeps them out of what is learned from and answers
+    "none of these", a number does so with that share of the images, ``false`` does not even warn."""
+    other_labels: list[str] = field(default_factory=list)
+    """Labels that stand for "none of these": no classes, and measured as such."""
     max_error_share: Share = 0.01
     """The stage fails when a larger share of its rows cannot be read."""
     max_image_pixels: PositiveInt = 100_000_000
@@ -58,7 +67,8 @@ class ModelSettings:
     __pydantic_config__ = STRICT
 
     clip: str = "mini"
-    """``mini``, a folder in open_clip's layout, ``hf-hub:…``, or ``ARCHITECTURE/PRETRAINED`` of open_clip."""
+    """``mini``, a folder in open_clip's or transformers' layout, the name of either on the hub (``ORG/NAME``, with
+    ``@REVISION`` to pin it), or ``ARCHITECTURE/PRETRAINED`` of open_clip, where PRETRAINED may be a weights file."""
     second: str = "none"
     """Features of the same images by another encoder, for ``transduct``: ``none``; ``self``, a small network learned
     from the images; a vision model of timm, open_clip or transformers by name or folder; or a file of features
@@ -81,7 +91,7 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class StageSettings:
-    """How a Ray Data stage is spread over the cluster. Nothing here changes a result."""
+    """How a Ray Data stage is spread over the cluster. Nothing here but ``tf32`` changes a result."""
 
     __pydantic_config__ = STRICT
 
@@ -95,6 +105,9 @@ class StageSettings:
     """GPUs that each model actor reserves; ``auto``: one where there are some; 0.5 puts two on one."""
     rows_per_part: PositiveInt = 512
     """Rows that are read, committed and resumed together."""
+    tf32: bool = False
+    """Multiply in TF32 on GPUs: several times faster for large towers, features equal to about 1e-3, stored apart from
+    those in fp32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,9 +140,9 @@ class TrainSettings:
 
     __pydantic_config__ = STRICT
 
-    workers: Count = 0
+    workers: Count | Annotated[list[PositiveInt], Len(2, 2)] = 0
     """Ray Train workers; 0 trains in this process, and so does 1 where ``ray.address`` and RAY_ADDRESS name no
-    cluster."""
+    cluster. ``[1, 4]``: as many of them as there is room for, at any time."""
     gpus_per_worker: NonNegative | Auto = "auto"
     """GPUs that each worker reserves; ``auto``: one where there are some."""
     cpus_per_worker: Positive = 1.0
@@ -156,6 +169,8 @@ class TrainSettings:
     """Epochs of each round in which the learning rate rises from 0."""
     final_rate_share: Share = 0.0
     """What the cosine leaves of the learning rate at the end."""
+    schedule_epochs: PositiveInt | None = None
+    """Epochs that the cosine spans, where a run is to end before it; None: the run's own."""
     clip_grad_norm: NonNegative = 0.8
     """0 turns clipping off."""
     gradient_accumulation: PositiveInt = 1
@@ -168,6 +183,16 @@ class TrainSettings:
     """Times that lost workers are replaced."""
     predict_batch_size: PositiveInt = 1024
     """Images at a time where nothing is learned; changes no result."""
+
+    @property
+    def most_workers(self) -> int:
+        """Ray Train workers, at most."""
+        return self.workers if isinstance(self.workers, int) else max(self.workers)
+
+    @property
+    def least_workers(self) -> int:
+        """Ray Train workers, at least."""
+        return self.workers if isinstance(self.workers, int) else min(self.workers)
 
     @property
     def rate(self) -> float:
@@ -199,9 +224,11 @@ class SynthesisSettings:
     __pydantic_config__ = STRICT
 
     pipeline: str = "mini"
-    """``mini``, a folder in diffusers' Stable Diffusion layout, or a name of the model hub."""
+    """``mini``, a folder in diffusers' layout, or a name of the model hub (``ORG/NAME@REVISION``): Stable Diffusion,
+    its XL, Turbo and 3, Flux, PixArt, Sana, LCM; see docs/pipelines.md."""
     lora: str | None = None
-    """Folder of LoRA weights to be used as they are; None: the settings of ``lora`` decide."""
+    """LoRA weights to be used as they are, in diffusers' or kohya's layout: a folder, a file, or ``ORG/NAME`` of the
+    hub; None: the settings of ``lora`` decide."""
     samples_per_class: PositiveInt = 100
     """M. More of them later are added to those that are there."""
     held_out: Count = 0
@@ -211,7 +238,8 @@ class SynthesisSettings:
     negative_prompt: str = ""
     """What images are to be unlike; empty: nothing."""
     scheduler: Literal["pipeline", "ddim", "dpm++", "euler", "lcm"] = "dpm++"
-    """The sampler: the one that the pipeline comes with, or another; ``lcm`` suits pipelines distilled to few steps."""
+    """The sampler: the one that the pipeline comes with, or another; ``lcm`` suits pipelines distilled to few steps.
+    Stable Diffusion 3, Flux, Sana and LCM pipelines keep their own."""
     steps: PositiveInt = 20
     """Denoising steps of an image."""
     guidance: NonNegative = 7.5

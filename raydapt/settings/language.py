@@ -13,7 +13,8 @@ class EngineSettings:
     __pydantic_config__ = STRICT
 
     model: str = "mini"
-    """``mini``, a folder in transformers' layout, or a name of the model hub; with an endpoint, the server's name."""
+    """``mini``, a folder in transformers' layout, or a name of the model hub (``ORG/NAME@REVISION``); with an endpoint,
+    the server's name."""
     engine: Literal["vllm", "openai"] = "vllm"
     """vLLM within Ray Data, or any server that speaks OpenAI's protocol."""
     base_url: str | None = None

@@ -9,18 +9,22 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from raydapt.artefacts.captions import caption_recipes
+from raydapt.artefacts.captions import GROUP_CAPTIONS, caption_recipes
 from raydapt.artefacts.features import load_features, rows_of_splits
 from raydapt.artefacts.spec import ArtefactSpec
 from raydapt.data.classes import ClassSpace
 from raydapt.data.groups import draw_groups
 from raydapt.data.sources import Source
+from raydapt.methods.best_classes import best_classes
 from raydapt.methods.class_prior import class_prior
+from raydapt.methods.open_set import kept_rows
 from raydapt.models.clip import load_clip
 from raydapt.models.language import engine_address
 from raydapt.settings.config import Config
-from raydapt.stages.caption import CaptionJob, KnownRows, caption_stage
+from raydapt.stages.caption import CaptionJob, caption_stage
+from raydapt.stages.caption_rows import KnownRows
 from raydapt.stages.place import StagePlace
 from raydapt.store.artefact import Artefact, StageResult
 from raydapt.store.fingerprint import Recipe
@@ -40,7 +44,7 @@ def make_captions(place: StagePlace, spec: ArtefactSpec, made: Mapping[str, Stag
     jobs = caption_jobs(place.config, place.source, place.classes, place.features, all_splits=all_splits)
     known: KnownRows | None = None
     if not place.store.artefact_of(spec.recipe).complete():
-        known = _known_rows(place, made["features"].artefact, all_splits=all_splits)
+        known = known_rows(place, made["features"].artefact, all_splits=all_splits, groups=spec.kind == GROUP_CAPTIONS)
     return caption_stage(jobs[spec.kind], known=known, ray_settings=place.config.ray, store=place.store)
 
 
@@ -73,7 +77,7 @@ def caption_jobs(
     }
 
 
-def _known_rows(place: StagePlace, features: Artefact, *, all_splits: bool) -> KnownRows:
+def known_rows(place: StagePlace, features: Artefact, *, all_splits: bool, groups: bool) -> KnownRows:
     """Zero-shot classes under the first template, and the groups; labels are not looked at."""
     config, table = place.config, load_features(features, place.source)
     clip = load_clip(config.model.clip)
@@ -81,13 +85,18 @@ def _known_rows(place: StagePlace, features: Artefact, *, all_splits: bool) -> K
     wanted_N = table.valid_N.clone()
     if not all_splits:
         row_N, _, _ = rows_of_splits(config.data, table)
+        if groups:
+            row_N = kept_rows(config.data, table.feature_ND, row_N, class_CD)
         wanted_N = torch.zeros_like(wanted_N).index_fill_(0, row_N, True)
-    score_NC = table.feature_ND @ class_CD.T
     log_prior_C = class_prior(config.data.class_prior, place.classes.names).log_prior()
-    if log_prior_C is not None:
-        score_NC = clip.logit_scale * score_NC + log_prior_C
-    class_N = score_NC.argmax(dim=1).masked_fill_(~wanted_N, -1).numpy()
-    sizes = [shard.rows for shard in features.manifest.shards]
+
+    def scores(feature_BD: Tensor) -> Tensor:
+        score_BC = feature_BD @ class_CD.T
+        return score_BC if log_prior_C is None else clip.logit_scale * score_BC + log_prior_C
+
+    class_N = best_classes(table.feature_ND, scores)[1].masked_fill_(~wanted_N, -1).numpy()
+    rows_of = {shard.part: shard.rows for shard in features.manifest.shards}  # a part without rows has no shard
+    sizes = [rows_of.get(part.index, 0) for part in place.source.parts]
     return KnownRows(
         first_row_of=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
         class_N=class_N,

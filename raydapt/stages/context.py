@@ -3,6 +3,7 @@
 import logging
 import math
 from dataclasses import dataclass
+from operator import attrgetter
 
 from raydapt.cluster.nodes import address_of, capacity, require_nodes, selector
 from raydapt.errors import UserError
@@ -94,6 +95,7 @@ def configure(*, block_bytes: int = 128 * _MEBIBYTE, in_flight_bytes: float = ma
     """
     from ray.data import DataContext
 
+    _hand_actors_their_arguments()
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
@@ -106,3 +108,16 @@ def configure(*, block_bytes: int = 128 * _MEBIBYTE, in_flight_bytes: float = ma
     options.resource_limits = options.resource_limits.copy(object_store_memory=max(in_flight_bytes, _LEAST_IN_FLIGHT))
     context.execution_options = options
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _hand_actors_their_arguments() -> None:
+    """Lets Ray Data's actors have their constructor arguments within the task that makes them.
+
+    Ray Data puts them into the object store of the driver's node, a few kilobytes, and hands over references, which an
+    actor that Ray starts again may find evicted; Ray complains of that on standard error each time (ray issues 53727
+    and 57733, open in 2.60). What is handed over by value is part of the actor's description, wherever it starts.
+    """
+    from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
+
+    for reference, value in (("_map_transformer_ref", "_map_transformer"), ("_data_context_ref", "data_context")):
+        setattr(ActorPoolMapOperator, reference, property(attrgetter(value)))

@@ -91,8 +91,8 @@ def crops_stage(
         source,
         context,
         CropEncoder,
-        (crops, clip_name, clip_identity, context.settings.batch_size),
-        recipe=crops_recipe(source, clip_identity, image_spec, context.data, crops),
+        (crops, clip_name, clip_identity, context.settings),
+        recipe=crops_recipe(source, clip_identity, image_spec, context.data, crops, tf32=context.settings.tf32),
         image_spec=image_spec,
         block_bytes=_BLOCK_BYTES,
     )

@@ -1,22 +1,26 @@
 """Descriptions of classes by an instruct language model: one row per class, question and answer."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import ray.data
 
 from raydapt.artefacts.descriptions import descriptions_recipe
 from raydapt.data.description_texts import questions_of
 from raydapt.data.groups import seed_of_text
 from raydapt.settings.groups import RaySettings
 from raydapt.settings.language import DescribeSettings
-from raydapt.stages.asking import ask
-from raydapt.stages.llm import ANSWER, ASKED, ERROR, SECONDS, Prompt, Questions
-from raydapt.stages.run import PART, PART_ROWS, Stage, run_stage
+from raydapt.stages.asking import answer_s, ask, parts_here
+from raydapt.stages.questions import ANSWER, ASKED, ERROR, SECONDS, Prompt, Questions
+from raydapt.stages.run import PART, PART_ROWS, Parts, Stage, run_stage
 from raydapt.store.artefact import StageResult, Store
 from raydapt.store.fingerprint import Recipe
+
+if TYPE_CHECKING:
+    import ray.data
 
 _CLASSES_PER_PART = 16
 _SCHEMA = pa.schema(
@@ -89,16 +93,22 @@ def describe_stage(job: DescribeJob, *, ray_settings: RaySettings, store: Store)
         UserError: For a model that is none, and see `raydapt.stages.run.run_stage`.
     """
     settings = job.settings
+    questions = Questions(
+        build=TextAsker(seed=settings.seed),
+        texts=lambda: [asked for class_ in range(len(job.class_names)) for asked in job.questions(class_)],
+        images=False,
+        schema=_SCHEMA,
+        setting="describe",
+    )
+
+    def here(pending: Sequence[int]) -> Parts:
+        rows = (pa.Table.from_pylist(job.rows(part)) for part in pending)
+        return parts_here(rows, questions, settings, address=job.address)
 
     def dataset_of(pending: Sequence[int]) -> tuple[ray.data.Dataset, int]:
+        import ray.data
+
         rows = ray.data.from_items([row for part in pending for row in job.rows(part)])
-        questions = Questions(
-            build=TextAsker(seed=settings.seed),
-            texts=lambda: [asked for class_ in range(len(job.class_names)) for asked in job.questions(class_)],
-            images=False,
-            schema=_SCHEMA,
-            setting="describe",
-        )
         return ask(rows, questions, settings, address=job.address, ray_settings=ray_settings)
 
     n_parts = -(-len(job.class_names) // _CLASSES_PER_PART)
@@ -106,6 +116,8 @@ def describe_stage(job: DescribeJob, *, ray_settings: RaySettings, store: Store)
         recipe=job.recipe,
         parts=range(n_parts),
         dataset_of=dataset_of,
+        here=here,
+        row_s=lambda: answer_s(settings, job.address, images=False),
         rows=len(job.class_names) * len(job.questions(0)),
         max_error_share=0.0,
         ray=ray_settings,

@@ -1,5 +1,7 @@
 """Answers of a server that speaks OpenAI's protocol, such as ``vllm serve``: the other engine of language models."""
 
+from __future__ import annotations
+
 import base64
 import importlib
 import importlib.util
@@ -7,19 +9,17 @@ import io
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import ray.data
 from PIL import Image
-from ray.data import ActorPoolStrategy
 
 from raydapt.cluster.addresses import leave_loopback_alone, through_proxy
 from raydapt.cluster.nodes import require_cpu
 from raydapt.errors import UserError
 from raydapt.settings.groups import RaySettings
 from raydapt.settings.language import EngineSettings
-from raydapt.stages.llm import (
+from raydapt.stages.questions import (
     ANSWER,
     ASKED,
     ERROR,
@@ -32,6 +32,9 @@ from raydapt.stages.llm import (
     engine_reason,
 )
 from raydapt.stages.run import STOPPED
+
+if TYPE_CHECKING:
+    import ray.data
 
 _PATIENCE_S, _PATIENCE_UNKNOWN_S = 300.0, 20.0
 """How long a server is asked again that is busy or away: one that has answered before may be starting anew."""
@@ -52,14 +55,10 @@ def ask_endpoint(
     Raises:
         UserError: When no server is named, or its client is not installed.
     """
+    from ray.data import ActorPoolStrategy
+
     setting = questions.setting
-    if not settings.base_url:
-        raise UserError(
-            f"Setting {setting}.engine=openai needs {setting}.base_url: give the server's address, such as "
-            "http://127.0.0.1:8000/v1."
-        )
-    if importlib.util.find_spec("openai") is None:
-        raise UserError(f"Setting {setting}.engine=openai: the client is not installed: pip install 'raydapt[openai]'.")
+    require_endpoint(settings, setting)
     # The model is elsewhere: what is done here is decoding.
     nodes = require_cpu(ray_settings, ray_settings.decode_nodes, setting="ray.decode_nodes")
     clients = 1 if settings.replicas == "auto" else settings.replicas
@@ -73,6 +72,17 @@ def ask_endpoint(
         label_selector=nodes,
     )
     return answered, clients
+
+
+def require_endpoint(settings: EngineSettings, setting: str) -> None:
+    """Raises UserError when no server is named, or its client is not installed."""
+    if not settings.base_url:
+        raise UserError(
+            f"Setting {setting}.engine=openai needs {setting}.base_url: give the server's address, such as "
+            "http://127.0.0.1:8000/v1."
+        )
+    if importlib.util.find_spec("openai") is None:
+        raise UserError(f"Setting {setting}.engine=openai: the client is not installed: pip install 'raydapt[openai]'.")
 
 
 class NoAnswer(Exception):  # noqa: N818 - it is a verdict on a row, not a failure of the program
@@ -102,6 +112,11 @@ class EndpointClient:
         """Answers a batch of rows."""
         rows = list(self._threads.map(self._answer, batch.to_pylist()))
         return as_result(pa.table({name: [row.get(name) for row in rows] for name in self._schema.names}), self._schema)
+
+    def close(self) -> None:
+        """Ends its threads and connections; an actor of Ray ends with its process."""
+        self._threads.shutdown()
+        self._client.close()
 
     def _answer(self, row: dict[str, Any]) -> dict[str, Any]:
         try:

@@ -21,6 +21,7 @@ from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source
 from raydapt.errors import UserError
 from raydapt.models.frozen import shared_clip
+from raydapt.settings.groups import StageSettings
 from raydapt.stages.context import ActorPlan, StageContext, configure, plan_actors, plan_here
 from raydapt.stages.reading import dataset_of_images, decoded_here, part_bytes, unpack, with_part
 from raydapt.stages.run import MODEL_S, Parts, run_stage, stage_of_images
@@ -50,18 +51,20 @@ class Encoder:
     setting = "model.clip"
     """What names the model, for messages."""
 
-    def __init__(self, clip_name: str, clip_identity: str, batch_size: int, plan: ActorPlan) -> None:
+    def __init__(self, clip_name: str, clip_identity: str, settings: StageSettings, plan: ActorPlan) -> None:
         torch.set_num_threads(max(1, int(plan.cpus)))
         device = "cuda" if plan.gpus and torch.cuda.is_available() else "cpu"
-        if device == "cuda":
-            torch.set_float32_matmul_precision("high")  # TF32: several times faster, features equal to about 1e-3
+        if settings.tf32 and device == "cpu":
+            raise UserError("Setting features.tf32=true needs a GPU for every actor: set it to false.")
+        torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = settings.tf32  # of convolutions; torch allows it by itself
         self._clip = self.load(clip_name, device)
         if self._clip.identity != clip_identity:
             raise UserError(
                 f"Setting {self.setting}={clip_name!r} holds other weights on node {platform.node()!r}, or they "
                 "changed meanwhile: give every node the same ones, then run the command again."
             )
-        self._batch_size = batch_size
+        self._batch_size = settings.batch_size
 
     def load(self, name: str, device: str) -> ImageEncoder:
         """The model of a name."""
@@ -122,8 +125,8 @@ def features_stage(
         source,
         context,
         Encoder,
-        (clip_name, clip_identity, context.settings.batch_size),
-        recipe=features_recipe(source, clip_identity, image_spec, context.data),
+        (clip_name, clip_identity, context.settings),
+        recipe=features_recipe(source, clip_identity, image_spec, context.data, tf32=context.settings.tf32),
         image_spec=image_spec,
     )
 

@@ -7,7 +7,9 @@ from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS
 from raydapt.artefacts.spec import ArtefactSpec
 from raydapt.cluster.nodes import may_stay
 from raydapt.data.sources import Source, resolve_source
+from raydapt.models.language import engine_address
 from raydapt.stages.annotate import make_partial_labels
+from raydapt.stages.asking import answer_s
 from raydapt.stages.crops import crops_stage
 from raydapt.stages.features import features_stage
 from raydapt.stages.given_features import given_features_stage
@@ -60,7 +62,7 @@ def make_crops(place: StagePlace, spec: ArtefactSpec, made: Made) -> StageResult
 
 def make_captions(place: StagePlace, spec: ArtefactSpec, made: Made) -> StageResult:
     """Captions of the run's images."""
-    from raydapt.stages import captioning  # language models, and Ray, import for seconds
+    from raydapt.stages import captioning  # language models import for seconds
 
     return captioning.make_captions(place, spec, made)
 
@@ -103,8 +105,6 @@ def where_made(place: StagePlace, spec: ArtefactSpec, share: float = 1.0) -> str
     """
     if spec.kind in (lora.KIND, second.SELF_KIND):
         return training_place(place.config.train, place.config.ray)
-    if spec.kind in (IMAGE_CAPTIONS, GROUP_CAPTIONS):
-        return "on Ray"
     given = (spec.kind == features.KIND and place.source.width) or isinstance(spec.job, Source)
     if (row_s_of := _ROW_S.get(spec.kind)) is None or given:
         return "in this process"
@@ -127,6 +127,11 @@ def _crop_s(place: StagePlace, spec: ArtefactSpec) -> float:
     return DECODE_S + encoding_s(place.config.model.clip, views=1 + spec.job.crops)
 
 
+def _caption_s(place: StagePlace, spec: ArtefactSpec) -> float | None:
+    settings = place.config.caption
+    return answer_s(settings, engine_address(settings, setting="caption"), images=True)
+
+
 def _drawn_s(place: StagePlace, spec: ArtefactSpec) -> float | None:
     from raydapt.stages.synthesis import image_s  # diffusers imports for seconds
 
@@ -138,6 +143,8 @@ _ROW_S: dict[str, Callable[[StagePlace, ArtefactSpec], float | None]] = {
     pixels.KIND: lambda place, spec: DECODE_S,
     crops.KIND: _crop_s,
     second.KIND: _second_s,
+    IMAGE_CAPTIONS: _caption_s,
+    GROUP_CAPTIONS: _caption_s,
     synthetic_images.KIND: _drawn_s,
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -215,9 +215,10 @@ def _parts(stage: Stage, pending: Sequence[int], artefact: Artefact, tally: Tall
 
 def _parts_here(stage: Stage, left: list[int], make: MakeHere, tally: Tally) -> Parts:
     """Makes parts in this process and takes them from those that are left; stops where Ray is worth its start."""
-    pending, started, on_ray = list(left), time.monotonic(), stage.dataset_of is not None
+    pending, on_ray = list(left), stage.dataset_of is not None
     tally.actors = int(on_ray)
     with torch_as_before(), closing(make(pending)) as made:
+        started = time.monotonic()  # what is made at once, such as an engine, would start on Ray as well
         for part, table in made:
             left.remove(part)
             if table.num_rows or not on_ray:  # Ray tells nothing of a part without rows either
@@ -228,7 +229,7 @@ def _parts_here(stage: Stage, left: list[int], make: MakeHere, tally: Tally) -> 
     left.clear()
 
 
-def whole_parts(tables: Iterable[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
+def whole_parts(tables: Iterable[pa.Table]) -> Parts:
     """Gathers rows that arrive in any order into whole parts, sorted by ``row``.
 
     Raises:

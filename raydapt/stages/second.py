@@ -117,12 +117,12 @@ def make_second(place: StagePlace, spec: ArtefactSpec, made: Mapping[str, StageR
     arguments: tuple[Any, ...]
     actor: type[Encoder]
     if isinstance(job, NamedEncoder):
-        actor, arguments = VisionActor, (job.name, job.identity, context.settings.batch_size)
+        actor, arguments = VisionActor, (job.name, job.identity, context.settings)
     else:
         network = made[SELF_KIND].artefact
         print_ = network.fingerprint
         content = network_bytes(network)
-        actor, arguments = SelfActor, (content, job.image_spec, print_, print_, context.settings.batch_size)
+        actor, arguments = SelfActor, (content, job.image_spec, print_, print_, context.settings)
     return encoding_stage(place.source, context, actor, arguments, recipe=spec.recipe, image_spec=job.image_spec)
 
 

@@ -13,6 +13,7 @@ import io
 import platform
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,13 +26,15 @@ from raydapt.artefacts.synthesis import SynthesisJob
 from raydapt.data.classes import fill_template
 from raydapt.data.decode import image_id
 from raydapt.errors import UserError
-from raydapt.models.diffusion import ImageMaker, image_seed, load_pipeline, pipeline_identity, weight_bytes
-from raydapt.models.diffusion_lora import apply_lora
+from raydapt.models.diffusion import ImageMaker, image_seed
+from raydapt.models.diffusion_lora import WEIGHTS_FILE, apply_lora
+from raydapt.models.pipelines import denoiser_bytes, load_pipeline, pipeline_identity
 from raydapt.settings.groups import RaySettings, StageSettings, SynthesisSettings
 from raydapt.stages.context import ActorPlan, configure, plan_actors, plan_here
 from raydapt.stages.run import MODEL_S, PART, PART_ROWS, Parts, Stage, run_stage
 from raydapt.stages.work import device_kind, drawing_s
 from raydapt.store.artefact import StageResult, Store
+from raydapt.store.folder import Folder
 
 if TYPE_CHECKING:
     import ray.data
@@ -42,7 +45,16 @@ NOT_FINITE = "not_finite"
 class Synthesizer:
     """The actor: a pipeline loaded once, part numbers in, parts of images out."""
 
-    def __init__(self, job: SynthesisJob, plan: ActorPlan) -> None:
+    def __init__(self, job: SynthesisJob, plan: ActorPlan, lora: Folder | None = None) -> None:
+        """Loads the pipeline.
+
+        Args:
+            job: What is made.
+            plan: What the actor has.
+            lora: Where the LoRA of the job lies that it does not hold itself.
+        """
+        if lora is not None:
+            job = replace(job, lora=lora.read(WEIGHTS_FILE))
         torch.set_num_threads(max(1, int(plan.cpus)))
         device = "cuda" if plan.gpus and torch.cuda.is_available() else "cpu"
         if pipeline_identity(job.pipeline) != job.identity:
@@ -144,10 +156,14 @@ def synthesize_stage(
         check_room(store, len(pending) * settings.batch_size, job.sampling.size_px)
         plan = plan_actors(spread, parts=len(pending), ray_settings=ray_settings, key="synthesis")
         configure()
+        lora = None
+        if job.lora is not None:  # too large to be handed to every actor by value
+            lora = store.artefact_of(job.recipe).folder
+            lora.write(WEIGHTS_FILE, job.lora)
         numbers = ray.data.from_items([{PART: part} for part in pending], override_num_blocks=len(pending))
         images = numbers.map_batches(
             Synthesizer,
-            fn_constructor_args=(job, plan),
+            fn_constructor_args=(replace(job, lora=None), plan, lora),
             batch_size=1,
             compute=ActorPoolStrategy(size=plan.actors, max_tasks_in_flight_per_actor=2),
             num_cpus=plan.cpus,
@@ -172,7 +188,7 @@ def synthesize_stage(
 
 def image_s(job: SynthesisJob) -> float | None:
     """Estimated seconds of one image; None for a pipeline that is yet to be fetched."""
-    unet_bytes, how = weight_bytes(job.pipeline, "unet"), job.sampling
+    unet_bytes, how = denoiser_bytes(job.pipeline), job.sampling
     if not unet_bytes:
         return None
     return drawing_s(unet_bytes, size_px=how.size_px, steps=how.steps, guidance=how.guidance)

@@ -19,7 +19,9 @@ from raydapt.artefacts.spec import ArtefactSpec
 from raydapt.data.classes import fill_template
 from raydapt.data.decode import BadImage, ImageSpec, decode_image
 from raydapt.data.reread import reread_images
+from raydapt.methods.best_classes import best_classes
 from raydapt.methods.class_prior import class_prior
+from raydapt.methods.open_set import kept_rows
 from raydapt.models.clip import load_clip
 from raydapt.stages.place import StagePlace, is_there
 from raydapt.stages.synthesis import synthesize_stage
@@ -89,9 +91,14 @@ def choose_images(place: StagePlace, features: Artefact, *, taught: tuple[int, .
     row_N, _, _ = rows_of_splits(config.data, table)
     clip = load_clip(config.model.clip)
     class_CD = clip.class_embeddings(place.classes.names, place.classes.templates[:1])
-    probability_NC = (clip.logit_scale * table.feature_ND[row_N] @ class_CD.T).softmax(dim=1)
+    row_N = kept_rows(config.data, table.feature_ND, row_N, class_CD.cpu())
     prior = class_prior(config.data.class_prior, place.classes.names)
-    chosen = confident_images(prior.weighed(probability_NC), config.lora.images_per_class, prior)
+
+    def probabilities(feature_BD: Tensor) -> Tensor:
+        return prior.weighed((clip.logit_scale * feature_BD @ class_CD.T).softmax(dim=1))
+
+    best = best_classes(table.feature_ND[row_N], probabilities)
+    chosen = confident_images(*best, len(class_CD), config.lora.images_per_class, prior)
     if taught is not None:
         is_taught_M = torch.isin(chosen.class_M, torch.tensor(taught))
         chosen = ConfidentImages(row_M=chosen.row_M[is_taught_M], class_M=chosen.class_M[is_taught_M])

@@ -15,6 +15,8 @@ from raydapt.stages.metrics import StageMetrics
 from raydapt.stages.run import Parts, Stage, Tally, reasons_of, whole_parts
 from raydapt.store.artefact import Artefact
 
+_ENGINE = "vLLMEngineStage"
+"""What Ray calls the actors of `ray.data.llm` that hold a language model."""
 _USER_ERROR = re.compile(r"raydapt\.errors\.UserError: (.+)")
 
 
@@ -45,4 +47,15 @@ def parts_through_ray(stage: Stage, pending: Sequence[int], artefact: Artefact, 
         # What a worker raises arrives as text within Ray's own errors; a mistake of the user stays one sentence.
         if sentence := _USER_ERROR.search(str(error)):
             raise UserError(sentence[1]) from error
+        if _ENGINE in str(error) and "__init__" in str(error):
+            raise UserError(
+                f"The engine for {stage.recipe.kind} does not start with its model ({_last_reason(str(error))}): check "
+                "the model and its files, give it a server with engine=openai, or lower max_model_len and max_num_seqs."
+            ) from error
         raise
+
+
+def _last_reason(text: str) -> str:
+    """The last line of a traceback that names an error, which is what it began with."""
+    named = [line.strip() for line in text.splitlines() if re.match(r"\s*[\w.]*(Error|Exception)\b.*:", line)]
+    return named[-1][:200] if named else "its log is above"

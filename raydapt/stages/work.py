@@ -18,7 +18,9 @@ HERE_S = 30.0
 """Stages of less estimated work stay in this process."""
 DECODE_S = 0.003
 """Of an image of usual size, on one core."""
-_FLOP_PER_S = {"cpu": 2e10, "cuda": 1e13}
+ASK_S = 0.01
+"""Of a question's image, on one core: decoded, laid out and handed on."""
+_FLOP_PER_S = {"cpu": 5e10, "cuda": 1e13}
 """Of one core, in float32; of a GPU."""
 _PX_PER_PLACE = 16
 _PX_PER_LATENT, _FOLDED, _BYTES_PER_PARAMETER = 8, 8, 4
@@ -52,6 +54,11 @@ def drawing_s(unet_bytes: int, *, size_px: int, steps: int, guidance: float) -> 
     return 2.0 * unet_bytes / _BYTES_PER_PARAMETER * places * passes / _FLOP_PER_S[device_kind()]
 
 
+def writing_s(parameters: float, *, tokens: int) -> float:
+    """Estimated seconds of a language model for one question and its answer: 2 P T operations."""
+    return 2.0 * parameters * tokens / _FLOP_PER_S[device_kind()]
+
+
 def device_kind() -> str:
     """Where this process computes, ``cuda`` or ``cpu``."""
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -61,8 +68,10 @@ def device_kind() -> str:
 def torch_as_before() -> Iterator[None]:
     """Gives this process back the number of threads and the precision that an actor's code sets for its own."""
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    convolutions = torch.backends.cudnn.allow_tf32
     try:
         yield
     finally:
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = convolutions

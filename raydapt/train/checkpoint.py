@@ -32,7 +32,7 @@ class TrainState:
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     streams: list[Stream] = field(default_factory=list)
     history: list[PseudoLabels] = field(default_factory=list)
-    """What each round selected, for the report."""
+    """What each round selected, for the report; with sparse targets."""
     lines: list[dict[str, Any]] = field(default_factory=list)
     """The log, a line about once an epoch, at the end of a round with its label-free scores under ``scores``; kept here
     so that a resumed run neither loses nor repeats one."""
@@ -100,7 +100,7 @@ def from_bytes(data: bytes) -> TrainState:
     history = [
         PseudoLabels(
             index_M=tensors[f"history.{i}.index"],
-            target_MC=_dense(tensors, f"history.{i}", item["shape"]),
+            target_MC=_sparse_targets(tensors, f"history.{i}", item["shape"]),
             confidence_M=tensors[f"history.{i}.confidence"],
             class_M=tensors[f"history.{i}.class"],
             waiting=item["waiting"],
@@ -145,15 +145,19 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
 
 
 def _sparse(prefix: str, target_MC: Tensor) -> dict[str, Tensor]:
-    where = target_MC.nonzero()
-    return {f"{prefix}.where": where.to(torch.int32), f"{prefix}.value": target_MC[where[:, 0], where[:, 1]]}
+    sparse_MC = target_MC.to_sparse().coalesce()
+    return {f"{prefix}.where": sparse_MC.indices().T.to(torch.int32), f"{prefix}.value": sparse_MC.values()}
+
+
+def _sparse_targets(tensors: Mapping[str, Tensor], prefix: str, shape: list[int]) -> Tensor:
+    where_2E = tensors[f"{prefix}.where"].long().T
+    return torch.sparse_coo_tensor(
+        where_2E, tensors[f"{prefix}.value"], shape, is_coalesced=True, check_invariants=True
+    )
 
 
 def _dense(tensors: Mapping[str, Tensor], prefix: str, shape: list[int]) -> Tensor:
-    target_MC = torch.zeros(shape)
-    where = tensors[f"{prefix}.where"].long()
-    target_MC[where[:, 0], where[:, 1]] = tensors[f"{prefix}.value"]
-    return target_MC
+    return _sparse_targets(tensors, prefix, shape).to_dense()
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -115,12 +115,13 @@ class _Trainer:
             streams = method.begin_round(state.round_, self._probabilities)
             state.streams = [stream for stream in streams if len(stream.index_M)]
             if method.pseudo_labels is not None:
-                state.history.append(method.pseudo_labels)
+                state.history.append(method.pseudo_labels.kept)
         if state.streams:
             method.enter_round(state.round_, state.streams)
             optimizer = _optimizer(method, self.settings)
             checkpoints_.restore_optimizer(optimizer, state.optimizer)
             self._steps(optimizer)
+            method.end_round(state.round_)
         state.streams = []
         state.optimizer = {}
         if state.round_ < method.rounds:
@@ -132,6 +133,7 @@ class _Trainer:
         per_epoch = steps_per_epoch(len(first.index_M), first.batch_size)
         total = min(per_epoch * settings.epochs, settings.max_steps_per_round or math.inf)
         warmup = min(round(settings.warmup_epochs * per_epoch), int(total) // 2)
+        span = per_epoch * settings.schedule_epochs if settings.schedule_epochs else int(total)
         orders = {
             s.name: StreamOrder(len(s.index_M), s.batch_size, seed=seed, round_=state.round_, name=s.name)
             for s in state.streams
@@ -141,7 +143,7 @@ class _Trainer:
             if state.step % per_epoch == 0:
                 self.method.begin_epoch(state.round_, state.step // per_epoch + 1, self._over_images)
             for group in optimizer.param_groups:
-                share = cosine_with_warmup(state.step, total=int(total), warmup=warmup, final=settings.final_rate_share)
+                share = cosine_with_warmup(state.step, total=span, warmup=warmup, final=settings.final_rate_share)
                 group["lr"] = settings.rate * share
             started = time.perf_counter()
             loss = self._step(optimizer, orders)
@@ -335,9 +337,14 @@ def apply(
     """A function of images, with the method in evaluation mode; arguments as in `predict`."""
     was_training = method.training
     method.eval()
-    parts = [function(images_of(index_B).to(device)).cpu() for index_B in torch.split(index_M, batch_size)]
+    result = torch.empty(0)
+    for start in range(0, len(index_M), batch_size):
+        part = function(images_of(index_M[start : start + batch_size]).to(device)).cpu()
+        if start == 0:
+            result = part.new_empty(len(index_M), *part.shape[1:])
+        result[start : start + len(part)] = part
     method.train(was_training)
-    return torch.cat(parts) if len(index_M) else torch.empty(0)
+    return result
 
 
 def _optimizer(method: Method, settings: TrainSettings) -> torch.optim.Optimizer:

@@ -22,7 +22,6 @@ from torch.nn.parallel import DistributedDataParallel
 from raydapt.cluster.joining import ensure_ray
 from raydapt.errors import UserError
 from raydapt.methods.class_prior import ClassPrior
-from raydapt.models.diffusion import load_pipeline
 from raydapt.models.diffusion_lora import (
     WEIGHTS_FILE,
     DenoisingWithAdapters,
@@ -31,6 +30,7 @@ from raydapt.models.diffusion_lora import (
     encode_latents,
     lora_bytes,
 )
+from raydapt.models.pipelines import load_pipeline
 from raydapt.settings.groups import LoraSettings, RaySettings, TrainSettings
 from raydapt.store.artefact import StageResult, Store
 from raydapt.store.environment import versions
@@ -57,16 +57,24 @@ class ConfidentImages:
     """int64 pseudo-labels."""
 
 
-def confident_images(probability_NC: Tensor, images_per_class: int, prior: ClassPrior | None = None) -> ConfidentImages:
+def confident_images(
+    confidence_N: Tensor, class_N: Tensor, n_classes: int, images_per_class: int, prior: ClassPrior | None = None
+) -> ConfidentImages:
     """The `images_per_class` images that each class wins with the highest probability; fewer where it wins fewer.
 
     With a known prior a class gets as many as its share allows, `images_per_class` on average.
+
+    Args:
+        confidence_N: Probability of every image's most probable class.
+        class_N: int64, that class.
+        n_classes: C.
+        images_per_class: At most, or with a prior on average.
+        prior: How often classes occur.
     """
-    confidence_N, class_N = probability_NC.max(dim=1)
-    equal_C = torch.full((probability_NC.shape[1],), images_per_class)
+    equal_C = torch.full((n_classes,), images_per_class)
     places_C = (prior.quotas(images_per_class) if prior is not None and prior.known else equal_C).tolist()
     rows = []
-    for class_ in range(probability_NC.shape[1]):
+    for class_ in range(n_classes):
         won_N = (class_N == class_).nonzero().flatten()
         order_N = torch.argsort(confidence_N[won_N], descending=True, stable=True)
         rows.append(won_N[order_N[: places_C[class_]]])

@@ -16,6 +16,7 @@ import torch
 
 from raydapt.cluster.joining import require_reachable
 from raydapt.cluster.nodes import capacity, may_stay, require_nodes, selector
+from raydapt.errors import UserError
 from raydapt.settings.groups import RaySettings, TrainSettings
 from raydapt.store.folder import Folder
 from raydapt.train.checkpoint import Checkpoints, TrainState, from_bytes
@@ -63,7 +64,10 @@ def train_on_workers(
     log: Log,
     callbacks: Sequence[Any] = (),
 ) -> TrainState:
-    """Trains on `settings.workers` Ray Train workers.
+    """Trains on `settings.workers` Ray Train workers; of a range, on as many as there is room for.
+
+    Where workers are lost for good, those that are left go on from the last checkpoint, and where nodes come, more of
+    them do. A batch is divided among those there are, so that the steps stay the same.
 
     Args:
         train: Called on every worker; must be serialisable.
@@ -81,17 +85,18 @@ def train_on_workers(
     import ray.train.torch
 
     resources = _resources_per_worker(settings, ray_settings)
-    require_nodes(ray_settings, ray_settings.model_nodes, resources, count=settings.workers, setting="train.workers")
+    least, most = settings.least_workers, settings.most_workers
+    require_nodes(ray_settings, ray_settings.model_nodes, resources, count=least, setting="train.workers")
     require_reachable(storage)
     lines = ray.remote(num_cpus=0)(_Lines).remote()
     trainer = ray.train.torch.TorchTrainer(
         _worker,
         train_loop_config={"train": train, "lines": lines},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=settings.workers,
+            num_workers=most if least == most else (least, most),  # type: ignore[arg-type] # mypy sees the old class
             use_gpu="GPU" in resources,
             resources_per_worker=resources,
-            label_selector=selector(ray_settings.model_nodes),  # type: ignore[call-arg] # mypy sees the old class
+            label_selector=selector(ray_settings.model_nodes),  # type: ignore[call-arg]
         ),
         run_config=ray.train.RunConfig(
             name=name,
@@ -172,11 +177,26 @@ def trains_here(settings: TrainSettings, ray_settings: RaySettings) -> bool:
     return settings.workers == 0 or (settings.workers == 1 and may_stay(ray_settings))
 
 
+def check_workers(settings: TrainSettings, ray_settings: RaySettings) -> None:
+    """Refuses elastic training on labelled nodes.
+
+    Raises:
+        UserError: With the way out.
+    """
+    if settings.least_workers < settings.most_workers and ray_settings.model_nodes:
+        raise UserError(
+            f"Settings train.workers={settings.workers} and ray.model_nodes={ray_settings.model_nodes!r}: Ray counts "
+            "the room on nodes of any label for elastic training, and would wait for it: give one number of workers, "
+            "or no label."
+        )
+
+
 def training_place(settings: TrainSettings, ray_settings: RaySettings) -> str:
     """Where a training happens, in words."""
     if trains_here(settings, ray_settings):
         return "in this process"
-    return f"on {settings.workers} Ray Train worker{'' if settings.workers == 1 else 's'}"
+    least, most = settings.least_workers, settings.most_workers
+    return f"on {most if least == most else f'{least} to {most}'} Ray Train worker{'' if most == 1 else 's'}"
 
 
 def local_context(settings: TrainSettings) -> WorkerContext:
@@ -207,5 +227,5 @@ def _resources_per_worker(settings: TrainSettings, ray_settings: RaySettings) ->
     """CPUs, and GPUs where there is one for every worker or the settings ask for them."""
     gpus = settings.gpus_per_worker
     if gpus == "auto":
-        gpus = 1.0 if capacity(ray_settings.model_nodes)["GPU"] >= settings.workers else 0.0
+        gpus = 1.0 if capacity(ray_settings.model_nodes)["GPU"] >= settings.least_workers else 0.0
     return {"CPU": settings.cpus_per_worker} | ({"GPU": gpus} if gpus else {})

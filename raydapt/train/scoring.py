@@ -31,6 +31,7 @@ from raydapt.settings.config import Config
 SCORES = (
     "synthetic_accuracy",
     "agreement",
+    "cluster_agreement",
     "class_balance",
     "prior_match",
     "mutual_information",
@@ -39,11 +40,11 @@ SCORES = (
     "stability",
 )
 """The scores, each None where there is nothing to compute it from."""
-DECISIVE = ("synthetic_accuracy", "agreement", "prior_match", "mutual_information")
-"""Those that a choice goes by: on the four development sets each alone goes with accuracy (Spearman 0.4 or more, see
-docs/results/experiments.md). The others do not (0.2 or less): they go by how sure or smooth answers are, which is most
-so where classes died out. They are told only. `class_balance` goes with accuracy where classes are equally frequent and
-against it where they are not, so it decides only as `prior_match`, measured against a stated prior."""
+DECISIVE = ("synthetic_accuracy", "agreement", "prior_match", "cluster_agreement")
+"""Those that a choice goes by, chosen on development sets (docs/trust.md). The others go by
+how sure, smooth or evenly spread answers are, which is most so where classes died out or rare classes are overrated:
+they are told only. `class_balance` decides only as `prior_match`, measured against a stated prior. The mutual
+information, which counts it in, was decisive before 2026-11-26."""
 MEAN = "mean"
 """The plain mean of the decisive ones, which guides a search while it runs."""
 
@@ -65,6 +66,8 @@ class LabelFreeScorer:
     """The class, int64 [E], that each classifier gives which the method did not start from, by name."""
     neighbour_EK: Tensor
     """int64 positions among the examined images of those most like each one, by the frozen features."""
+    cluster_E: Tensor
+    """int64 cluster of each examined image, as many as there are classes, by the frozen features."""
     held_out: SyntheticImages | None
     """Synthetic images that nothing learns from."""
     batch_size: int
@@ -104,6 +107,7 @@ class LabelFreeScorer:
         others = [*self.heads.values(), vote_E]
         return {
             "agreement": scores.mean_of(scores.agreement(class_E, other_E, n_classes) for other_E in others),
+            "cluster_agreement": scores.cluster_agreement(class_E, self.cluster_E),
             "class_balance": scores.class_balance(probability_EC),
             "prior_match": self.prior.balance(probability_EC.mean(dim=0)),
             "mutual_information": scores.mutual_information(probability_EC, self.prior.score_reference()),
@@ -177,6 +181,7 @@ def scorer_of(
         index_E=index_E,
         heads=_heads(config, classes, clip, feature_ED, held_out),
         neighbour_EK=scores.nearest_images(feature_ED, _NEIGHBOURS),
+        cluster_E=scores.clusters(feature_ED, len(classes.names)),
         held_out=held_out,
         batch_size=config.train.predict_batch_size,
         device=clip.device,

@@ -14,6 +14,7 @@ from raydapt.tune.selection import COMBINED, COMBINED_OF, CONSENSUS, Trial, rank
 _TITLES = {
     "synthetic_accuracy": "held-out synthetic images right",
     "agreement": "agreement with other heads",
+    "cluster_agreement": "agreement with clusters of the images",
     "class_balance": "even classes",
     "prior_match": "class shares as stated",
     "mutual_information": "mutual information",

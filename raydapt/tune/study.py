@@ -11,6 +11,7 @@ from raydapt.tune.selection import COMBINED, CONSENSUS, Trial, available, rankin
 _SHORT = {
     "synthetic_accuracy": "synth",
     "agreement": "agree",
+    "cluster_agreement": "cluster",
     "class_balance": "even",
     "prior_match": "prior",
     "mutual_information": "MI",

@@ -25,6 +25,7 @@ from raydapt.methods.configuration import changed_settings
 from raydapt.methods.table import GROUPS, spec_of
 from raydapt.run.making import artefacts_of, make_all, make_artefacts, make_features
 from raydapt.run.plan import FEATURES, held_out_artefacts, make_plan
+from raydapt.run.tracking import names_of, tracked
 from raydapt.settings.config import Config
 from raydapt.settings.tree import as_tree
 from raydapt.store.environment import environment
@@ -37,10 +38,10 @@ from raydapt.tune.trials import Sweep, answers_of
 from raydapt.tune.tuner import run_trials
 
 _LOG = logging.getLogger(__name__)
-RESULT, CHOSEN = "tune.json", "chosen.yaml"
+RESULT, CHOSEN, CHOSEN_BY_REVIEW = "tune.json", "chosen.yaml", "chosen-by-review.yaml"
 _COUNT = "synthesis.samples_per_class"
 _GROUPS_OF_ARTEFACTS = ("method", "model", "synthesis", "lora", *GROUPS)
-_ELSEWHERE = ("name", "runs", "store", "ray", "tune", "space")
+_ELSEWHERE = ("name", "runs", "store", "ray", "tune", "space", "track")
 
 
 def tune(config: Config) -> str:
@@ -54,6 +55,7 @@ def run_sweep(config: Config) -> Run:
     Raises:
         UserError: For a space that cannot work, or when not one trial finished.
     """
+    names_of(config)
     space = parse_space(config)
     drawn = None if config.tune.search == "optuna" else draw_trials(config, space)
     if drawn is None:
@@ -64,18 +66,19 @@ def run_sweep(config: Config) -> Run:
     with record.lock():
         _claim(record, config)
         if not record.exists(RESULT):
-            trials = _run(record, config, drawn, space, n_classes)
-            record.write_json(RESULT, _result(config, trials))
-            record.write_text(CHOSEN, chosen_yaml(config, ranking(trials)[0][0]))
+            with tracked(config, record, sweep=True):
+                trials = _run(record, config, drawn, space, n_classes)
+                record.write_json(RESULT, _result(config, trials))
+                record.write_text(CHOSEN, chosen_yaml(config, ranking(trials)[0][0]))
         if not record.exists("report.html"):
             write_sweep_report(record.folder)
     return record
 
 
-def chosen_yaml(config: Config, trial: Trial) -> str:
+def chosen_yaml(config: Config, trial: Trial, *, by: str = "without labels") -> str:
     """The job file of a trial: `raydapt run` takes it as it is."""
     chosen = replace(trial_config(config, trial.settings), tune=Config().tune, space={}, name="auto")
-    lines = f"# Chosen without labels among the trials of a sweep: trial {trial.number}.\n#   raydapt run {CHOSEN}\n"
+    lines = f"# Chosen {by} among the trials of a sweep: trial {trial.number}.\n#   raydapt run FILE\n"
     return lines + yaml.safe_dump(changed_settings(chosen), sort_keys=False, allow_unicode=True)
 
 
@@ -85,6 +88,7 @@ def _run(
     ensure_ray(config.ray)
     require_shared(config.store, setting="store")
     require_shared(config.runs, setting="runs")
+    show = config.ray.progress
     config = replace(config, store=_absolute(config.store), ray=replace(config.ray, progress=False))
     points = drawn if drawn is not None else _corners(space)
     first = max([_count(config, settings) for settings in points], default=0)
@@ -93,7 +97,7 @@ def _run(
     sweep = Sweep(
         config=config, folder=_absolute(config.runs) + f"/{record.name}", held_out=held_out, first_held_out=first
     )
-    trials = _with_consensus(sweep, n_classes, run_trials(sweep, drawn, space))
+    trials = _with_consensus(sweep, n_classes, run_trials(sweep, drawn, space, show=show))
     if not ranking(trials):
         errors = [trial.error for trial in trials if trial.error]
         why = f"the first one: {errors[0]}" if errors else "all were stopped early, raise tune.grace"

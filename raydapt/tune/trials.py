@@ -2,7 +2,8 @@
 
 A trial's folder, ``trials/<number>`` of the sweep, holds its checkpoint while it runs and ``trial.json`` once it is
 over, so that whoever asks for the same trial again goes on, or finds it done. ``answers.safetensors`` has the classes
-that it gives the examined images, for the consensus of all trials.
+that it gives the examined images, for the consensus of all trials; ``answers.parquet`` has them with ids, confidences
+and zero-shot's answers, for a person who chooses among the trials (`raydapt review SWEEP --choose`).
 """
 
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pyarrow as pa
 import torch
 from ray.train import UserCallback
 from safetensors.torch import load, save
@@ -20,9 +22,12 @@ from raydapt.methods.spec import FinishedRun
 from raydapt.methods.table import spec_of
 from raydapt.run import pipeline
 from raydapt.run.accuracy import evaluate
+from raydapt.run.guarding import classifiers_of
 from raydapt.run.known_labels import read_known_labels
 from raydapt.run.making import artefacts_of, make_artefacts
+from raydapt.run.open_set import find_open_set
 from raydapt.run.plan import FEATURES, make_plan
+from raydapt.run.status import NotedProgress
 from raydapt.settings.config import Config
 from raydapt.store.artefact import Artefact
 from raydapt.store.run_record import Run
@@ -32,7 +37,7 @@ from raydapt.train.ray_train import local_context, train_on_workers
 from raydapt.tune.search_space import trial_config
 from raydapt.tune.selection import Trial
 
-TRIAL, ANSWERS = "trial.json", "answers.safetensors"
+TRIAL, ANSWERS, NAMED_ANSWERS = "trial.json", "answers.safetensors", "answers.parquet"
 Report = Callable[[dict[str, float]], None]
 """Tells Ray Tune the scores so far; a scheduler may end the trial there."""
 
@@ -48,6 +53,11 @@ class Sweep:
     """Synthetic images for the scores; empty without."""
     first_held_out: int
     """Number of the first of them in its class: no trial learns from that many images or more."""
+
+    @property
+    def run(self) -> Run:
+        """The folder of the sweep."""
+        return Run.at(self.folder)
 
     def record(self, number: str) -> Run:
         """The folder of a trial."""
@@ -115,7 +125,8 @@ def _carry_out(
     artefacts = artefacts_of(make_artefacts(plan))
     table = load_features(artefacts[FEATURES], plan.source)
     row_N, row_T, _ = rows_of_splits(plan.config.data, table)
-    split = pipeline.split_labels(record, plan, artefacts[FEATURES], row_N)
+    open_set = find_open_set(plan, table, row_N, record)
+    row_N, split = pipeline.split_labels(record, plan, artefacts[FEATURES], row_N, open_set)
     job = TrainingJob(
         config=replace(plan.config, synthesis=replace(plan.config.synthesis, held_out=count)),
         classes=plan.classes,
@@ -134,10 +145,28 @@ def _carry_out(
         raise UserError(f"Setting data.source={config.data.source!r} has too few images to score: give more.")
     scores, class_E = scorer.examine(method)
     record.write_bytes(ANSWERS, save({"index_E": scorer.index_E, "class_E": class_E}))
+    record.write_table(NAMED_ANSWERS, _named_answers(job, finished, row_N[scorer.index_E]))
     result: dict[str, Any] = {"scores": scores, "log": [line for line in state.lines if "scores" in line]}
     if oracle:
         result |= _look_at_labels(job, finished, (split.seen or None, split.unseen or None))
     return result
+
+
+def _named_answers(job: TrainingJob, finished: FinishedRun, row_E: torch.Tensor) -> pa.Table:
+    """The examined images with the answers of zero-shot and of the trial, in the columns of ``predictions.parquet``."""
+    both, names = classifiers_of(finished, job.zero_shot(finished.device)), finished.classes.names
+    before, after = both.answer("zero-shot", row_E), both.answer("adapted", row_E)
+    rows = row_E.tolist()
+    return pa.table(
+        {
+            "id": [finished.table.id_N[row] for row in rows],
+            "path": [finished.table.path_N[row] for row in rows],
+            "zero_shot": [names[c] for c in before.class_T.tolist()],
+            "zero_shot_confidence": before.confidence_T.cpu().numpy(),
+            "predicted": [names[c] for c in after.class_T.tolist()],
+            "confidence": after.confidence_T.cpu().numpy(),
+        }
+    )
 
 
 def _train(job: TrainingJob, report: Report, callbacks: Sequence[UserCallback]) -> TrainState:
@@ -145,7 +174,10 @@ def _train(job: TrainingJob, report: Report, callbacks: Sequence[UserCallback]) 
     if not spec_of(job.config.method).learns:
         return TrainState(finished=True)
 
+    noted = NotedProgress(job.run, rounds=spec_of(job.config.method).rounds(job.config), epochs=settings.epochs)
+
     def log(line: Mapping[str, Any]) -> None:
+        noted(line)
         if "scores" in line:
             report(_numbers(line["scores"]))
 
@@ -157,7 +189,7 @@ def _train(job: TrainingJob, report: Report, callbacks: Sequence[UserCallback]) 
         ray_settings=job.config.ray,
         storage=job.run.folder.child("ray_train"),
         name="trial",
-        log=lambda line: None,
+        log=noted,
         callbacks=callbacks,
     )
 

@@ -3,10 +3,9 @@
 Trials of one process are plain functions; only a job with ``train.workers`` nests Ray Train in every trial.
 """
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray import tune
@@ -22,11 +21,11 @@ from raydapt.errors import UserError
 from raydapt.settings.config import Config
 from raydapt.store.folder import Folder
 from raydapt.train.scoring import MEAN, SCORES
+from raydapt.tune.progress import SweepProgress
 from raydapt.tune.search_space import Settings, rounded
 from raydapt.tune.selection import Trial
 from raydapt.tune.trials import TRIAL, Sweep, read_trial, run_trial
 
-_LOG = logging.getLogger(__name__)
 _NAME = "ray_tune"
 _INDEX = "trial"
 _GPUS_PER_TRIAL = 0.25
@@ -34,13 +33,20 @@ _REDUCTION = 3
 _NO_LIMIT = 1_000_000
 
 
-def run_trials(sweep: Sweep, drawn: Sequence[Settings] | None, space: Mapping[str, Domain]) -> list[Trial]:
+def run_trials(
+    sweep: Sweep,
+    drawn: Sequence[Settings] | None,
+    space: Mapping[str, Domain],
+    *,
+    show: bool | Literal["auto"] = "auto",
+) -> list[Trial]:
     """Carries out a sweep, or what is left of one that was killed, and returns its trials in order.
 
     Args:
         sweep: The sweep.
         drawn: The settings of every trial; None when the search draws them as it goes.
         space: What such a search draws from.
+        show: How progress is shown, as of `raydapt.progress.Progress`.
 
     Raises:
         UserError: When the cluster cannot hold a trial.
@@ -72,10 +78,18 @@ def run_trials(sweep: Sweep, drawn: Sequence[Settings] | None, space: Mapping[st
                 storage_path=storage.path,
                 storage_filesystem=files,
                 verbose=0,
-                callbacks=[_Tell(len(drawn) if drawn is not None else config.tune.trials)],
+                callbacks=[_Tell()],
             ),
         )
-    results = tuner.fit()
+    numbers = [f"{index:03d}" for index in range(len(drawn))] if drawn is not None else []
+    total = len(drawn) if drawn is not None else config.tune.trials
+    told_settings = dict(zip(numbers, drawn or [], strict=True))
+    with SweepProgress(sweep, numbers, told_settings, total=total, show=show) as told:
+        _TOLD.append(told)
+        try:
+            results = tuner.fit()
+        finally:
+            _TOLD.pop()
     return [_collect(sweep, drawn, results[at]) for at in range(len(results))]
 
 
@@ -110,20 +124,34 @@ def _collect(sweep: Sweep, drawn: Sequence[Settings] | None, result: tune.Result
 
 
 class _Tell(tune.Callback):
-    """Says what every trial came to."""
+    """Passes on what trials come to; Ray Tune keeps it in a file, so who is told stands beside it."""
 
-    def __init__(self, total: int) -> None:
-        self._total, self._done = total, 0
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        for told in _TOLD:
+            told.running([_trial_name(trial) for trial in trials if trial.status == "RUNNING"])
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        scores = {name: result[name] for name in (*SCORES, MEAN) if result.get(name) is not None}
+        for told in _TOLD:
+            told.scored(_trial_name(trial), rounded(trial.config), scores, result["training_iteration"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._done += 1
-        _LOG.info(
-            f"tune: {self._done}/{self._total} trials, {trial.last_result.get(MEAN, 0.0):.3f} mean label-free score"
-        )
+        for told in _TOLD:
+            told.over(_trial_name(trial), trial.last_result.get(MEAN))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._done += 1
-        _LOG.info(f"tune: {self._done}/{self._total} trials, this one failed")
+        for told in _TOLD:
+            told.over(_trial_name(trial), None, failed=True)
+
+
+_TOLD: list[SweepProgress] = []
+"""Of the sweep that runs in this process."""
+
+
+def _trial_name(trial: Any) -> str:
+    return _name_of(trial.config, trial.trial_id)
 
 
 def _scheduler(config: Config) -> TrialScheduler | None:
@@ -154,8 +182,8 @@ def trial_resources(config: Config) -> tuple[tune.PlacementGroupFactory, int]:
     if per_trial == "auto":
         per_trial = _GPUS_PER_TRIAL if gpus and not train.workers else 0.0
     if train.workers:
-        _require_dashboard(train.workers)
-        of_workers = train.workers * train.cpus_per_worker
+        _require_dashboard(train.most_workers)
+        of_workers = train.most_workers * train.cpus_per_worker
         fit = min(models["CPU"] // of_workers, everywhere["CPU"] // (settings.cpus_per_trial + of_workers))
     else:
         fit = min(cpus // settings.cpus_per_trial, gpus // per_trial if per_trial else cpus)

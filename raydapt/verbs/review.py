@@ -5,42 +5,59 @@ import secrets
 import socket
 import webbrowser
 from collections.abc import Callable, Sequence
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raydapt.errors import UserError
+from raydapt.review.choosing import Chooser
 from raydapt.review.estimates import Estimator
 from raydapt.review.population import Population
-from raydapt.review.results import RESULTS, format_results, results
+from raydapt.review.results import CHOICE, RESULTS, choice, format_choice, format_results, results
 from raydapt.review.review import Review
 from raydapt.review.session import open_session
-from raydapt.run.finished import open_run
+from raydapt.run.finished import open_folder, open_run
 from raydapt.run.plan import FEATURES, Plan, make_plan
 from raydapt.settings.config import Config
 from raydapt.store.run_record import Run
 from raydapt.verbs.review_images import ReviewImages
+from raydapt.verbs.review_population import (
+    SWEEP,
+    answers_of_sweep,
+    is_sweep,
+    population_of,
+    population_of_sweep,
+    predictions_of_run,
+    write_chosen,
+)
 
-ZERO_SHOT = "zero-shot"
 
-
-def open_review(run_folders: Sequence[str], *, seed: int = 0, wanted: int = 60) -> Review:
+def open_review(run_folders: Sequence[str], *, seed: int = 0, wanted: int = 60, choose: bool = False) -> Review:
     """Opens the review of finished runs, or begins it; it lies beside the first one.
 
     Args:
-        run_folders: Finished runs of the same images and classes.
+        run_folders: Finished runs of the same images and classes; to choose, also one sweep, whose trials are the runs.
         seed: Of the sample, when it begins.
         wanted: Answers that are aimed for.
+        choose: Ask for what tells the runs apart, not for what estimates them.
 
     Raises:
-        UserError: For folders that are no finished runs, or runs of different images or classes.
+        UserError: For folders that are no finished runs, runs of different images or classes, or a single run to choose
+            among.
     """
-    runs = [open_run(folder) for folder in run_folders]
-    population = population_of(runs)
-    session = open_session(runs[0][0], population, seed=seed)
-    return Review(session=session, estimator=Estimator(population, session.design), wanted=wanted)
+    if is_sweep(run_folders[0]):
+        if not choose or len(run_folders) > 1:
+            raise UserError(
+                f"Folder {run_folders[0]!r} is a sweep: choose among its trials with 'raydapt review "
+                f"{run_folders[0]} --choose', and review runs for estimates."
+            )
+        record, _ = open_folder(run_folders[0])
+        population = population_of_sweep(record)
+    else:
+        runs = [open_run(folder) for folder in run_folders]
+        record, population = runs[0][0], population_of(runs)
+    if choose and len(population.names) < 2:
+        raise UserError(f"Folder {run_folders[0]!r} holds one candidate alone: give several runs, or a sweep.")
+    session = open_session(record, population, seed=seed)
+    chooser = Chooser(population, seed=session.design.seed) if choose else None
+    return Review(session=session, estimator=Estimator(population, session.design), wanted=wanted, chooser=chooser)
 
 
 def review(
@@ -50,9 +67,10 @@ def review(
     wanted: int = 60,
     port: int = 0,
     browser: bool = True,
+    choose: bool = False,
     say: Callable[[str], None] = print,
-) -> dict[str, Any]:
-    """Serves the page until it is interrupted; returns the results, which stand beside the first run as well.
+) -> str:
+    """Serves the page until it is interrupted; returns the results as text, which stand beside the first run as well.
 
     Args:
         run_folders: Finished runs of the same images and classes; the first one holds the review.
@@ -60,15 +78,16 @@ def review(
         wanted: Answers that are aimed for.
         port: Of the server; 0 takes a free one.
         browser: Open the page.
+        choose: As `open_review`.
         say: Told the page's address.
 
     Raises:
         UserError: As `open_review`, without the extra, or when images cannot be read or the port is taken.
     """
     serve = _server()
-    record, config = open_run(run_folders[0])
+    record, config = open_first(run_folders)
     with record.lock():
-        opened = open_review(run_folders, seed=seed, wanted=wanted)
+        opened = open_review(run_folders, seed=seed, wanted=wanted, choose=choose)
         images = images_of_review(record, config, opened.population)
         listener, token = _listen(port), secrets.token_urlsafe(24)
         address = f"http://127.0.0.1:{listener.getsockname()[1]}/{token}/"
@@ -79,56 +98,31 @@ def review(
         return write_results(record, opened)
 
 
-def write_results(record: Run, opened: Review) -> dict[str, Any]:
-    """Writes ``review-results.json`` beside the run, and returns what it holds."""
-    told = results(opened)
-    record.write_json(RESULTS, told)
-    return told
+def write_results(record: Run, opened: Review) -> str:
+    """Writes ``review-results.json`` (of a choice ``review-choice.json``) beside the run, and returns it as text."""
+    if opened.chooser is None:
+        told = results(opened)
+        record.write_json(RESULTS, told)
+        return format_results(told)
+    told = choice(opened)
+    record.write_json(CHOICE, told)
+    lines = format_choice(told)
+    return f"{lines}\n{write_chosen(record, told['chosen'])}" if record.exists(SWEEP) else lines
 
 
-def results_of(run_folders: Sequence[str]) -> str:
+def results_of(run_folders: Sequence[str], *, choose: bool = False) -> str:
     """The results so far as text; they are written beside the first run as well.
 
     Raises:
         UserError: As `open_review`.
     """
-    record, _ = open_run(run_folders[0])
-    return format_results(write_results(record, open_review(run_folders)))
+    record, _ = open_first(run_folders)
+    return write_results(record, open_review(run_folders, choose=choose))
 
 
-def population_of(runs: Sequence[tuple[Run, Config]], first: pa.Table | None = None) -> Population:
-    """What zero-shot and the runs predicted, over the images of the first run, each distinct content once.
-
-    Args:
-        runs: Finished runs.
-        first: The first run's predictions, where they are not those in its folder.
-
-    Raises:
-        UserError: For runs of other classes, or without a prediction of some image of the first.
-    """
-    classes = _classes(runs[0][0])
-    tables = [predictions_of_run(run) for run, _ in runs]
-    tables[0] = tables[0] if first is None else first_of_each(first)
-    id_N = tables[0]["id"].to_pylist()
-    names, columns = [ZERO_SHOT], [_answers(tables[0], "zero_shot", classes)]
-    for (run, config), table in zip(runs, tables, strict=True):
-        if _classes(run) != classes:
-            raise UserError(
-                f"Run {run.path!r} has other classes than {runs[0][0].path!r}: review runs of the same ones."
-            )
-        position = {id_: at for at, id_ in enumerate(table["id"].to_pylist())}
-        if any(id_ not in position for id_ in id_N):
-            raise UserError(
-                f"Run {run.path!r} has no prediction for some images of {runs[0][0].path!r}: review runs of the same "
-                "images."
-            )
-        if config.method != "zero_shot":
-            names.append(run.name)
-            columns.append(_answers(table.take([position[id_] for id_ in id_N]), "predicted", classes))
-    class_RN, confidence_RN = (np.stack(parts) for parts in zip(*columns, strict=True))
-    return Population(
-        id_N=tuple(id_N), names=tuple(names), classes=classes, class_RN=class_RN, confidence_RN=confidence_RN
-    )
+def open_first(run_folders: Sequence[str]) -> tuple[Run, Config]:
+    """The run, or sweep, that holds the review."""
+    return open_folder(run_folders[0]) if is_sweep(run_folders[0]) else open_run(run_folders[0])
 
 
 def images_of_review(record: Run, config: Config, population: Population) -> ReviewImages:
@@ -137,7 +131,7 @@ def images_of_review(record: Run, config: Config, population: Population) -> Rev
     Raises:
         UserError: If the run's source cannot be read, or holds features without their images' addresses.
     """
-    table = predictions_of_run(record)
+    table = answers_of_sweep(record)[0][1] if record.exists(SWEEP) else predictions_of_run(record)
     path_of = dict(zip(table["id"].to_pylist(), table["path"].to_pylist(), strict=True))
     plan, row_of = image_rows(record, config, population.id_N)
     return ReviewImages(plan.source, plan.config.data, row_of, path_of)
@@ -163,36 +157,6 @@ def image_rows(record: Run, config: Config, ids: Sequence[str]) -> tuple[Plan, d
             if id_ in wanted:
                 row_of.setdefault(id_, row)
     return plan, row_of
-
-
-def predictions_of_run(run: Run) -> pa.Table:
-    """``predictions.parquet`` of a folder, the first row of every id.
-
-    Raises:
-        UserError: If the folder has none.
-    """
-    if not run.exists("predictions.parquet"):
-        raise UserError(f"Folder {run.path!r} has no predictions.parquet: run its command again with --overwrite.")
-    return first_of_each(pq.read_table(pa.BufferReader(run.read_bytes("predictions.parquet"))))
-
-
-def _classes(run: Run) -> tuple[str, ...]:
-    return tuple(run.read_json("metrics.json")["class_names"])
-
-
-def first_of_each(table: pa.Table) -> pa.Table:
-    """The first row of every id."""
-    first: dict[str, int] = {}
-    for at, id_ in enumerate(table["id"].to_pylist()):
-        first.setdefault(id_, at)
-    return table.take(list(first.values()))
-
-
-def _answers(table: pa.Table, column: str, classes: tuple[str, ...]) -> tuple[Any, Any]:
-    index_of = {name: c for c, name in enumerate(classes)}
-    confidence = "confidence" if column == "predicted" else "zero_shot_confidence"
-    class_N = np.array([index_of[name] for name in table[column].to_pylist()], dtype=np.int64)
-    return class_N, table[confidence].to_numpy().astype(np.float64)
 
 
 def _listen(port: int) -> socket.socket:

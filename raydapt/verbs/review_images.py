@@ -119,6 +119,6 @@ def _only(source: Source, rows: Sequence[int]) -> Source:
     parts: list[Part] = []
     for row in sorted(set(rows)):
         part = source.parts[bisect_right(firsts, row) - 1]
-        uri = part.uris[row - part.first_row]
-        parts.append(replace(part, index=len(parts), uris=(uri,), first_row=row, rows=1))
+        at = slice(row - part.first_row, row - part.first_row + 1)
+        parts.append(replace(part, index=len(parts), uris=part.uris[at], told=part.told[at], first_row=row, rows=1))
     return replace(source, parts=tuple(parts))

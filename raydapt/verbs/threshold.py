@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raydapt.errors import UserError
 from raydapt.review.calibration import Calibration, choose_threshold, curve, fit, together
@@ -19,7 +21,8 @@ from raydapt.run.labelled_set import as_csv, as_label_studio, rest_of, write_fol
 from raydapt.run.prediction import overridden, predictions_of
 from raydapt.settings.config import Config
 from raydapt.store.run_record import Run
-from raydapt.verbs.review import first_of_each, image_rows, population_of, predictions_of_run
+from raydapt.verbs.review import image_rows
+from raydapt.verbs.review_population import first_of_each, population_of, predictions_of_run
 
 THRESHOLD = "threshold.json"
 _CURVE_POINTS = 100
@@ -59,9 +62,10 @@ def threshold(run_folder: str, overrides: Sequence[str] = (), *, precision: floa
     population, calibration, session = _calibrated(record, config)
     table = first_of_each(predictions_of(run_folder, list(overrides)) if overrides else predictions_of_run(record))
     target = population_of([(record, config)], table) if overrides else population
-    probability_N = calibration.probabilities(together(target, _RUN))
-    least, kept, expected = choose_threshold(probability_N, precision)
-    taken_N = probability_N >= least
+    named_N = _named(table)
+    probability_N = np.where(named_N, calibration.probabilities(together(target, _RUN)), 0.0)
+    least, kept, expected = choose_threshold(probability_N[named_N], precision)
+    taken_N = named_N & (probability_N >= least)
     told = {
         "precision_wanted": 100.0 * precision,
         "threshold": least if kept else None,
@@ -152,6 +156,14 @@ def _calibrated(record: Run, config: Config) -> tuple[Population, Calibration, S
         return population, Calibration(slope=1.0, offset=0.0, ceiling=1.0, answers=0), None
     session = open_session(record, population, seed=0)
     return population, fit(Estimator(population, session.design), session.told(), _RUN), session
+
+
+def _named(table: pa.Table) -> npt.NDArray[np.bool_]:
+    """Which images the run gives a class; the others it answers "none of these", and none of them is taken."""
+    if "predicted_or_none" not in table.column_names:  # a run of an earlier release
+        return np.ones(table.num_rows, dtype=bool)
+    same: npt.NDArray[np.bool_] = pc.equal(table["predicted_or_none"], table["predicted"]).to_numpy()
+    return same
 
 
 def _curve(probability_N: Floats) -> list[dict[str, float]]:

@@ -37,8 +37,8 @@ def batched(clip: Clip, pixel_B3PP: Tensor, box_BK4: Tensor) -> Tensor:
     return torch.cat(parts)[:, 1:]
 
 
-def main() -> None:
-    """Prints crops/s of both ways; the batched way encodes the whole images besides."""
+def rates_of() -> tuple[dict[str, float], float]:
+    """Crops per CPU second of both ways, and the largest difference between their features."""
     torch.manual_seed(0)
     clip = load_clip("mini")
     pixel_B3PP = torch.randint(0, 256, (IMAGES, 3, STORED_PX, STORED_PX), dtype=torch.uint8)
@@ -51,7 +51,18 @@ def main() -> None:
         started = time.process_time()
         features[name] = way(clip, pixel_B3PP, box_BK4)
         rates[name] = IMAGES * CROPS / (time.process_time() - started)
-    largest = float((features["batched"] - features["one crop at a time"]).abs().max())
+    return rates, float((features["batched"] - features["one crop at a time"]).abs().max())
+
+
+def ratios() -> dict[str, float]:
+    """How many times as fast crops are encoded together."""
+    rates, _ = rates_of()
+    return {"crops, mini": rates["batched"] / rates["one crop at a time"]}
+
+
+def main() -> None:
+    """Prints crops/s of both ways; the batched way encodes the whole images besides."""
+    rates, largest = rates_of()
     print(f"| {CROPS} crops each of {IMAGES} images (`mini`) | crops per CPU second | times naive |")
     print("|---|---|---|")
     for name, rate in rates.items():

@@ -129,6 +129,37 @@ def through_the_stage(images: Path, clip_name: str, batch_size: int) -> dict[str
     return {**stats, **watch.stop()}
 
 
+def through_this_process(images: Path, clip_name: str, batch_size: int) -> dict[str, Any]:
+    """The stage as small sets go: without Ray."""
+    from raydapt.data.sources import resolve_source
+    from raydapt.models.clip import clip_identity
+    from raydapt.models.frozen import shared_clip
+    from raydapt.stages.context import StageContext
+    from raydapt.stages.features import features_stage
+    from raydapt.store.artefact import Store
+
+    settings = StageSettings(batch_size=batch_size)
+    spec = shared_clip(clip_name).image_spec
+    with tempfile.TemporaryDirectory() as folder:
+        result = features_stage(
+            resolve_source(str(images), rows_per_part=settings.rows_per_part),
+            StageContext(store=Store(folder), ray=RaySettings(progress=False), settings=settings, data=DataSettings()),
+            clip_name=clip_name,
+            clip_identity=clip_identity(clip_name),
+            image_spec=spec,
+        )
+        return dict(result.artefact.manifest.stats)
+
+
+def ratios(rows: int = 4 * StageSettings().rows_per_part) -> dict[str, float]:
+    """How the stage within its process compares with a plain loop of the same batches."""
+    with tempfile.TemporaryDirectory() as folder:
+        images = Path(folder) / "images.parquet"
+        write_images(images, rows, SPEED_SIDE_PX)
+        plain, here = (in_a_process(way, images, "mini", 256) for way in ("plain", "here"))
+    return {"features of 256 px, mini, without Ray": here["rows_per_s"] / plain["rows_per_s"]}
+
+
 def in_a_process(way: str, images: Path, clip_name: str, batch_size: int) -> dict[str, Any]:
     """Runs one measurement in a fresh interpreter and returns what it printed last."""
     command = [
@@ -202,8 +233,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.one:
         way, images, clip_name, batch_size = given.one
-        measure = plain_loop if way == "plain" else through_the_stage
-        print(json.dumps(measure(Path(images), clip_name, int(batch_size))))
+        ways = {"plain": plain_loop, "stage": through_the_stage, "here": through_this_process}
+        print(json.dumps(ways[way](Path(images), clip_name, int(batch_size))))
         return
     print("## Features, images per second\n\n" + markdown(speed(given.rows, given.clip)))
     if given.growth:

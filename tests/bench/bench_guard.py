@@ -9,7 +9,7 @@ the guard keeps, and the evidence. ``--table cases.jsonl`` prints the Markdown t
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -76,15 +76,22 @@ def stated(kind: str, target_M: Tensor, names: list[str]) -> str | dict[str, str
 
 
 def adapted(
-    method: str, feature_MD: Tensor, text_KD: Tensor, scale: float, *, prior: str | dict[str, str | float] = "unknown"
+    method: str,
+    feature_MD: Tensor,
+    text_KD: Tensor,
+    scale: float,
+    *,
+    prior: str | dict[str, str | float] = "unknown",
+    settings: Sequence[str] = (),
+    seed: int = 0,
 ) -> Tensor:
-    """Probabilities [M, K] of a method that has learned from these features."""
+    """Probabilities [M, K] of a method that has learned from these features; `settings` are laid over its recipe."""
     names = [f"class {k}" for k in range(len(text_KD))]
     if method == "transduct":
         return fit_mixture(
             feature_MD, text_KD, scale, log_prior_C=class_prior(prior, names).log_prior()
         ).probabilities()
-    config = load_config(None, [f"method={method}", "train.precision=fp32", *SETTINGS[method]])
+    config = load_config(None, [f"method={method}", "train.precision=fp32", *SETTINGS[method], *settings])
     config = replace(config, data=replace(config.data, class_prior=prior))
     source = SimpleNamespace(rows=len(feature_MD))
     facts: Any = SimpleNamespace(source=source, classes=SimpleNamespace(names=names), width=text_KD.shape[1])
@@ -114,7 +121,7 @@ def adapted(
         learned,
         images,
         config.train,
-        seed=0,
+        seed=seed,
         place=WorkerContext(device=CPU),
         checkpoints=_Forgetful(),
         log=lambda line: None,

@@ -33,6 +33,8 @@ ENCODERS = {
     "GeoRSCLIP B/32": "georsclip-vit-B-32",
 }
 PROMPT = "a satellite photo of a"
+FOREIGN = "none of these"
+"""The label of images whose class has no name in a draw, as ``data.other_labels`` declares it."""
 VARIANTS = {"as it is": 1, "5 present": 3, "10:1": 1, "50:1": 1, "30 % open set": 1, "5 a class": 1}
 """Draws of each variant; the set as it is has but one."""
 METHODS: dict[str, list[str]] = {
@@ -40,7 +42,7 @@ METHODS: dict[str, list[str]] = {
     "fair": [],
     "cpl": [],
     "fpl": [],
-    "latteclip": ["latteclip.tune=residual"],
+    "latteclip": ["latteclip.tune=residual", "latteclip.use_image_caption=false", "latteclip.use_batch_caption=false"],
     "grip": [],
     "coreg": ["coreg.student=linear"],
     "ensemble": [],
@@ -81,7 +83,7 @@ def write_variant(encoder: str, variant: str, draw: int, folder: Path) -> tuple[
     label_N = np.array([names.index(label) for label in table["label"].to_pylist()])
     chosen = shifted(variant, label_N, draw)
     named = [names[c] for c in chosen.class_K]
-    labels = pa.array([named[k] if k >= 0 else None for k in chosen.target_M.tolist()], pa.string())
+    labels = pa.array([named[k] if k >= 0 else FOREIGN for k in chosen.target_M.tolist()], pa.string())
     folder.mkdir(parents=True, exist_ok=True)
     rows = table.take(chosen.row_M)
     pq.write_table(pa.table({"id": rows["id"], "feature": rows["feature"], "label": labels}), folder / "x.parquet")
@@ -98,7 +100,8 @@ def prompt_accuracy(features: Path, classes: Path) -> float:
     class_CD = np.stack(rows.filter(pc.equal(rows["template"], PROMPT))["feature"].to_pylist())
     feature_ND = np.stack(table["feature"].to_pylist())
     found_N = (feature_ND @ class_CD.T).argmax(1)
-    right = [names[c] == label for c, label in zip(found_N, table["label"].to_pylist(), strict=True) if label]
+    right = [names[c] == label for c, label in zip(found_N, table["label"].to_pylist(), strict=True)
+             if label != FOREIGN]  # fmt: skip
     return 100 * float(np.mean(right))
 
 
@@ -116,6 +119,7 @@ def cells(work: Path, methods: Sequence[str], variants: Sequence[str], *, only_t
             given = [
                 f"data.source={features}",
                 f"data.class_features={classes}",
+                f"data.other_labels=[{FOREIGN}]",
                 f"name={method}",
                 "ray.progress=false",
             ]

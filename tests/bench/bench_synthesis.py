@@ -29,7 +29,8 @@ def plain_loop(pipeline_name: str, steps: int) -> dict[str, Any]:
     import torch
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-    from raydapt.models.diffusion import MINI, image_seed
+    from raydapt.models.diffusion import image_seed
+    from raydapt.models.pipelines import MINI
 
     torch.set_num_threads(os.cpu_count() or 1)  # the stage's two actors have the whole machine as well
     folder = str(MINI) if pipeline_name == "mini" else pipeline_name
@@ -55,7 +56,8 @@ def plain_loop(pipeline_name: str, steps: int) -> dict[str, Any]:
 def through_the_stage(pipeline_name: str, steps: int, actors: int, samples: int) -> dict[str, Any]:
     """The stage, into an empty store."""
     from raydapt.artefacts.synthesis import SynthesisJob
-    from raydapt.models.diffusion import Sampling, native_size_px, pipeline_identity
+    from raydapt.models.diffusion import Sampling
+    from raydapt.models.pipelines import native_size_px, pipeline_identity
     from raydapt.stages.synthesis import synthesize_stage
     from raydapt.store.artefact import Store
 
@@ -114,6 +116,12 @@ def speed(pipeline_name: str, steps: int, samples: int) -> list[dict[str, Any]]:
         row["times the plain loop"] = round(rate / plain["rows_per_s"], 2)
         rows.append(row)
     return rows
+
+
+def ratios() -> dict[str, float]:
+    """How many times as fast as a plain loop two actors are, once started."""
+    _, staged = speed("mini", SynthesisSettings().steps, SAMPLES_PER_CLASS // 2)
+    return {"synthesis, mini, two actors once started": staged["times the plain loop"]}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

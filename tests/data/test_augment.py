@@ -6,7 +6,14 @@ import torch
 from torchvision.transforms.v2 import functional as vision
 
 from raydapt.data import augment
-from raydapt.data.augment import Augmentation, crop_and_mirror, cut_out, quarter_turn, random_operation
+from raydapt.data.augment import (
+    Augmentation,
+    crop_and_mirror,
+    cut_out,
+    published_operation,
+    quarter_turn,
+    random_operation,
+)
 
 PLAIN = Augmentation(
     mean=(0.5, 0.4, 0.3),
@@ -108,3 +115,29 @@ def test_everything_switched_off_is_the_plain_image():
     off = dataclasses.replace(PLAIN, padding_px=0, mirror=False, quarter_turns=False, magnitude=0.0, cutout_px=0)
     assert torch.equal(off.strong(pixels()), off.plain(pixels()))
     assert torch.equal(off.weak(pixels()), off.plain(pixels()))
+
+
+def test_published_operations_have_the_published_ranges(monkeypatch):
+    """FixMatch's list: factors of 0.05 to 0.95 alone, so no image gets brighter; degrees drawn for every image."""
+    image = torch.full((400, 3, 8, 8), 200, dtype=torch.uint8)
+    monkeypatch.setattr(augment, "_OPERATIONS", (augment._BLENDS[0],))  # brightness
+    torch.manual_seed(0)
+    factor_B = published_operation(image)[:, 0, 0, 0].double() / 200
+    assert 0.04 < factor_B.min() < 0.1
+    assert 0.9 < factor_B.max() < 0.96
+    assert abs(float(factor_B.mean()) - 0.5) < 0.03
+    strengths = []
+    operation = lambda pixel, sign_M, strength: strengths.append(float(sign_M) * strength) or pixel  # noqa: E731
+    monkeypatch.setattr(augment, "_OPERATIONS", (operation,))
+    published_operation(image)
+    assert min(strengths) < -0.95
+    assert max(strengths) > 0.95
+    assert abs(sum(strengths) / 400) < 0.1
+
+
+def test_a_random_hole_has_a_side_of_its_own_up_to_half_of_the_image():
+    torch.manual_seed(0)
+    holes_B = (cut_out(torch.ones(600, 3, 16, 16), "random")[:, 0] == 0).sum((1, 2)).tolist()
+    assert min(holes_B) == 0
+    assert 49 <= max(holes_B) <= 64
+    assert len(set(holes_B)) > 10

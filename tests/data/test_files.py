@@ -49,6 +49,17 @@ def test_links_that_lead_back_are_followed_once(tmp_path: Path) -> None:
     assert list_data(str(tmp_path)).images == ["a/1.png", "a/gone.png"]
 
 
+def test_a_folder_that_several_links_name_is_each_of_them(tmp_path: Path) -> None:
+    (tmp_path / "pool" / "cat").mkdir(parents=True)
+    (tmp_path / "pool" / "cat" / "1.png").write_bytes(b"1")
+    for split in ("train", "test"):
+        (tmp_path / "set" / split).mkdir(parents=True)
+        (tmp_path / "set" / split / "cat").symlink_to(tmp_path / "pool" / "cat", target_is_directory=True)
+        (tmp_path / "set" / split / "own.png").symlink_to(tmp_path / "pool" / "cat" / "1.png")
+    names = ["test/cat/1.png", "test/own.png", "train/cat/1.png", "train/own.png"]
+    assert list_data(str(tmp_path / "set")).images == names
+
+
 class ElsewhereFileSystem(LocalFileSystem):
     """A file system that is none of this machine, as far as the code can tell."""
 

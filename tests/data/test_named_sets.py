@@ -1,11 +1,21 @@
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from raydapt.data.classes import ClassSpace, resolve_classes
-from raydapt.data.named_sets import annotation_templates, default_templates, default_thresholds, named_set, set_names
+from raydapt.data.named_sets import (
+    Protocol,
+    annotation_templates,
+    default_templates,
+    default_thresholds,
+    named_set,
+    set_names,
+)
 from raydapt.data.sources import read_label_names, resolve_source
+from raydapt.errors import UserError
 from raydapt.settings.groups import DataSettings
+from tests.stages.images import write_images
 
 SIZES = {
     "digits": 10, "eurosat": 10, "pacs_cartoon": 7, "dtd": 47, "flowers102": 102, "fgvc_aircraft": 100, "resisc45": 45,
@@ -65,3 +75,60 @@ def test_the_labels_of_the_real_sets_are_all_known(name: str, data_folder: objec
     source = resolve_source(name, rows_per_part=1024)
     space: ClassSpace = resolve_classes(data, source)
     assert sorted(space.indices_of(read_label_names(source))) == list(range(len(space.names)))
+
+
+def test_protocols_have_the_published_names_and_wordings() -> None:
+    """GRIP and CPL: "a photo of a {}" and their names; CoOp: ``trainers/zsclip.py``; LatteCLIP: ``training/abo.py``."""
+    coop = {
+        "oxford_pets": "a photo of a {}, a type of pet.",
+        "flowers102": "a photo of a {}, a type of flower.",
+        "fgvc_aircraft": "a photo of a {}, a type of aircraft.",
+        "dtd": "{} texture.",
+        "eurosat": "a centered satellite photo of {}.",
+        "food101": "a photo of {}, a type of food.",
+        "ucf101": "a photo of a person doing {}.",
+        "caltech101": "a photo of a {}.",
+    }
+    latteclip = coop | {
+        "oxford_pets": "a photo of a {}.",
+        "eurosat": "a photo of a {}.",
+        "food101": "a photo of a {}, a type of food.",
+        "ucf101": "a photo of a person doing {}",
+    }
+    for name in coop:
+        known = named_set(name)
+        assert known is not None
+        assert known.templates_of("grip") == ("a photo of a {}",)
+        assert known.templates_of("coop") == (coop[name],)
+        assert known.templates_of("latteclip") == (latteclip[name],)
+        assert known.names_of("latteclip") == known.names_of("coop")
+    eurosat = named_set("eurosat")
+    assert eurosat is not None
+    assert eurosat.names_of("grip")[7] == "residential buildings or homes or apartments"
+    assert eurosat.names_of("coop")[2] == "Herbaceous Vegetation Land"
+
+
+@pytest.mark.parametrize("protocol", ["raydapt", "grip", "coop", "latteclip"])
+def test_labels_of_a_set_mean_the_same_class_under_every_protocol(protocol: Protocol, tmp_path: Path) -> None:
+    """Also when the run's own list of names, written into its settings, is read again."""
+    write_images(tmp_path / "a.parquet", 10)
+    source = resolve_source(str(tmp_path / "a.parquet"), rows_per_part=64)
+    known = named_set("eurosat")
+    assert known is not None
+    first = resolve_classes(DataSettings(source="eurosat", class_names="eurosat", protocol=protocol), source)
+    again = resolve_classes(
+        DataSettings(source="eurosat", class_names=list(first.names), templates=list(first.templates)), source
+    )
+    for classes in (first, again):
+        assert classes.names == known.names_of(protocol)
+        assert classes.templates == known.templates_of(protocol)
+        for c, label in enumerate(known.labels):
+            assert classes.index_of(label) == c
+        assert classes.index_of("SeaLake") == 9
+
+
+def test_a_protocol_needs_a_named_set(tmp_path: Path) -> None:
+    write_images(tmp_path / "a.parquet", 10)
+    source = resolve_source(str(tmp_path / "a.parquet"), rows_per_part=64)
+    with pytest.raises(UserError, match=r"data\.protocol=grip takes the names and wordings of a named set"):
+        resolve_classes(DataSettings(source=str(tmp_path / "a.parquet"), protocol="grip"), source)

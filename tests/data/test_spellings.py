@@ -3,6 +3,7 @@
 A few seconds by default; ``RAYDAPT_SPELLINGS_MINUTES=10`` looks for ten minutes.
 """
 
+import csv
 import io
 import os
 import tarfile
@@ -19,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from raydapt.data.classes import ClassSpace, resolve_classes
+from raydapt.data.files import JUNK_FOLDERS
 from raydapt.data.labels import find_classes
 from raydapt.data.sources import read_label_names, read_part, read_row_labels, resolve_source
 from raydapt.data.spelling import loose, normal, prompt_name, same_name
@@ -40,7 +42,7 @@ NAMES = st.one_of(WORDS, ANY, st.builds("{} {}".format, WORDS, WORDS), st.builds
 LISTS = st.lists(NAMES.map(normal).filter(bool), min_size=2, max_size=6, unique_by=same_name)
 FOLDER = NAMES.map(lambda name: name.replace("/", "∕")).filter(  # what a file system takes, and a listing shows
     lambda name: name.strip() == name and not name.startswith((".", "~")) and len(name.encode()) < 200
-    and name.isprintable())  # fmt: skip
+    and name.isprintable() and name not in JUNK_FOLDERS)  # fmt: skip
 
 
 def space(names: list[str], first_label: int | None = 0) -> ClassSpace:
@@ -146,6 +148,26 @@ def check_images_in_archives_are_all_there(names: list[str]) -> None:
                    for path in missing), missing  # fmt: skip
 
 
+def check_lists_of_images_come_back_as_they_are(names: list[str], labels: list[str], with_suffix: bool) -> None:
+    pairs = list(zip(names, labels, strict=False))
+    with TemporaryDirectory() as folder:
+        for i, (name, _) in enumerate(pairs):
+            (Path(folder) / f"{name}.png").write_bytes(png(i))
+        with (Path(folder) / "l.csv").open("w", newline="", encoding="utf-8") as sink:
+            end = ".png" if with_suffix else ""
+            csv.writer(sink).writerows([["path", "label"], *([f"{name}{end}", label] for name, label in pairs)])
+        try:
+            source = resolve_source(f"{folder}/l.csv", rows_per_part=2)
+        except UserError:
+            return
+        rows = [row for part in source.parts for row in read_part(part, DataSettings()).to_pylist()]
+        told = {row["path"]: row["label"] for row in rows if row["error"] is None}
+        meant = {f"{name}.png": label.strip() or None for name, label in pairs}
+        assert all(meant[path] == label for path, label in told.items())
+        missing = len(meant) - len(told)
+        assert not missing or "no image that is there" in " ".join(source.notes), (meant, told)
+
+
 def check_texts_on_the_command_line_are_taken_as_they_stand(text: str) -> None:
     stripped = text.strip()
     if stripped[:1] in ("'", '"') and stripped[:1] == stripped[-1:]:
@@ -162,6 +184,11 @@ CHECKS: dict[Callable[..., None], tuple[st.SearchStrategy, ...]] = {
     ),
     check_columns_of_labels_come_back_as_they_are: (st.lists(NAMES, min_size=2, max_size=6),),
     check_images_in_archives_are_all_there: (st.lists(FOLDER, min_size=1, max_size=6, unique=True),),
+    check_lists_of_images_come_back_as_they_are: (
+        st.lists(FOLDER, min_size=2, max_size=6, unique=True),
+        st.lists(NAMES, min_size=2, max_size=6),
+        st.booleans(),
+    ),
     check_texts_on_the_command_line_are_taken_as_they_stand: (NAMES,),
 }
 
@@ -183,3 +210,10 @@ def test_spellings_for_long(check: Callable[..., None]) -> None:
     ends = time.monotonic() + 60 * MINUTES / len(CHECKS)
     while time.monotonic() < ends:
         look(check, settings(QUICK, max_examples=300, derandomize=False))
+
+
+def test_a_class_that_is_almost_called_as_a_folder_of_the_system_is_a_class(tmp_path: Path) -> None:
+    for name in ("C", "LOST+FOUND", "lost+found"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(png(1))
+    assert resolve_source(str(tmp_path), rows_per_part=2).label_names == ("C", "LOST+FOUND")

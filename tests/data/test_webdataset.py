@@ -123,7 +123,7 @@ def test_faults_are_sentences(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(b"no archive at all" * 100)
     with pytest.raises(UserError, match="no tar archive"):
         resolve_source(str(tmp_path), rows_per_part=10)
-    write_tar(tmp_path / "x.tar", {"a.cls": b"1", "b.heic": b"2"})
+    write_tar(tmp_path / "x.tar", {"a.cls": b"1", "b.mp4": b"2"})
     with pytest.raises(UserError, match="hold no images"):
         resolve_source(str(tmp_path), rows_per_part=10)
 

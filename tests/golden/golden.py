@@ -31,6 +31,8 @@ JOB_FILES = ("air-samples", "air", "coreg-full", "coreg", "cpl", "demo", "ensemb
              "transduct", "tune-study-fair", "tune-study", "tune", "wca", "zero_shot")  # fmt: skip
 # coreg, coreg-topk and coreg-prob-ratio moved on 2026-11-25: Co-Reg's recipe says train.precision=auto. It said bf16,
 # which is slow on a processor without bf16 instructions. Their artefacts stay valid, their runs are learned anew.
+# coreg moved on 2026-11-26: it follows the public code where it differed, so the same settings have other results.
+# latteclip moved on 2026-11-26: its recipe reads both kinds of captions.
 # Name of an entry: its job file (None: the defaults) and what is set beside it.
 PLANS: dict[str, tuple[str | None, tuple[str, ...]]] = {
     **{name: (name, ()) for name in JOB_FILES},

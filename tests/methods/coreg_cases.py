@@ -20,6 +20,7 @@ SETTINGS = CoregSettings(
     unlabelled_ramp=2,
     weak_views=2,
     strong_views=2,
+    magnitude=5.0,
     cutout_px=4,
     crop_padding_px=1,
     queue=40,

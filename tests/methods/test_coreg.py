@@ -1,8 +1,11 @@
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 
+from raydapt.methods.contract import Batch
+from raydapt.methods.coreg import method as coreg_module
 from raydapt.methods.coreg.losses import sharpen
 from raydapt.methods.coreg.memory import CoMemory
 from raydapt.train.loop import WorkerContext
@@ -114,7 +117,8 @@ def test_co_pseudo_labels_equal_a_loop(align):
     method = coreg_method(coreg_images(), replace(SETTINGS, align_guesses=align))
     memory = method.memory
     memory.clean_2N.copy_(torch.rand(2, 30))
-    memory.label_2NC.copy_(torch.rand(2, 30, CLASSES).softmax(-1))
+    label_2NC = torch.rand(2, 30, CLASSES).softmax(-1) * method.candidates.dense(torch.arange(30))
+    memory.label_2NK.copy_(method.candidates.of(label_2NC))
     memory.share_2C.copy_(torch.rand(2, CLASSES).softmax(-1))
     index_B, given_2BC = torch.tensor([4, 0, 29, 11]), torch.randn(2, 4, CLASSES).softmax(-1)
     guess_2BC = given_2BC.clone()
@@ -126,7 +130,7 @@ def test_co_pseudo_labels_equal_a_loop(align):
         for b, n in enumerate(index_B.tolist()):
             w = memory.clean_2N[i, n]
             if w > 0.5:
-                label = w * memory.label_2NC[i, n] + (1 - w) * guess_2BC[i, b]
+                label = w * label_2NC[i, n] + (1 - w) * guess_2BC[i, b]
             else:
                 label = (guess_2BC[0, b] + guess_2BC[1, b]) / 2
             assert bool(taught.partial_B[b]) == bool(w > 0.5)
@@ -139,8 +143,9 @@ def test_each_student_divides_and_labels_for_its_partner():
     method._divide(probability_2NC)
     for i in (0, 1):
         torch.testing.assert_close(method.memory.share_2C[i], sum(probability_2NC[i]) / 30)
-        by = method._candidate_NC * probability_2NC[i]
-        torch.testing.assert_close(method.memory.label_2NC[1 - i], by / by.sum(1, keepdim=True))
+        by = coreg_images().partial.candidate_NC * probability_2NC[i]
+        label_NC = method.candidates.dense(torch.arange(30), method.memory.label_2NK[1 - i])
+        torch.testing.assert_close(label_NC, by / by.sum(1, keepdim=True))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
@@ -159,11 +164,12 @@ def test_labelled_images_keep_their_label():
     images = replace(coreg_images(), labelled_L=torch.tensor([0, 1]), label_L=torch.tensor([2, 0]))
     method, _ = train_coreg(MemoryCheckpoints(), images)
     assert method.memory.clean_2N[:, :2].tolist() == [[1.0, 1.0]] * 2
-    assert method.memory.label_2NC[:, :2].argmax(2).tolist() == [[2, 0]] * 2
+    labels = [method.candidates.dense(torch.arange(2), label_NK) for label_NK in method.memory.label_2NK]
+    assert [label_NC.argmax(1).tolist() for label_NC in labels] == [[2, 0]] * 2
 
 
 def test_the_queue_keeps_the_newest_keys_of_each_student():
-    memory = CoMemory(4, 3, queue=5, epochs=2)
+    memory = CoMemory(4, 3, places=2, queue=5, epochs=2)
     naive: list[list[tuple[float, int, bool]]] = [[], []]
     for step, size in enumerate((3, 3, 1, 7)):
         new = torch.arange(2 * size, dtype=torch.float32).view(2, size) + 100 * step
@@ -177,14 +183,14 @@ def test_the_queue_keeps_the_newest_keys_of_each_student():
 
 
 def test_losses_are_averaged_over_the_last_five_epochs():
-    memory, seen = CoMemory(6, 3, queue=5, epochs=2), []
+    memory, seen = CoMemory(6, 3, places=2, queue=5, epochs=2), []
     for epoch in range(8):
         seen.append(torch.full((2, 6), float(epoch)))
         torch.testing.assert_close(memory.remember_losses(seen[-1]), torch.stack(seen[-5:]).mean(0))
 
 
 def test_a_long_training_is_traced_at_most_fifty_times():
-    memory = CoMemory(2, 3, queue=5, epochs=800)
+    memory = CoMemory(2, 3, places=2, queue=5, epochs=800)
     for epoch in range(1, 801):
         memory.trace(epoch, epoch + 49, torch.full((2, 2), epoch % 3))
     assert len(memory.trace_epoch_T) == 50
@@ -196,3 +202,88 @@ def test_the_schedule_ends_at_the_share_that_is_left():
     train = replace(TRAIN, final_rate_share=0.5)
     _, state = train_coreg(MemoryCheckpoints(), train=train)
     assert state.lines[-1]["learning_rate"] == pytest.approx(0.5 * 0.05, rel=0.05)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_candidate_sets_are_kept_without_a_matrix_and_in_no_checkpoint(soft):
+    images = coreg_images(30, candidate_NC=torch.rand(30, CLASSES) if soft else None)
+    candidate_NC = images.partial.candidate_NC
+    method = coreg_method(images)
+    index_B = torch.tensor([4, 0, 29, 4])
+    torch.testing.assert_close(method.candidates.dense(index_B), candidate_NC[index_B])
+    torch.testing.assert_close(method.candidates.sparse().to_dense(), candidate_NC)
+    stream = method.begin_round(1, torch.empty)[0]
+    assert stream.target_MC.shape == (30, 0)
+    assert method.pseudo_labels.target_MC.is_sparse
+    assert method.pseudo_labels.class_M.tolist() == candidate_NC.max(1).indices.tolist() or not soft
+    assert not [name for name in method.state_dict() if name.startswith("candidates.")]
+    assert method.memory.label_2NK.shape[2] == int((candidate_NC > 0).sum(1).max())
+
+
+def test_a_partner_answers_in_evaluation_mode_and_moves_no_running_statistics(monkeypatch):
+    method = coreg_method(coreg_images(), replace(SETTINGS, mixup=0.0)).train()
+    monkeypatch.setattr(method.augmentation.__class__, "weak", lambda self, image: self.plain(image))
+    index_B = torch.arange(6)
+    image_B = coreg_images().pixels.take(index_B)
+    plain = method.augmentation.plain(image_B)
+    own, partner = [], []
+    for student in method.students:
+        twin = copy.deepcopy(student)
+        own.append(twin.train()(plain)[0].softmax(-1))
+        partner.append(copy.deepcopy(student).eval()(plain)[0].softmax(-1))
+    seen = []
+    targets = method._student_targets
+    monkeypatch.setattr(
+        method, "_student_targets", lambda i, index_B, guess: seen.append(guess.clone()) or targets(i, index_B, guess)
+    )
+    method.memory.epoch.fill_(method.settings.warmup_epochs + 1)
+    method({"images": Batch(image_B=image_B, target_BC=torch.zeros(6, 0), index_B=index_B)})
+    for i in (0, 1):
+        torch.testing.assert_close(seen[i][1 - i], partner[1 - i])
+        assert not torch.allclose(partner[i], own[i], atol=1e-3)
+    before = {name: value.clone() for name, value in method.students[0].named_buffers()}
+    method._as_partner(method.students[0], (plain, plain))
+    assert all(torch.equal(before[name], value) for name, value in method.students[0].named_buffers())
+    assert method.students[0].training
+
+
+def test_the_momentum_copies_start_every_epoch_of_co_training_anew():
+    method = coreg_method(coreg_images())
+    for parameter in method.momentum.parameters():
+        parameter.add_(1.0)
+    uniform = torch.full((30, 2, CLASSES), 1 / CLASSES)
+    method.begin_epoch(1, method.settings.warmup_epochs, lambda function: uniform)
+    first = next(method.students.parameters())
+    assert not torch.equal(next(method.momentum.parameters()), first)  # still the warm-up
+    method.begin_epoch(1, method.settings.warmup_epochs + 1, lambda function: uniform)
+    for mine, theirs in zip(method.momentum.parameters(), method.students.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_the_ramp_is_for_consistency_and_not_for_prototypes(monkeypatch):
+    weights = {}
+
+    def note(name, loss):
+        def noted(*arguments, unlabelled_weight, **others):
+            weights[name] = unlabelled_weight
+            return loss(*arguments, unlabelled_weight=unlabelled_weight, **others)
+
+        monkeypatch.setattr(coreg_module, name, noted)
+
+    note("consistency_loss", coreg_module.consistency_loss)
+    note("prototype_loss", coreg_module.prototype_loss)
+    settings = replace(SETTINGS, start_contrast=0, unlabelled_ramp=16)
+    method = coreg_method(coreg_images(), settings).train()
+    method.memory.epoch.fill_(settings.warmup_epochs + 4)
+    index_B = torch.arange(6)
+    image_B = coreg_images().pixels.take(index_B)
+    method({"images": Batch(image_B=image_B, target_BC=torch.zeros(6, 0), index_B=index_B)})
+    assert weights == {"consistency_loss": 4 / 16, "prototype_loss": 1.0}
+
+
+def test_what_is_kept_has_shared_running_statistics(monkeypatch):
+    shared = []
+    monkeypatch.setattr(coreg_module, "share_running_statistics", lambda model: shared.append(model))
+    method = coreg_method(coreg_images())
+    method.end_round(1)
+    assert shared == [method.students]

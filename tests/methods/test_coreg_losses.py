@@ -143,3 +143,36 @@ def test_an_empty_prototype_stays_finite():
     moved = losses.move_prototypes(torch.zeros(3, 6), unit(2, 6), torch.tensor([0, 0]), 0.999)
     assert moved[1:].abs().sum() == 0
     assert moved[0].norm().item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("mode", ["noisy", "sup"])
+def test_contrast_with_queries_keys_and_queue_equals_a_loop(mode):
+    """Every query is compared with the others of its batch as well, and not with itself."""
+    query_BD, key_KD = unit(7, 6), unit(12, 6, seed=4)
+    class_B, class_Q = torch.tensor([0, 1, 2, 0, 1, 2, 0]), torch.arange(5) % 3
+    all_KD = torch.cat([query_BD, key_KD])
+    class_K = torch.cat([class_B, class_B, class_Q])
+    partial_K = torch.cat([PARTIAL_B, PARTIAL_B, torch.tensor([True, False, True, True, False])])
+    total = 0.0
+    for b in range(7):
+        positive, denominator = [], 0.0
+        for k in range(19):
+            if k == b:
+                continue
+            similarity = math.exp(float(query_BD[b] @ all_KD[k]) / 0.2)
+            own, same = k == b + 7, bool(class_B[b] == class_K[k])
+            trusted = mode == "sup" or bool(PARTIAL_B[b] and partial_K[k])
+            if own or not same or trusted:
+                denominator += similarity
+            if own or (same and trusted):
+                positive.append(similarity)
+        total += -sum(math.log(p / denominator) for p in positive) / len(positive)
+    loss = losses.contrast_loss(
+        losses.Projections(query_BD, class_B, PARTIAL_B),
+        losses.Projections(all_KD, class_K, partial_K),
+        torch.arange(7) + 7,
+        self_B=torch.arange(7),
+        temperature=0.2,
+        mode=mode,
+    )
+    assert loss.item() == pytest.approx(total / 7, rel=1e-5)

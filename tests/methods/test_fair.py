@@ -317,3 +317,19 @@ def test_a_run_of_an_earlier_release_is_loaded_without_its_moving_average():
     again = Fair(clip, CLASSES, None, settings=SETTINGS, batch_size=4)
     again.load_state_dict(state)
     assert torch.equal(again.predicted_C, torch.full((len(NAMES),), 1 / len(NAMES)))
+
+
+def test_images_that_are_labelled_whole_learn_as_without_crops_and_may_be_answered_from_crops():
+    clip = tiny_clip()
+    settings = dataclasses.replace(SETTINGS, layer_norms=False, cached_view="whole", score_at_test=True)
+    without, _ = trained(clip, dataclasses.replace(settings, crops=0))
+    whole, _ = trained(clip, dataclasses.replace(settings, labels_from="whole"))
+    # The same up to rounding: whole images are encoded in one batch with their crops.
+    torch.testing.assert_close(whole.anchors(), without.anchors(), atol=1e-5, rtol=0)
+    generator = torch.Generator().manual_seed(0)
+    image = F.normalize(torch.randn(64, 4, whole.anchors().shape[1], generator=generator), dim=-1)
+    feature_BD = whole._composite(image[:, 0], image[:, 1:])
+    by_whole, by_crops = (feature @ whole.anchors().T for feature in (image[:, 0], feature_BD))
+    assert not torch.equal(by_whole.argmax(1), by_crops.argmax(1))
+    assert torch.equal(whole.pseudo_label(image, 0)[0], by_whole.argmax(1))
+    torch.testing.assert_close(whole.logits(image), whole.scale * by_crops)

@@ -1,16 +1,21 @@
 """LatteCLIP as a method: a step against a loop over images, what is learned, resuming, faults."""
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from raydapt.artefacts.captions import captions_of
+from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS, captions_of
 from raydapt.data.classes import fill_template
+from raydapt.data.splits import adapted_splits
 from raydapt.errors import UserError
+from raydapt.methods.configuration import load_config
 from raydapt.methods.contract import Batch
 from raydapt.methods.latteclip.method import IMAGES
+from raydapt.methods.latteclip.published import LENGTHS
+from raydapt.methods.latteclip.resolve import caption_kinds, with_published_warmup
 from raydapt.methods.table import spec_of
 from tests.methods.cases import CLASSES, NAMES, tiny_clip, training_images
 from tests.methods.latteclip_cases import (
@@ -248,3 +253,19 @@ def test_pseudo_labels_are_made_in_single_precision_within_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         finetuned_B = method._pseudo_labels(feature_BD, index_B)[0]
     assert torch.equal(finetuned_B, expected_B)
+
+
+def test_the_protocol_has_the_published_splits_and_warm_up():
+    """18,900 images of EuroSAT in batches of 512 warm up for 40 steps, in the authors' script for it."""
+    assert adapted_splits(["train"], "latteclip") == ["train", "val"]
+    assert adapted_splits(["unlabeled"], "latteclip") == ["unlabeled"]
+    assert adapted_splits(["train"], "coop") == ["train"]
+    config = load_config(None, ["method=latteclip", "data.source=eurosat"])
+    assert with_published_warmup(config) == config
+    changed = with_published_warmup(replace(config, data=replace(config.data, protocol="latteclip")))
+    assert round(changed.train.warmup_epochs * (18_900 // 512)) == 40
+    assert changed.train.epochs == LENGTHS["eurosat"].epochs == 15
+
+
+def test_the_job_named_after_the_method_reads_both_kinds_of_captions():
+    assert caption_kinds(load_config(None, ["method=latteclip"])) == (IMAGE_CAPTIONS, GROUP_CAPTIONS)

@@ -1,3 +1,6 @@
+import heapq
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -252,3 +255,64 @@ def test_targets_are_masked_and_renormalised_or_hard():
     soft = cpl_targets(probability, candidates, rows, soft=True)
     np.testing.assert_allclose(soft, [[0, 0.5, 0.5], [2 / 3, 1 / 3, 0]], rtol=1e-6)
     np.testing.assert_array_equal(cpl_targets(probability, candidates, rows, soft=False), [[0, 1, 1], [1, 1, 0]])
+
+
+def dense_boards(probability, candidates, k):
+    """The textbook's algorithm on whole wish lists of a dense matrix, one proposal at a time, boards as heaps."""
+    wishes = np.argsort(np.where(candidates, -probability, np.float32(1)), axis=1, kind="stable")
+    n_wishes, next_ = candidates.sum(axis=1), np.zeros(len(probability), int)
+    boards = [[] for _ in range(probability.shape[1])]
+    for first in range(len(probability)):
+        row = first
+        while row is not None and next_[row] < n_wishes[row]:
+            c = int(wishes[row, next_[row]])
+            next_[row] += 1
+            entry = (float(probability[row, c]), -row)
+            if len(boards[c]) < k:
+                heapq.heappush(boards[c], entry)
+                row = None
+            else:
+                row = -heapq.heappushpop(boards[c], entry)[1]
+    return {(-row, c) for c, board in enumerate(boards) for _, row in board}
+
+
+def dense_candidates(probability, alpha, beta):
+    """CPL's rule on whole matrices."""
+    probability = probability.astype(np.float64)
+    order = np.argsort(-probability, axis=1, kind="stable")
+    total = np.cumsum(np.take_along_axis(probability, order, axis=1), axis=1)
+    taken = np.concatenate([np.ones((len(order), 1), bool), total[:, :-1] <= np.quantile(probability.max(1), alpha)], 1)
+    candidates = np.zeros(order.shape, bool)
+    np.put_along_axis(candidates, order, taken, axis=1)
+    return candidates & (probability >= np.quantile(probability, beta, axis=0))
+
+
+def peak_bytes(function):
+    """The most that a call holds beside what was there before it."""
+    tracemalloc.start()
+    try:
+        result = function()
+        return result, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("k", [10, 100])
+def test_ten_thousand_images_of_a_hundred_classes_equal_the_dense_rules_in_a_part_of_their_memory(k):
+    probability = probabilities(10_000, 100, seed=1)
+    candidates, peak = peak_bytes(lambda: cpl_candidates(probability, 0.75, 0.9))
+    np.testing.assert_array_equal(candidates, dense_candidates(probability, 0.75, 0.9))
+    assert peak < 1.5 * probability.nbytes  # the answer is a quarter
+    selection, peak = peak_bytes(lambda: cpl_select(probability, candidates, k))
+    assert pairs(selection) == dense_boards(probability, candidates, k)
+    assert peak < 0.5 * probability.nbytes
+    everything = np.ones(probability.shape, bool)
+    selection, peak = peak_bytes(lambda: leader_board(probability, k))
+    assert pairs(selection) == dense_boards(probability, everything, k)
+    assert peak < 0.5 * probability.nbytes
+
+
+def test_nothing_is_copied_where_nothing_is_restricted():
+    probability = probabilities(40, 4)
+    assert restrict_probability(probability, np.arange(4)) is probability
+    assert restrict_probability(probability, np.array([0, 1, 3, 2])) is not probability

@@ -112,3 +112,31 @@ def test_accuracy_and_mean():
     assert scores.accuracy(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 2])) == pytest.approx(2 / 3)
     assert scores.mean_of([0.5, None, 1.0]) == pytest.approx(0.75)
     assert scores.mean_of([None]) == 0
+
+
+def test_cluster_agreement_is_mutual_information_beyond_what_chance_gives():
+    generator = np.random.default_rng(0)
+    class_N, cluster_N = generator.integers(0, 3, 18), generator.integers(0, 4, 18)
+    cluster_N[:9] = class_N[:9]
+
+    def information(first_N, second_N):
+        both = [(a, b) for a in set(first_N) for b in set(second_N)]
+        share = {(a, b): np.mean((first_N == a) & (second_N == b)) for a, b in both}
+        return sum(p * math.log(p / np.mean(first_N == a) / np.mean(second_N == b)) for (a, b), p in share.items() if p)
+
+    shuffles = [information(class_N, generator.permutation(cluster_N)) for _ in range(3000)]
+    mean_entropy = np.mean([entropy(np.bincount(some_N) / 18) for some_N in (class_N, cluster_N)])
+    expected = (information(class_N, cluster_N) - np.mean(shuffles)) / (mean_entropy - np.mean(shuffles))
+    found = scores.cluster_agreement(torch.from_numpy(class_N), torch.from_numpy(cluster_N))
+    assert found == pytest.approx(expected, abs=0.02)
+    assert scores.cluster_agreement(torch.zeros(18).long(), torch.from_numpy(cluster_N)) == pytest.approx(0)
+
+
+def test_clusters_are_those_of_images_that_lie_together():
+    centre_CD = torch.eye(3, 8)
+    label_N = torch.arange(30) % 3
+    feature_ND = centre_CD[label_N] + 0.05 * torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
+    cluster_N = scores.clusters(feature_ND, 3)
+    assert scores.cluster_agreement(label_N, cluster_N) == pytest.approx(1)
+    assert torch.equal(cluster_N, scores.clusters(feature_ND, 3))
+    assert len(scores.clusters(feature_ND[:2], 3)) == 2

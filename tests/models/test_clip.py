@@ -9,7 +9,8 @@ from PIL import Image
 from torch.nn import functional as F
 
 from raydapt.errors import UserError
-from raydapt.models.clip import MINI, Clip, OnClip, clip_identity, load_clip
+from raydapt.models.clip import Clip, OnClip, clip_identity, load_clip
+from raydapt.models.clip_names import MINI, family_arguments
 from tests.models.tiny import SIDE_PX, SPEC, TEXT, VISION, pixels, tiny_clip, tiny_model
 
 
@@ -137,13 +138,13 @@ def test_an_unknown_name_is_one_sentence(name):
 
 
 def test_a_folder_without_configuration_or_weights_is_one_sentence(folder, tmp_path):
-    with pytest.raises(UserError, match=r"no open_clip_config\.json"):
+    with pytest.raises(UserError, match=r"neither open_clip_config\.json"):
         load_clip(str(tmp_path))
-    (folder / "open_clip_model.safetensors").unlink()
-    with pytest.raises(UserError, match="cannot be loaded"):
-        load_clip(str(folder))
     (folder / "open_clip_config.json").write_text("{")
     with pytest.raises(UserError, match="cannot be loaded"):
+        load_clip(str(folder))
+    (folder / "open_clip_model.safetensors").unlink()
+    with pytest.raises(UserError, match="has no weights"):
         load_clip(str(folder))
 
 
@@ -170,9 +171,7 @@ FILES = {
 
 @pytest.mark.parametrize(("name", "wanted"), FILES.items())
 def test_weights_in_a_file_are_prepared_as_their_family_wants_it(name, wanted):
-    from raydapt.models.clip import _open_clip_arguments
-
-    given = _open_clip_arguments(name)
+    given = family_arguments(*name.split("/", 1))
     prepared = [given["force_preprocess_cfg"][key] for key in ("interpolation", "resize_mode", "mean")]
     assert (*prepared, given["force_quick_gelu"]) == wanted
 

@@ -156,4 +156,4 @@ def test_alpha_counts_wherever_a_file_has_it(tmp_path: Path, layout: str, alpha:
     (tmp_path / WEIGHTS_FILE).write_bytes(data)
     fused = tiny_pipeline()
     apply_lora(fused, read_lora(str(tmp_path), rank=4))
-    torch.testing.assert_close(picture(fused), picture(expected), atol=1e-4, rtol=0)
+    torch.testing.assert_close(picture(fused), picture(expected), atol=5e-4, rtol=0)

@@ -51,3 +51,11 @@ def test_a_momentum_copy_follows_slowly():
         torch.testing.assert_close(own, 0.9 * before[name] + 0.1 * other)
     for own, other in zip(copy.buffers(), leader.buffers(), strict=True):
         assert torch.equal(own, other)
+
+
+def test_the_published_residual_network_halves_images_of_64_px_in_its_first_stage():
+    """So the last maps are 4 x 4, which its code averages, at both sizes."""
+    for image_px in (32, 64):
+        network = Student("preact_resnet18", 3, image_px=image_px).backbone
+        maps = network.blocks(network.stem(torch.zeros(1, 3, image_px, image_px)))
+        assert maps.shape == (1, 512, 4, 4)

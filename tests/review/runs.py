@@ -34,3 +34,12 @@ def make_run(folder: Path, method: str = "zero_shot", *, paths: bool = True) -> 
     places = [f"runs={folder}/runs", f"store={folder}/store", "ray.progress=false"]
     given = [f"data.source={folder}/x.parquet", f"data.class_features={folder}/classes.parquet"]
     return pipeline.run(load_config(None, [f"method={method}", *places, *given]))
+
+
+def spoil_zero_shot(record: Run) -> None:
+    """Turns every third of zero-shot's predictions into another class, so that there is much to choose between."""
+    table = pq.read_table(pa.BufferReader(record.read_bytes("predictions.parquet")))
+    said = table["zero_shot"].to_pylist()
+    said[::3] = [NAMES[(NAMES.index(name) + 1) % 3] for name in said[::3]]
+    at = table.column_names.index("zero_shot")
+    record.write_table("predictions.parquet", table.set_column(at, "zero_shot", pa.array(said)))

@@ -17,10 +17,11 @@ from raydapt.errors import UserError
 from raydapt.run.finished import open_run
 from raydapt.settings.groups import DataSettings
 from raydapt.store.run_record import Run
-from raydapt.verbs.review import images_of_review, open_review, population_of, results_of, review
+from raydapt.verbs.review import images_of_review, open_review, results_of, review
 from raydapt.verbs.review_images import ReviewImages
+from raydapt.verbs.review_population import population_of
 from raydapt.verbs.review_server import make_app
-from tests.review.runs import IMAGES, NAMES, make_run
+from tests.review.runs import IMAGES, NAMES, make_run, spoil_zero_shot
 
 TOKEN, BASE = "s3cret-token", "http://127.0.0.1:8000"
 
@@ -84,7 +85,7 @@ def test_answers_become_intervals_and_stay(run_folder: str) -> None:
 def test_what_the_runs_say_is_not_told_before_the_answer(run_folder: str) -> None:
     client = client_of(run_folder)
     state = post(client, "next")
-    assert set(state) == {"image", "said", "answered", "wanted", "ready", "runs"}
+    assert set(state) == {"image", "said", "answered", "wanted", "ready", "settled", "runs"}
     assert all(set(run) == {"name"} for run in state["runs"])  # type: ignore[attr-defined]
 
 
@@ -228,3 +229,24 @@ def test_the_run_is_held_while_it_is_reviewed(run_folder: str) -> None:
     record = Run(*run_folder.rsplit("/", 1))
     with record.lock(), pytest.raises(UserError, match="Another raydapt process"):
         review([run_folder], browser=False)
+
+
+def test_the_page_chooses_among_runs_until_one_is_ahead(made: Path, tmp_path: Path) -> None:
+    folder = str(shutil.copytree(made, tmp_path / "run"))
+    spoil_zero_shot(Run.at(folder))
+    opened = open_review([folder], choose=True)
+    record, config = open_run(folder)
+    app = make_app(opened, images_of_review(record, config, opened.population), TOKEN)
+    client = TestClient(app, base_url=BASE, headers={"Origin": BASE})
+    state, answers = post(client, "next"), 0
+    while state["image"] is not None:
+        image, answers = str(state["image"]), answers + 1
+        assert not state["settled"]
+        assert client.get(f"/{TOKEN}/image/{image}").status_code == 200
+        state = post(client, "answer", id=image, kind="class", name=truth(folder, image))
+    assert state["settled"]
+    assert 2 <= answers == state["answered"] <= 25
+    runs = state["runs"]
+    assert isinstance(runs, list)
+    assert sum(run["chance"] for run in runs) == pytest.approx(100)
+    assert runs[0]["name"] == opened.population.names[1]

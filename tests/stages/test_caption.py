@@ -1,22 +1,24 @@
 """Captioning without an engine: what is asked, what is kept of the answers, what is refused before anything starts."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS, load_captions
+from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS, load_captions, pieces_of
 from raydapt.data.sources import resolve_source
 from raydapt.errors import UserError
 from raydapt.methods.configuration import load_config
 from raydapt.models.language import model_address, model_identity
 from raydapt.settings.groups import DataSettings
-from raydapt.stages.caption import IMAGES, CaptionAsker, as_captions, asker_of, compact, read_images
+from raydapt.stages.caption import CaptionAsker, as_captions, asker_of
+from raydapt.stages.caption_rows import IMAGES, compact, read_images
 from raydapt.stages.captioning import caption_jobs
 from raydapt.stages.endpoint import data_url
-from raydapt.stages.llm import ANSWER, ASKED, ERROR, SKIPPED, SkipRow, as_result, engine_reason
+from raydapt.stages.questions import ANSWER, ASKED, ERROR, SKIPPED, SkipRow, as_result, engine_reason
 from raydapt.stages.run import PART, PART_ROWS
 from raydapt.store.artefact import Store
 from raydapt.store.fingerprint import Recipe
@@ -77,18 +79,35 @@ def test_results_have_exactly_the_columns_of_the_schema():
 def test_parts_are_read_in_blocks_and_what_nobody_wants_is_skipped(tmp_path: Path):
     source = resolve_source(str(write_images(tmp_path / "a.parquet", 70, bad={1: BAD[0]})), rows_per_part=70)
     asked = [None if row == 2 else "what?" for row in range(70)]
-    work = pa.table({"work": [pickle.dumps((source.parts, [asked]))]})
+    pieces = [pieces_of(source)]
+    work = pa.table({"work": [pickle.dumps((source.parts, pieces, [asked]))]})
     blocks = list(read_images(work, data=DataSettings(), prompt="other"))
     table = pa.concat_tables(blocks)
     assert len(blocks) == 2
     assert table["row"].to_pylist() == list(range(70))
     assert table[ERROR].to_pylist()[:4] == [None, "empty", SKIPPED, None]
-    assert set(table[PART].to_pylist()) == {0}
-    assert set(table[PART_ROWS].to_pylist()) == {70}
-    everything = next(
-        read_images(pa.table({"work": [pickle.dumps((source.parts, [None]))]}), data=DataSettings(), prompt="b")
-    )
-    assert set(everything[ASKED].to_pylist()) == {"b"}
+    first, second = (piece.number for piece in pieces[0])
+    assert table[PART].to_pylist() == [first] * 64 + [second] * 6
+    assert table[PART_ROWS].to_pylist() == [64] * 64 + [6] * 6
+    rest = pa.table({"work": [pickle.dumps((source.parts, [pieces[0][1:]], [None]))]})
+    again = pa.concat_tables(list(read_images(rest, data=DataSettings(), prompt="b")))
+    assert again["row"].to_pylist() == list(range(64, 70))
+    assert set(again[ASKED].to_pylist()) == {"b"}
+
+
+def test_pieces_cover_every_row_once_in_the_order_of_the_source(tmp_path: Path):
+    write_images(tmp_path / "a.parquet", 130)
+    write_images(tmp_path / "b.parquet", 3)
+    source = resolve_source(str(tmp_path), rows_per_part=100)
+    pieces = pieces_of(source)
+    first_row_of = {part.index: part.first_row for part in source.parts}
+    rows = [first_row_of[piece.part] + row for piece in pieces for row in range(piece.start, piece.stop or 0)]
+    assert rows == list(range(133))
+    numbers = [piece.number for piece in pieces]
+    assert numbers == sorted(set(numbers))
+    assert not set(numbers) & {part.index for part in source.parts}
+    unknown = replace(source, parts=(replace(source.parts[0], rows=None),))
+    assert [(piece.start, piece.stop) for piece in pieces_of(unknown)] == [(0, None)]
 
 
 def test_a_large_image_waits_no_larger_than_its_cell():

@@ -73,19 +73,20 @@ def no_questions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         raise AssertionError("the model was asked again")
 
     monkeypatch.setattr(describe_stage_module, "ask", refuse)
+    monkeypatch.setattr(describe_stage_module, "parts_here", refuse)
     yield
     monkeypatch.undo()
 
 
 FORMS = {
     "questions": ["describe.form=questions", "describe.answers=2"],
-    "list": ["describe.form=list", "describe.greedy=true", "describe.max_tokens=80"],
+    "list": ["describe.form=list", "describe.greedy=true", "describe.max_tokens=80", "ray.address=local"],
 }
 
 
 @pytest.fixture(scope="module")
 def described(place: Path, ray_cluster: None) -> dict[str, dict[str, list[str]]]:
-    """The file of each form, by two engines one after the other."""
+    """The file of each form, by an engine beside this process and by one on Ray."""
     found = {}
     for form, overrides in FORMS.items():
         file = place / f"{form}.yaml"

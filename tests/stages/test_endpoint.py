@@ -5,16 +5,21 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from raydapt.cluster.addresses import through_proxy
+from raydapt.methods.configuration import load_config
 from raydapt.settings.language import CaptionSettings
+from raydapt.stages.asking import answer_s
 from raydapt.stages.endpoint import EndpointClient, without_thoughts
-from raydapt.stages.llm import ANSWER, ASKED, ERROR, SECONDS, Prompt
+from raydapt.stages.questions import ANSWER, ASKED, ERROR, SECONDS, Prompt
 from raydapt.stages.run import STOPPED
+from raydapt.verbs.caption import captions
 
 pytest.importorskip("openai")
 
@@ -55,8 +60,7 @@ def ask(server: HTTPServer, status: int, body: object, kind: str = "application/
     try:
         return client(pa.table({"row": [0]})).to_pylist()[0]
     finally:
-        client._client.close()
-        client._threads.shutdown()
+        client.close()
 
 
 def said(text: str | None, reason: str = "stop") -> dict[str, object]:
@@ -137,8 +141,7 @@ def moody(
     try:
         yield found, client(pa.table({"row": list(range(questions))}))
     finally:
-        client._client.close()
-        client._threads.shutdown()
+        client.close()
         found.over.set()  # type: ignore[attr-defined]
         found.shutdown()
         found.server_close()
@@ -166,6 +169,20 @@ def test_what_was_answered_before_a_server_failed_is_not_lost(monkeypatch: pytes
         assert server.asked == 3
     assert answers[ANSWER].to_pylist() == ["A cat.", "A cat.", None, None, None]
     assert [error is None for error in answers[ERROR].to_pylist()] == [True, True, False, False, False]
+
+
+def test_a_small_set_is_described_by_a_server_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raydapt.cluster.joining._init", lambda *_: pytest.fail("Ray was started"))
+    with moody([], questions=0) as (server, _):
+        address = f"http://127.0.0.1:{server.server_port}/v1"
+        words = ["caption.engine=openai", f"caption.base_url={address}", "data.limit=7", f"store={tmp_path}"]
+        config = load_config(None, ["data.source=digits", *words])
+        table = captions(config, groups=False)["image_captions"].artefact.read()
+        assert server.asked == 7
+    assert table["caption"].to_pylist() == ["A cat."] * 7
+    assert table["row"].to_pylist() == list(range(7))
+    assert answer_s(replace(config.caption, replicas=2), "", images=True) is None
+    assert 0 < answer_s(config.caption, "", images=True) < 0.1
 
 
 def test_a_proxy_is_not_asked_for_this_machine_and_is_named_for_others(monkeypatch: pytest.MonkeyPatch) -> None:

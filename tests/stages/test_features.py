@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from raydapt.artefacts.features import features_recipe, load_features, load_labels
+from raydapt.artefacts.loaded import loaded
 from raydapt.artefacts.pixels import load_pixels
 from raydapt.data.decode import BadImage, decode_image
 from raydapt.data.sources import Source, read_part, resolve_source
@@ -186,9 +187,28 @@ def test_fingerprint_follows_images_model_and_limits(source: Source, clip: Clip,
     assert same.fingerprint in names
 
 
+def test_features_in_tf32_are_others_than_those_in_fp32(source: Source, clip: Clip) -> None:
+    recipes = [features_recipe(source, clip.identity, clip.image_spec, DATA, tf32=tf32) for tf32 in (False, True)]
+    assert recipes[0].fingerprint == features_recipe(source, clip.identity, clip.image_spec, DATA).fingerprint
+    assert recipes[0].fingerprint != recipes[1].fingerprint
+    with pytest.raises(UserError, match=r"features\.tf32=true needs a GPU"):
+        Encoder("mini", clip.identity, StageSettings(tf32=True), ActorPlan(actors=1, cpus=1, gpus=0))
+
+
+def test_features_are_read_once_while_somebody_holds_them(made: tuple[Store, StageResult]) -> None:
+    _, result = made
+    first, second = load_features(result.artefact), load_features(result.artefact)
+    assert first.feature_ND.data_ptr() == second.feature_ND.data_ptr()
+    assert torch.equal(first.valid_N, second.valid_N)
+    before = first.feature_ND.clone()
+    del first, second
+    assert loaded(result.artefact, "feature") is None  # nobody keeps them
+    assert torch.equal(load_features(result.artefact).feature_ND, before)
+
+
 def test_actor_refuses_other_weights() -> None:
     with pytest.raises(UserError, match=r"model\.clip='mini' holds other weights"):
-        Encoder("mini", "another identity", 8, ActorPlan(actors=1, cpus=1, gpus=0))
+        Encoder("mini", "another identity", StageSettings(), ActorPlan(actors=1, cpus=1, gpus=0))
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7])

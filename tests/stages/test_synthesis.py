@@ -13,18 +13,22 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import save
 
 from raydapt.artefacts.synthesis import SynthesisJob
 from raydapt.artefacts.synthetic_images import load_synthetic
 from raydapt.data.sources import read_part, resolve_source
 from raydapt.errors import UserError
-from raydapt.models.diffusion import Sampling, pipeline_identity
+from raydapt.models.diffusion import Sampling
+from raydapt.models.diffusion_lora import adapter_weights
+from raydapt.models.pipelines import pipeline_identity
 from raydapt.settings.groups import DataSettings, RaySettings, SynthesisSettings
 from raydapt.stages import synthesis
 from raydapt.stages.context import ActorPlan
 from raydapt.stages.run import MODEL_S, PART, PART_ROWS
 from raydapt.stages.synthesis import Synthesizer, synthesize_stage
 from raydapt.store.artefact import Artefact, StageResult, Store
+from tests.models.test_diffusion_lora import trained
 from tests.models.tiny_diffusion import save_tiny_pipeline
 
 CLASSES = ("dog", "cat", "sea / lake")
@@ -182,6 +186,22 @@ def test_it_grows_and_a_killed_actor_changes_no_image(tmp_path: Path, job: Synth
     assert stats["model_seconds"] > 0
     assert synthesize(job, store, 12).reused
     assert synthesize(job, store, 5).reused
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_actors_get_a_large_lora_and_ray_has_nothing_to_complain_of(
+    tmp_path: Path, job: SynthesisJob, reference: Artefact, capfd: pytest.CaptureFixture[str]
+) -> None:
+    weights = adapter_weights(trained(4, text_encoder=False), text_encoder=False)
+    data = save({name: weight.contiguous() for name, weight in weights.items()}, metadata={"padding": "x" * 200_000})
+    with_lora = job.with_lora(data)
+    expected = made_without_ray(with_lora, Store(str(tmp_path / "here")), 4)
+    found = synthesize(with_lora, Store(str(tmp_path / "ray")), 4, actors=1).artefact
+    assert hashes(found) == hashes(expected)
+    assert hashes(found) != {place: digest for place, digest in hashes(reference).items() if place[1] < 4}
+    assert "core_worker" not in capfd.readouterr().err
 
 
 @pytest.mark.ray

@@ -130,6 +130,10 @@ def test_state_survives_its_bytes() -> None:
     same = from_bytes(to_bytes(state))
     assert state.streams[0].target_MC.sum(-1).tolist() == [1.0] * 40
     assert torch.equal(state.streams[0].target_MC, same.streams[0].target_MC)
+    assert state.history[0].target_MC.is_sparse
+    assert same.history[0].target_MC.is_sparse
+    assert torch.equal(state.history[0].target_MC.to_dense(), same.history[0].target_MC.to_dense())
+    assert torch.equal(state.history[0].target_MC.to_dense(), state.streams[0].target_MC)
     assert state.optimizer.keys() == same.optimizer.keys() != set()
     assert state.lines == same.lines
 
@@ -198,3 +202,34 @@ def test_every_part_of_a_batch_holds_images_of_every_stream() -> None:
         weights.append(method.weight_CD.detach())
     torch.testing.assert_close(weights[0], weights[1])
     torch.testing.assert_close(weights[0], weights[2])
+
+
+def test_a_longer_schedule_ends_where_the_run_does() -> None:
+    settings = TrainSettings(epochs=2, learning_rate=0.1, schedule_epochs=16, warmup_epochs=0, batch_size=10)
+    _, state = train(MemoryCheckpoints(), settings)
+    last = [line for line in state.lines if line["round"] == 1][-1]
+    done = (last["step"] - 1) / (last["step"] * 16 / 2)
+    assert last["learning_rate"] == pytest.approx(0.1 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def test_a_round_is_ended_once_behind_its_last_step() -> None:
+    calls: list[tuple[int, int]] = []
+
+    class Ended(Toy):
+        def end_round(self, round_: int) -> None:
+            calls.append((round_, self.steps))
+
+        def after_step(self) -> None:
+            self.steps = getattr(self, "steps", 0) + 1
+
+    images = toy_images()
+    fit(
+        Ended(images),
+        images,
+        TrainSettings(epochs=1, batch_size=10, learning_rate=0.1, warmup_epochs=0),
+        seed=0,
+        place=WorkerContext(device=torch.device("cpu")),
+        checkpoints=MemoryCheckpoints(),
+        log=lambda line: None,
+    )
+    assert calls == [(1, 5), (2, 10)]

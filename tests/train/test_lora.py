@@ -61,17 +61,17 @@ def tune(job: LoraJob, checkpoints: Memory) -> TrainState:
 def test_a_stated_prior_says_how_many_images_of_a_class_teach() -> None:
     probability_NC = torch.rand(200, 3, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
     prior = class_prior({"a": "common", "b": "rare"}, ("a", "b", "c"))
-    found = confident_images(probability_NC, 7, prior)
+    found = confident_images(*probability_NC.max(dim=1), 3, 7, prior)
     assert found.class_M.bincount(minlength=3).tolist() == prior.quotas(7).tolist() == [16, 1, 4]
-    alone = confident_images(probability_NC, 7, class_prior("unknown", ("a", "b", "c")))
-    assert alone.row_M.tolist() == confident_images(probability_NC, 7).row_M.tolist()
+    alone = confident_images(*probability_NC.max(dim=1), 3, 7, class_prior("unknown", ("a", "b", "c")))
+    assert alone.row_M.tolist() == confident_images(*probability_NC.max(dim=1), 3, 7).row_M.tolist()
 
 
 def test_confident_images_are_those_that_a_naive_loop_finds() -> None:
     torch.manual_seed(0)
     probability_NC = torch.rand(40, 5).softmax(1)
     probability_NC[:, 4] = 0.0  # a class that wins nothing
-    found = confident_images(probability_NC, 3)
+    found = confident_images(*probability_NC.max(dim=1), 5, 3)
     expected = []
     for c in range(5):
         won = [(float(p[c]), i) for i, p in enumerate(probability_NC) if int(p.argmax()) == c]

@@ -13,7 +13,7 @@ from raydapt.methods.configuration import config_from_tree
 from raydapt.methods.table import GROUPS, setting_groups
 from raydapt.run.plan import make_plan
 from raydapt.settings.config import Config
-from raydapt.settings.groups import DataSettings
+from raydapt.settings.groups import DataSettings, StageSettings
 from raydapt.settings.tree import merge_trees
 from raydapt.stages.context import ActorPlan
 from raydapt.stages.features import Encoder
@@ -53,7 +53,7 @@ def job(folder: Path, source: str, **settings: Any) -> Config:
     recipe = features_recipe(plan.source, plan.clip_identity, plan.image_spec, plan.config.data)
     artefact = plan.store.artefact_of(recipe)
     if not artefact.complete():
-        encoder = Encoder("mini", plan.clip_identity, 256, ActorPlan(actors=1, cpus=1, gpus=0))
+        encoder = Encoder("mini", plan.clip_identity, StageSettings(), ActorPlan(actors=1, cpus=1, gpus=0))
         for part in plan.source.parts:
             rows = pa.table({"parts": [pickle.dumps((part,))]})
             (packed,) = read_and_decode(rows, data=plan.config.data, spec=plan.image_spec, packed=True)

@@ -1,21 +1,24 @@
 """Trials in this process: no label is read, one failure is one failure, what is done is found again."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from raydapt.errors import UserError
 from raydapt.methods.configuration import load_config
 from raydapt.methods.scores import agreement
 from raydapt.run import known_labels, pipeline
 from raydapt.settings.config import Config
+from raydapt.settings.tree import as_tree
 from raydapt.tune import sweep as sweep_
 from raydapt.tune import trials as trials_
 from raydapt.tune.search_space import draw_trials, parse_space
 from raydapt.tune.selection import Trial, ranking
 from raydapt.tune.trials import Sweep, read_trial, run_trial
+from raydapt.verbs.review import images_of_review, open_first, open_review, results_of
 from tests.tune.cases import digits, job
 
 
@@ -141,3 +144,33 @@ def test_a_folder_of_another_sweep_is_refused(tmp_path):
     sweep_.tune(config)
     with pytest.raises(UserError, match="another name"):
         sweep_.tune(job(tmp_path, source, name="mine", tune={"trials": 3}))
+
+
+def test_a_person_chooses_among_the_trials(tmp_path):
+    choice(job(tmp_path, digits(tmp_path / "digits.parquet")))
+    (folder,) = (tmp_path / "runs").glob("tune-*")
+    with pytest.raises(UserError, match="is a sweep: choose among its trials"):
+        open_review([str(folder)])
+    opened = open_review([str(folder)], choose=True)
+    people = opened.population
+    assert people.names[0] == "zero-shot"
+    assert people.names[1:] == tuple(f"trial 00{n}" for n in range(4))
+    for place, name in enumerate(people.names[1:], start=1):
+        answers = load((folder / "trials" / name[6:] / "answers.safetensors").read_bytes())
+        assert people.class_RN[place].tolist() == answers["class_E"].tolist()
+    asked = opened.next_id("me")
+    said = people.classes[people.class_RN[2, opened.session.index_of[asked]]]
+    opened.give(asked, "class", said, "me")
+    images = images_of_review(*open_first([str(folder)]), people)
+    assert images.read(asked).startswith(b"\x89PNG")
+    told = results_of([str(folder)], choose=True)
+    chosen = json.loads((folder / "review-choice.json").read_text())["chosen"]
+    assert chosen != "zero-shot"
+    assert f"Run it: raydapt run {folder}/chosen-by-review.yaml" in told
+    settings = next(
+        t["settings"] for t in json.loads((folder / "tune.json").read_text())["trials"] if chosen[6:] == t["number"]
+    )
+    again = as_tree(load_config(folder / "chosen-by-review.yaml"))
+    for key, value in settings.items():
+        group, name = key.split(".")
+        assert again[group][name] == value

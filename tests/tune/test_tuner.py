@@ -1,11 +1,13 @@
 """Sweeps on Ray Tune: a kill and a restore, a scheduler, nested training that must not begin."""
 
+import importlib.util
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from raydapt.errors import UserError
 from raydapt.methods.configuration import load_config
 from raydapt.tune import sweep as sweep_
 from tests.tune.cases import digits, job
+from tests.tune.test_progress import runs_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -49,7 +52,9 @@ def test_killed_and_started_again_gives_every_trial_once(tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_optuna_with_a_scheduler_scores_every_epoch_of_a_single_round(tmp_path: Path) -> None:
+def test_optuna_with_a_scheduler_scores_every_epoch_of_a_single_round(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     settings = {
         "method": "fpl",
         "fpl": {"shots": 4},
@@ -57,13 +62,27 @@ def test_optuna_with_a_scheduler_scores_every_epoch_of_a_single_round(tmp_path: 
         "space": {"train.learning_rate": {"loguniform": [0.01, 1.0]}},
         "tune": {"search": "optuna", "scheduler": "asha", "trials": 4, "grace": 1},
     }
-    config = job(tmp_path, digits(tmp_path / "digits.parquet"), name="sweep", **settings)
-    assert "trials finished" in sweep_.tune(config)
+    track = ["mlflow"] if importlib.util.find_spec("mlflow") else []
+    config = job(tmp_path, digits(tmp_path / "digits.parquet"), name="sweep", track=track, **settings)
+    with caplog.at_level("INFO", "raydapt"):
+        assert "trials finished" in sweep_.tune(config)
+    assert "tune: 4/4 trials" in caplog.text
+    if track:
+        parent, children = parent_and_children(runs_of(tmp_path))
+        assert parent.info.status == "FINISHED"
+        assert len(children) == 4
+        assert all("scores/mean" in child.data.metrics for child in children)
+        assert len({child.data.params["train.learning_rate"] for child in children}) == 4
     result = sweep_.Run(str(tmp_path / "runs"), "sweep").read_json("tune.json")
     assert len(result["trials"]) == 4
     assert {trial["state"] for trial in result["trials"]} <= {"finished", "stopped"}
     rates = {trial["settings"]["train.learning_rate"] for trial in result["trials"]}
     assert len(rates) == 4
+
+
+def parent_and_children(runs: dict[str, Any]) -> tuple[Any, list[Any]]:
+    parent = runs.pop("sweep")
+    return parent, [run for run in runs.values() if run.data.tags["mlflow.parentRunId"] == parent.info.run_id]
 
 
 @pytest.mark.usefixtures("ray_cluster")

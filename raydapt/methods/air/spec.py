@@ -80,7 +80,7 @@ class AirSpec(MethodSpec):
         """The diffusion pipeline, and LoRA weights that were given."""
         if not has_a_part(config.of(AirSettings)):
             return []
-        from raydapt.models.diffusion import pipeline_identity  # diffusers takes seconds to import
+        from raydapt.models.pipelines import pipeline_identity  # diffusers takes seconds to import
 
         given = config.synthesis.lora
         if given is None:

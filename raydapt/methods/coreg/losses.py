@@ -101,6 +101,7 @@ def contrast_loss(
     *,
     temperature: float,
     mode: Contrast,
+    self_B: Tensor | None = None,
     anchor_B: Tensor | None = None,
 ) -> Tensor:
     """L_ncont: supervised contrast that distrusts what is not in the partial split.
@@ -111,13 +112,17 @@ def contrast_loss(
 
     Args:
         queries: This worker's images, with gradient.
-        keys: Of the momentum copy: this step's of all workers, then the queue.
+        keys: This step's queries of all workers, their other views by the momentum copy, then the queue.
         own_B: int64 position among the keys of each query's other view.
         temperature: Of the softmax over keys.
         mode: `noisy` or `sup`.
+        self_B: int64 position among the keys of each query itself, which it is not compared with; None: of none.
         anchor_B: Queries that count; None for all.
     """
     logits_BK = queries.unit_ND @ keys.unit_ND.T / temperature
+    if self_B is not None:
+        itself_BK = torch.zeros_like(logits_BK, dtype=torch.bool).scatter_(1, self_B[:, None], True)
+        logits_BK = logits_BK.masked_fill(itself_BK, -torch.inf)
     own_BK = torch.zeros_like(logits_BK, dtype=torch.bool).scatter_(1, own_B[:, None], True)
     same_BK = queries.class_N[:, None] == keys.class_N[None]
     if mode == "noisy":
@@ -126,6 +131,8 @@ def contrast_loss(
         logits_BK = logits_BK.masked_fill(same_BK & ~trusted_BK & ~own_BK, -torch.inf)
     else:
         positive_BK = own_BK | same_BK
+    if self_B is not None:
+        positive_BK = positive_BK & ~itself_BK
     log_BK = logits_BK.log_softmax(1).masked_fill(~positive_BK, 0.0)
     loss_B = -log_BK.sum(1) / positive_BK.sum(1)
     return loss_B.mean() if anchor_B is None else (loss_B * anchor_B).mean()

@@ -19,6 +19,7 @@ class CoMemory(nn.Module):
     Args:
         n_images: N.
         n_classes: C.
+        places: Most candidates of an image.
         queue: Q.
         epochs: Epochs of co-training, for the trace.
     """
@@ -30,8 +31,8 @@ class CoMemory(nn.Module):
     n_losses: Tensor
     clean_2N: Tensor
     """Probability that a partial label is right, as judged for this student (by its partner)."""
-    label_2NC: Tensor
-    """The partner's label within the candidates."""
+    label_2NK: Tensor
+    """The partner's label at the places of the candidates."""
     share_2C: Tensor
     """Mean prediction of each student over all images at the start of the epoch."""
     key_2QD: Tensor
@@ -44,7 +45,7 @@ class CoMemory(nn.Module):
     """int16 class of each student for every image at the start of the traced epochs; -1 where not yet."""
     trace_epoch_T: Tensor
 
-    def __init__(self, n_images: int, n_classes: int, *, queue: int, epochs: int) -> None:
+    def __init__(self, n_images: int, n_classes: int, *, places: int, queue: int, epochs: int) -> None:
         super().__init__()
         traces = max(1, min(epochs, _MOST_TRACES))
         self.epochs = max(1, epochs)
@@ -54,7 +55,7 @@ class CoMemory(nn.Module):
             "n_losses": torch.zeros((), dtype=torch.int64),
             "clean_2N": torch.zeros(2, n_images),
             "share_2C": torch.full((2, n_classes), 1.0 / n_classes),
-            "label_2NC": torch.zeros(2, n_images, n_classes),
+            "label_2NK": torch.zeros(2, n_images, places),
             "key_2QD": torch.zeros(2, queue, PROJECTION_WIDTH),
             "key_class_2Q": torch.zeros(2, queue, dtype=torch.int64),
             "key_partial_2Q": torch.zeros(2, queue, dtype=torch.bool),

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from raydapt.artefacts.inputs import InputKind
 from raydapt.data.augment import Augmentation
 from raydapt.methods.contract import Batch, Method, OverImages, PseudoLabels, Stream, TrainingImages, one_hot
+from raydapt.methods.coreg.candidates import Candidates
 from raydapt.methods.coreg.clean_noisy import align, clean_probability, division_loss
 from raydapt.methods.coreg.losses import (
     Projections,
@@ -38,7 +39,7 @@ from raydapt.methods.coreg.losses import (
 from raydapt.methods.coreg.memory import CoMemory
 from raydapt.methods.coreg.partial_labels import restrict_classes
 from raydapt.methods.coreg.settings import CoregSettings
-from raydapt.methods.workers import gather_rows, n_workers, share_running_statistics
+from raydapt.methods.workers import gather_rows, gather_rows_with_gradients, n_workers, share_running_statistics
 from raydapt.models.feature_views import FeatureViews
 from raydapt.models.students import FEATURE_STUDENTS, Student, update_ema
 
@@ -98,8 +99,10 @@ class CoReg(Method):
             raise ValueError("Co-Reg learns from partial labels, but there are none.")
         self.momentum = copy.deepcopy(self.students).requires_grad_(False)
         co_epochs = epochs - settings.warmup_epochs
-        self.memory = CoMemory(len(images.feature_ND), n_classes, queue=settings.queue, epochs=co_epochs)
-        self._candidate_NC = _candidates(images)
+        self.candidates = Candidates(_candidates(images), images.n_classes)
+        self.memory = CoMemory(
+            len(images.feature_ND), n_classes, places=self.candidates.places, queue=settings.queue, epochs=co_epochs
+        )
         self._labelled_N = torch.zeros(len(images.feature_ND), dtype=torch.bool)
         self._labelled_N[images.labelled_L] = True
 
@@ -120,21 +123,30 @@ class CoReg(Method):
 
     def begin_round(self, round_: int, probability_UC: Callable[[], Tensor]) -> list[Stream]:
         """All images with their candidates; there is one round."""
-        index_N = torch.arange(len(self._candidate_NC))
-        best = self._candidate_NC.max(1)
+        candidate_NC = self.candidates.sparse()
+        index_N = torch.arange(candidate_NC.shape[0])
+        confidence_N, class_N = self.candidates.best()
         self.pseudo_labels = PseudoLabels(
-            index_M=index_N, target_MC=self._candidate_NC, confidence_M=best.values, class_M=best.indices
+            index_M=index_N, target_MC=candidate_NC, confidence_M=confidence_N, class_M=class_N
         )
-        return [Stream(name=IMAGES, index_M=index_N, target_MC=self._candidate_NC, batch_size=self.batch_size)]
+        return [
+            Stream(name=IMAGES, index_M=index_N, target_MC=torch.zeros(len(index_N), 0), batch_size=self.batch_size)
+        ]
 
     def begin_epoch(self, round_: int, epoch: int, over_images: OverImages) -> None:
         """Divides the images anew once the warm-up is over."""
         self.memory.epoch.fill_(epoch)
         share_running_statistics(self.students)
         if epoch > self.settings.warmup_epochs:
+            for copy_, student in zip(self.momentum, self.students, strict=True):
+                update_ema(copy_, student, 0.0)  # as in the code, every epoch anew
             probability_N2C = over_images(self._probabilities)
             self.memory.trace(epoch - self.settings.warmup_epochs, epoch - 1, probability_N2C.argmax(2).T)
             self._divide(probability_N2C.transpose(0, 1))
+
+    def end_round(self, round_: int) -> None:
+        """What is kept has the statistics of all workers, not the first one's."""
+        share_running_statistics(self.students)
 
     @property
     def _epoch(self) -> int:
@@ -147,21 +159,23 @@ class CoReg(Method):
 
     def _divide(self, probability_2NC: Tensor) -> None:
         """Phase B, 1 and 2: each student divides, and labels, for its partner."""
-        candidate_NC, settings = self._candidate_NC, self.settings
+        settings = self.settings
         # Shares beside the expected ones: alignment divides by them, so that with equal ones it is the published one.
         expected_C = (len(self.expected_C) * self.expected_C).clamp_min(1e-6).to(probability_2NC)
         share_2C = probability_2NC.mean(1) / expected_C
         self.memory.share_2C.copy_(share_2C)
         if settings.distribution_alignment:
             probability_2NC = align(probability_2NC, share_2C[:, None])
-        loss_2N = torch.stack([division_loss(probability_NC, candidate_NC) for probability_NC in probability_2NC])
+        probability_2NK = self.candidates.of(probability_2NC)
+        weight_NK = self.candidates.value_NK.cpu()
+        loss_2N = torch.stack([division_loss(chosen_NK, weight_NK) for chosen_NK in probability_2NK])
         mean_2N = self.memory.remember_losses(loss_2N).cpu()
         for i in (0, 1):
             taught = 1 - i if settings.co_pseudo_labels else i
             clean_N = clean_probability(mean_2N[i], seed=self.seed).masked_fill(self._labelled_N, 1.0)
             self.memory.clean_2N[taught] = clean_N.to(self.memory.clean_2N)
-            label_NC = within_candidates(probability_2NC[i], candidate_NC)
-            self.memory.label_2NC[taught] = label_NC.to(self.memory.label_2NC)
+            label_NK = within_candidates(probability_2NK[i], weight_NK)
+            self.memory.label_2NK[taught] = label_NK.to(self.memory.label_2NK)
 
     def forward(self, batches: Mapping[str, Batch]) -> Tensor:
         """The sum of both students' losses."""
@@ -172,11 +186,12 @@ class CoReg(Method):
 
     def _warm_up(self, batch: Batch) -> Tensor:
         loss = batch.image_B.new_zeros((), dtype=torch.float32)
+        candidate_BC = self.candidates.dense(batch.index_B.to(batch.image_B.device))
         views = _views(self.augmentation.strong, batch.image_B, len(self.students))
         for student, view in zip(self.students, views, strict=True):
             logits_BC, projected_BD = student(view)
             # Nothing is asked of the projector yet; with several workers every parameter must have a gradient.
-            loss = loss + warmup_loss(logits_BC, batch.target_BC) + 0.0 * projected_BD.sum()
+            loss = loss + warmup_loss(logits_BC, candidate_BC) + 0.0 * projected_BD.sum()
         return loss
 
     def _co_train(self, batch: Batch) -> Tensor:
@@ -184,12 +199,13 @@ class CoReg(Method):
         weak = _views(self.augmentation.weak, batch.image_B, settings.weak_views)
         strong = _views(self.augmentation.strong, batch.image_B, 2 * settings.strong_views)
         with torch.no_grad():
+            partner_2BC = torch.stack([self._as_partner(student, weak) for student in self.students])
             guesses = [[student(view) for view in weak] for student in self.students]
-            guess_2BC = torch.stack(
+            own_2BC = torch.stack(
                 [torch.stack([logits.softmax(-1) for logits, _ in views]).mean(0) for views in guesses]
             )
         index_B = batch.index_B.to(batch.image_B.device)
-        taught = [self._student_targets(i, index_B, guess_2BC) for i in (0, 1)]
+        taught = [self._student_targets(i, index_B, _with_partner(i, own_2BC, partner_2BC)) for i in (0, 1)]
         contrast = settings.contrast != "none" and settings.contrast_weight > 0 and self._contrasts
         losses, news = [], []
         for i, student in enumerate(self.students):
@@ -204,6 +220,17 @@ class CoReg(Method):
             news.append(self._step_outputs_of(guesses[i][0][1], taught[i], keys))
         self.step_outputs.append({name: torch.stack([new[name] for new in news]) for name in news[0]})
         return torch.stack(losses).sum()
+
+    def _as_partner(self, student: nn.Module, weak: tuple[Tensor, ...]) -> Tensor:
+        """What a student tells its partner, [B, C]: in evaluation mode, as the code has it.
+
+        So it goes by its running statistics, and the batch does not move them. Of its own guesses it does.
+        """
+        was_training = student.training
+        student.eval()
+        guess_BC = torch.stack([_as(student).classify(view).float().softmax(-1) for view in weak]).mean(0)
+        student.train(was_training)
+        return guess_BC
 
     @property
     def _contrasts(self) -> bool:
@@ -223,10 +250,11 @@ class CoReg(Method):
             guess_2BC = align(guess_2BC, memory.share_2C[:, None])
         clean_B = memory.clean_2N[i, index_B]
         partial_B = clean_B > settings.clean_threshold
-        refined_BC = clean_B[:, None] * memory.label_2NC[i, index_B] + (1 - clean_B[:, None]) * guess_2BC[i]
+        label_BC = self.candidates.dense(index_B, memory.label_2NK[i])
+        refined_BC = clean_B[:, None] * label_BC + (1 - clean_B[:, None]) * guess_2BC[i]
         guess_BC = guess_2BC.mean(0) if settings.co_pseudo_labels else guess_2BC[i]
-        label_BC = torch.where(partial_B[:, None], refined_BC, guess_BC)
-        return StudentTargets(target_BC=sharpen(label_BC, settings.sharpening), partial_B=partial_B)
+        taught_BC = torch.where(partial_B[:, None], refined_BC, guess_BC)
+        return StudentTargets(target_BC=sharpen(taught_BC, settings.sharpening), partial_B=partial_B)
 
     def _consistency(
         self, student: nn.Module, views: tuple[Tensor, ...], taught: StudentTargets
@@ -253,7 +281,7 @@ class CoReg(Method):
                 target_VC,
                 partial_V,
                 temperature=settings.prototype_temperature,
-                unlabelled_weight=weight,
+                unlabelled_weight=settings.unlabelled_weight,  # without the ramp, as in the code
                 error=error,
             )
         return loss, projected_VD
@@ -272,15 +300,17 @@ class CoReg(Method):
         key_QD, class_Q, partial_Q = self.memory.keys(i)
         world, settings = n_workers(), self.settings
         rank = torch.distributed.get_rank() if world > 1 else 0
-        own_B = torch.arange(len(query_BD), device=query_BD.device) * world + rank
+        self_B = torch.arange(len(query_BD), device=query_BD.device) * world + rank
+        # The batch's queries, its keys, the queue. Queries and keys of an image have the same class and split.
         return contrast_loss(
             Projections(query_BD, taught.target_BC.argmax(1), taught.partial_B),
             Projections(
-                torch.cat([new["key"], key_QD]),
-                torch.cat([new["class"], class_Q]),
-                torch.cat([new["partial"], partial_Q]),
+                torch.cat([gather_rows_with_gradients(query_BD), new["key"], key_QD]),
+                torch.cat([new["class"], new["class"], class_Q]),
+                torch.cat([new["partial"], new["partial"], partial_Q]),
             ),
-            own_B,
+            self_B + len(new["key"]),
+            self_B=self_B,
             temperature=settings.contrast_temperature,
             mode="sup" if settings.contrast == "sup" else "noisy",
             anchor_B=None if settings.unlabelled_weight else taught.partial_B,
@@ -329,7 +359,9 @@ def _student(settings: CoregSettings, n_classes: int, width: int, *, seed: int, 
     """One of the two students, with weights of its own."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed * 2 + number)
-        student = Student(settings.student, n_classes, pretrained=settings.pretrained, width=width)
+        student = Student(
+            settings.student, n_classes, pretrained=settings.pretrained, width=width, image_px=settings.image_size_px
+        )
     moved: Student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return moved
 
@@ -337,6 +369,11 @@ def _student(settings: CoregSettings, n_classes: int, width: int, *, seed: int, 
 def _views(make: Callable[[Tensor], Tensor], image_B: Tensor, number: int) -> tuple[Tensor, ...]:
     """Several views of a batch, made in one go: an operation costs much the same for few images and for many."""
     return make(image_B.repeat(number, *[1] * (image_B.dim() - 1))).chunk(number)
+
+
+def _with_partner(i: int, own_2BC: Tensor, partner_2BC: Tensor) -> Tensor:
+    """The guesses [2, B, C] that student `i` learns from: its own, and what the other one tells."""
+    return torch.stack([own_2BC[k] if k == i else partner_2BC[k] for k in (0, 1)])
 
 
 def _candidates(images: TrainingImages) -> Tensor:

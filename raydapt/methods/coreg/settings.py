@@ -47,10 +47,12 @@ class CoregSettings:
     """Mirror half of the views; off for digits, letters and signs."""
     quarter_turns: bool = False
     """Also turn images by 90 degrees: for aerial views and others without an upright (ours)."""
-    magnitude: Annotated[float, Ge(0), Le(10)] = 5.0
-    """Of the one random operation of a strong view; 0 turns it off. Of features, a twentieth of it is missing."""
-    cutout_px: Count = 16
-    """Side of the square that is cut out of strong views; 0 leaves it out."""
+    magnitude: Annotated[float, Ge(0), Le(10)] | Literal["random"] = "random"
+    """Of the one random operation of a strong view; 0 turns it off, ``random`` draws it for every image as the
+    public code does. Of features, a twentieth of it is missing, with ``random`` a quarter."""
+    cutout_px: Count | Literal["random"] = "random"
+    """Side of the square that is cut out of strong views; 0 leaves it out, ``random`` draws it up to half of the
+    image's, as the public code does behind its random operation."""
     clean_threshold: Share = 0.5
     """Probability above which a partial label is believed."""
     co_pseudo_labels: bool = True

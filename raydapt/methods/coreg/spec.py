@@ -24,10 +24,13 @@ from raydapt.models.clip import Clip
 from raydapt.models.feature_views import FeatureViews
 from raydapt.settings.config import Config
 
+_RULES = 2
+"""Raised when the same settings come to other results, so that runs are learned anew."""
 _NO_RESULT = ("voters", "gpu_per_student")
 """Not where teachers lie matters, but what they know, which is among the inputs."""
 
 
+_MAGNITUDE_OF_FEATURES = 5.0
 _MAGNITUDES = 20
 """A strong view of features is without ``coreg.magnitude`` / 20 of its values; the default, 5, is a quarter."""
 
@@ -118,7 +121,7 @@ class CoregSpec(MethodSpec):
     def matters(self, config: Config) -> dict[str, Any]:
         """All but where teachers lie and how students are placed."""
         own = super().matters(config)["coreg"]
-        return {"coreg": {name: value for name, value in own.items() if name not in _NO_RESULT}}
+        return {"coreg": {name: value for name, value in own.items() if name not in _NO_RESULT}, "rules": _RULES}
 
     def learned(self, config: Config) -> str:
         """Both students."""
@@ -144,15 +147,17 @@ class CoregSpec(MethodSpec):
 def _views_of(settings: CoregSettings, clip: Clip) -> Augmentation | FeatureViews:
     """How views are made of images, or of features."""
     if input_kind_of(settings) == "features":
-        return FeatureViews(missing_share=settings.magnitude / _MAGNITUDES)
+        magnitude = _MAGNITUDE_OF_FEATURES if settings.magnitude == "random" else settings.magnitude
+        return FeatureViews(missing_share=magnitude / _MAGNITUDES)
     return Augmentation(
         mean=clip.image_spec.mean,
         std=clip.image_spec.std,
         padding_px=settings.crop_padding_px,
         mirror=settings.mirror,
         quarter_turns=settings.quarter_turns,
-        magnitude=settings.magnitude,
+        magnitude=0.0 if settings.magnitude == "random" else settings.magnitude,
         cutout_px=settings.cutout_px,
+        published=settings.magnitude == "random",
     )
 
 

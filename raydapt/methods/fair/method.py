@@ -152,7 +152,8 @@ class Fair(Method):
         """
         with torch.autocast(image_B.device.type, enabled=False):
             whole_BD, crop_BKD = self._whole_and_crops(image_B, crop_seed)
-            score_BC = self.scale * self._composite(whole_BD, crop_BKD) @ self.anchors().T
+            seen_BD = whole_BD if self.settings.labels_from == "whole" else self._composite(whole_BD, crop_BKD)
+            score_BC = self.scale * seen_BD @ self.anchors().T
             other_BC = self.scale * whole_BD @ self.prompt_CD.T
             weight_B = sample_weights(self.settings.weighting, score_BC, other_BC)
         return score_BC.argmax(dim=1), weight_B, whole_BD

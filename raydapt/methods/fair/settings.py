@@ -33,6 +33,9 @@ class FairSettings:
     for a source of features."""
     crops: Count | Auto = "auto"
     """N squares per image that pseudo-labels come from; 0 is plain self-training. ``auto``: 8, of features 0."""
+    labels_from: Literal["crops", "whole"] = "crops"
+    """What pseudo-labels are made from; ``whole`` is plain self-training, whose images may still be answered from crops
+    (``score_at_test``): so both can be compared at the same cost of a test."""
     top_k: PositiveInt | Literal["all"] = "all"
     """Crops that count, those most like the whole image; ``all`` as in WCA."""
     temperature: Positive = 1.0

@@ -50,8 +50,15 @@ class CropSpecs(MethodSpec):
             return []
         spec = crop_spec(config.of(FairSettings))
         stored = self.stored_spec(config, facts.image_spec)
-        recipe = crops_recipe(facts.source, facts.clip_identity, stored, config.data, spec)
+        recipe = crops_recipe(facts.source, facts.clip_identity, stored, config.data, spec, tf32=config.features.tf32)
         return [ArtefactSpec(name=KIND, kind=KIND, recipe=recipe, depends_on=(), job=spec)]
+
+    def matters(self, config: Config) -> dict[str, Any]:
+        """All settings; where labels come from only if it is not what it was before that could be said."""
+        own = super().matters(config)
+        if "fair" in own and own["fair"].get("labels_from") == "crops":
+            own["fair"] = {name: value for name, value in own["fair"].items() if name != "labels_from"}
+        return own
 
     def starts_from(self, config: Config) -> str:
         """Its descriptions."""

@@ -20,6 +20,7 @@ from raydapt.artefacts.captions import Captions
 from raydapt.artefacts.inputs import InputKind
 from raydapt.data.classes import ClassSpace, fill_template
 from raydapt.errors import UserError
+from raydapt.methods.best_classes import best_classes
 from raydapt.methods.contract import Batch, Method, OverImages, Stream, TrainingImages
 from raydapt.methods.latteclip.group_draw import GroupDraw
 from raydapt.methods.latteclip.rules import (
@@ -121,7 +122,8 @@ class LatteClip(Method):
     def _take_images(self, images: TrainingImages, clip: Clip, classes: ClassSpace) -> None:
         """Zero-shot classes of the images, and the tokens of all texts: class prompts, image and group captions."""
         settings, n_classes = self.settings, len(classes.names)
-        self._zero_shot_N = (images.feature_ND @ self.start_CD.cpu().T).argmax(1)
+        start_CD = self.start_CD.cpu()
+        self._zero_shot_N = best_classes(images.feature_ND, lambda f_BD: f_BD @ start_CD.T)[1]
         image = (images.image_captions if settings.use_image_caption else None) or _NO_CAPTIONS
         group = (images.group_captions if settings.use_batch_caption else None) or _NO_CAPTIONS
         texts = [fill_template(classes.templates[0], name) for name in classes.names]

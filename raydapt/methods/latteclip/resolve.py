@@ -1,7 +1,11 @@
 """LatteCLIP's settings, checked against each other."""
 
+from dataclasses import replace
+
 from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS
+from raydapt.data.named_sets import named_set
 from raydapt.errors import UserError
+from raydapt.methods.latteclip.published import LENGTHS
 from raydapt.methods.latteclip.section import learned
 from raydapt.methods.latteclip.settings import LatteclipSettings
 from raydapt.settings.config import Config
@@ -24,6 +28,14 @@ def check_latteclip(config: Config) -> None:
             "Settings latteclip.use_template_caption, use_image_caption and use_batch_caption are all false, which "
             "leaves no text: keep one of them."
         )
+
+
+def with_published_warmup(config: Config) -> Config:
+    """With ``data.protocol: latteclip`` the warm-up of the authors' script for the set, if it has one."""
+    known = named_set(config.data.source)
+    if config.data.protocol != "latteclip" or known is None or known.name not in LENGTHS:
+        return config
+    return replace(config, train=replace(config.train, warmup_epochs=LENGTHS[known.name].warmup_epochs))
 
 
 def caption_kinds(config: Config) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from raydapt.artefacts.spec import ArtefactSpec, PlanFacts
 from raydapt.methods.contract import Method
 from raydapt.methods.latteclip.method import LatteClip, input_kind_of
 from raydapt.methods.latteclip.outcome import latteclip_outcome
-from raydapt.methods.latteclip.resolve import caption_kinds, check_latteclip, latteclip_learns
+from raydapt.methods.latteclip.resolve import caption_kinds, check_latteclip, latteclip_learns, with_published_warmup
 from raydapt.methods.latteclip.settings import LatteclipSettings
 from raydapt.methods.rates import WAY, Rate, adamw_rate, steps_of_round
 from raydapt.methods.spec import BuildContext, FinishedRun, MethodSpec
@@ -42,9 +42,9 @@ class LatteclipSpec(MethodSpec):
         )
 
     def resolve(self, config: Config, facts: PlanFacts) -> Config:
-        """Refuses what cannot work."""
+        """Refuses what cannot work; the published warm-up, where the protocol says so."""
         check_latteclip(config)
-        return config
+        return with_published_warmup(config)
 
     def auto_rate(self, config: Config, facts: PlanFacts) -> Rate:
         """Of a residual, by how far class embeddings may move; of all else as published."""

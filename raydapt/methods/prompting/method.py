@@ -183,8 +183,8 @@ def hard_targets(selection: Selection, n_candidates: int) -> Probabilities:
 
 def zero_shot_probability(feature_UD: Tensor, class_CD: Tensor, logit_scale: float) -> Tensor:
     """Softmax [U, C] of the frozen features against class embeddings."""
-    chunks = [
-        (logit_scale * chunk_UD @ class_CD.T).softmax(dim=1)
-        for chunk_UD in torch.split(feature_UD.to(class_CD), _ROWS_PER_CHUNK)
-    ]
-    return torch.cat(chunks)
+    probability_UC = class_CD.new_empty(len(feature_UD), len(class_CD))
+    for start in range(0, len(feature_UD), _ROWS_PER_CHUNK):
+        rows = slice(start, start + _ROWS_PER_CHUNK)
+        probability_UC[rows] = (logit_scale * feature_UD[rows].to(class_CD) @ class_CD.T).softmax(dim=1)
+    return probability_UC

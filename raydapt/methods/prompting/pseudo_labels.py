@@ -21,8 +21,8 @@ Indices = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Places = int | Indices
 """Images that a class may keep: one number for all, or int64 [C] where the class prior is known."""
-_ROWS_PER_CHUNK = 4096
-_COLUMNS_PER_CHUNK = 64
+_CELLS_PER_CHUNK = 64 * 1024
+"""What is worked on at a time, rows or columns, which stays small beside the matrix."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,12 @@ class Selection:
 
 
 def restrict_probability(probability_UC: Probabilities, candidate_classes: Indices) -> Probabilities:
-    """The columns of the candidate classes, renormalised; the softmax over these classes alone."""
+    """The columns of the candidate classes, renormalised; the softmax over these classes alone.
+
+    Where every class is a candidate nothing is restricted, and the matrix itself comes back.
+    """
+    if np.array_equal(candidate_classes, np.arange(probability_UC.shape[1])):
+        return probability_UC
     kept_UC = probability_UC[:, candidate_classes]
     sum_U1 = kept_UC.sum(axis=1, keepdims=True)
     np.divide(kept_UC, sum_U1, out=kept_UC, where=sum_U1 > 0)  # in place: there may be gigabytes of it
@@ -72,7 +77,7 @@ def leader_board(probability_UC: Probabilities, k: Places) -> Selection:
     minimum it beats; an image that is beaten off a board goes on with its next class. The outcome (a stable matching)
     does not depend on the order in which images arrive, and an image sits on one board at most.
     """
-    return _deferred_acceptance(probability_UC, np.ones(probability_UC.shape, np.bool_), k)
+    return _deferred_acceptance(probability_UC, None, k)
 
 
 def published_leader_board(probability_UC: Probabilities, k: Places) -> Selection:
@@ -119,16 +124,18 @@ def cpl_candidates(probability_UC: Probabilities, alpha: float, beta: float | np
     """
     tau = float(np.quantile(probability_UC.max(axis=1).astype(np.float64), alpha))
     candidate_UC = np.empty(probability_UC.shape, np.bool_)
-    for start in range(0, len(probability_UC), _ROWS_PER_CHUNK):
-        chunk_UC = probability_UC[start : start + _ROWS_PER_CHUNK].astype(np.float64)
+    n_rows = max(1, _CELLS_PER_CHUNK // probability_UC.shape[1])
+    for start in range(0, len(probability_UC), n_rows):
+        chunk_UC = probability_UC[start : start + n_rows].astype(np.float64)
         order_UC = np.argsort(-chunk_UC, axis=1, kind="stable")
         sorted_UC = np.take_along_axis(chunk_UC, order_UC, axis=1)
         # A class is taken if what stands before it has not exceeded tau yet; that includes the one that exceeds it.
         before_UC = np.cumsum(sorted_UC, axis=1)[:, :-1]
         taken_UC = np.concatenate([np.ones((len(chunk_UC), 1), np.bool_), before_UC <= tau], axis=1)
-        np.put_along_axis(candidate_UC[start : start + _ROWS_PER_CHUNK], order_UC, taken_UC, axis=1)
-    for first in range(0, probability_UC.shape[1], _COLUMNS_PER_CHUNK):
-        columns = slice(first, first + _COLUMNS_PER_CHUNK)
+        np.put_along_axis(candidate_UC[start : start + n_rows], order_UC, taken_UC, axis=1)
+    n_columns = max(1, _CELLS_PER_CHUNK // max(1, len(probability_UC)))
+    for first in range(0, probability_UC.shape[1], n_columns):
+        columns = slice(first, first + n_columns)
         column_UC = probability_UC[:, columns].astype(np.float64)
         if np.ndim(beta):
             quantiles = [np.quantile(one_U, q) for one_U, q in zip(column_UC.T, np.asarray(beta)[columns], strict=True)]
@@ -158,59 +165,73 @@ def cpl_targets(probability_UC: Probabilities, candidate_UC: Mask, row_M: Indice
     return soft_MC
 
 
-def _deferred_acceptance(probability_UC: Probabilities, candidate_UC: Mask, k: Places) -> Selection:
+def _deferred_acceptance(probability_UC: Probabilities, candidate_UC: Mask | None, k: Places) -> Selection:
     """Images ask for their candidate classes in falling probability, classes keep the `k` best that ever asked.
 
     Gale and Shapley's algorithm, all images that seek a class at once; the outcome does not depend on who asks first.
+    What a full board asks for only rises, so an image goes straight to the best class that would still take it: neither
+    wish lists nor a second matrix are kept. Without `candidate_UC` every class is a candidate of every image.
     """
-    wish_W, next_U, stop_U = _wish_lists(probability_UC, candidate_UC)
-    board = [np.empty(0, np.int64) for _ in range(probability_UC.shape[1])]
-    places_C = _places(k, probability_UC.shape[1])
-    seeking_F = np.flatnonzero(next_U < stop_U)
-    n_with_candidates = len(seeking_F)
+    n_unlabelled, n_classes = probability_UC.shape
+    places_C = _places(k, n_classes)
+    board = [np.empty(0, np.int64) for _ in range(n_classes)]
+    # What an image has to beat: nothing while a board has room, too much where a board has no place at all.
+    bar_C = np.where(places_C > 0, -np.inf, np.inf).astype(np.float32)
+    bar_row_C = np.full(n_classes, n_unlabelled)
+    has_candidate_U = np.ones(n_unlabelled, np.bool_) if candidate_UC is None else candidate_UC.any(axis=1)
+    seeking_F = np.flatnonzero(has_candidate_U)
     while len(seeking_F):
-        class_F = wish_W[next_U[seeking_F]]
-        next_U[seeking_F] += 1
+        class_F = _best_open_class(probability_UC, candidate_UC, seeking_F, bar_C, bar_row_C)
+        seeking_F, class_F = seeking_F[class_F >= 0], class_F[class_F >= 0]
         order_F = np.argsort(class_F, kind="stable")
-        first_F = np.flatnonzero(np.diff(class_F[order_F], prepend=-1))
+        asked_A, first_A = np.unique(class_F[order_F], return_index=True)
         displaced = []
-        for group in np.split(seeking_F[order_F], first_F[1:]):
-            c = int(wish_W[next_U[group[0]] - 1])
-            contest = np.concatenate([board[c], group])
-            room = int(places_C[c])
-            if len(contest) > room:
+        for c, group in zip(asked_A.tolist(), np.split(seeking_F[order_F], first_A[1:]), strict=bool(len(asked_A))):
+            contest, room = np.concatenate([board[c], group]), int(places_C[c])
+            if len(contest) >= room:
                 contest = _ranked(contest, probability_UC[contest, c])
                 displaced.append(contest[room:])
+                bar_row_C[c] = contest[room - 1]
+                bar_C[c] = probability_UC[bar_row_C[c], c]
             board[c] = contest[:room]
         seeking_F = np.concatenate([np.empty(0, np.int64), *displaced])
-        seeking_F = seeking_F[next_U[seeking_F] < stop_U[seeking_F]]
     selection = _selection([_ranked(rows, probability_UC[rows, c]) for c, rows in enumerate(board)])
-    n_selected = len(selection.row_M)
+    n_selected, n_with_candidates = len(selection.row_M), int(has_candidate_U.sum())
     return Selection(
         row_M=selection.row_M,
         class_M=selection.class_M,
         waiting=n_with_candidates - n_selected,
-        dropped=len(probability_UC) - n_with_candidates,
+        dropped=n_unlabelled - n_with_candidates,
     )
+
+
+def _best_open_class(
+    probability_UC: Probabilities,
+    candidate_UC: Mask | None,
+    seeking_F: Indices,
+    bar_C: Probabilities,
+    bar_row_C: Indices,
+) -> Indices:
+    """The most probable candidate class, int64 [F], whose board would take the image; -1 where there is none.
+
+    Of equal confidences the image that stands first wins, of equal classes the first.
+    """
+    class_F = np.empty(len(seeking_F), np.int64)
+    n_rows = max(1, _CELLS_PER_CHUNK // probability_UC.shape[1])
+    for start in range(0, len(seeking_F), n_rows):
+        rows = seeking_F[start : start + n_rows]
+        chunk_FC = probability_UC[rows]
+        open_FC = (chunk_FC > bar_C) | ((chunk_FC == bar_C) & (rows[:, None] < bar_row_C))
+        if candidate_UC is not None:
+            open_FC &= candidate_UC[rows]
+        best_F = np.where(open_FC, chunk_FC, np.float32(-1)).argmax(axis=1)
+        class_F[start : start + len(rows)] = np.where(open_FC[np.arange(len(rows)), best_F], best_F, -1)
+    return class_F
 
 
 def _places(k: Places, n_classes: int) -> Indices:
     """The places of every class's board, int64 [C]."""
     return np.full(n_classes, k, np.int64) if isinstance(k, int) else k
-
-
-def _wish_lists(probability_UC: Probabilities, candidate_UC: Mask) -> tuple[npt.NDArray[np.int32], Indices, Indices]:
-    """The images' candidate classes in falling probability, end to end, and where each list starts and stops."""
-    n_classes = probability_UC.shape[1]
-    wishes = []
-    for start in range(0, len(probability_UC), _ROWS_PER_CHUNK):
-        chosen_UC = candidate_UC[start : start + _ROWS_PER_CHUNK]
-        key_UC = np.where(chosen_UC, -probability_UC[start : start + _ROWS_PER_CHUNK], np.float32(1))
-        order_UC = np.argsort(key_UC, axis=1, kind="stable").astype(np.int32)
-        wishes.append(order_UC[np.arange(n_classes) < chosen_UC.sum(axis=1, keepdims=True)])
-    stop_U = np.cumsum(candidate_UC.sum(axis=1), dtype=np.int64)
-    start_U = np.concatenate([np.zeros(1, np.int64), stop_U[:-1]])[: len(stop_U)]
-    return np.concatenate([np.empty(0, np.int32), *wishes]), start_U, stop_U
 
 
 def _ranked(rows: Indices, confidence: Probabilities) -> Indices:
