@@ -34,7 +34,8 @@ def test_a_ratio_that_is_not_measured_any_more_has_fallen() -> None:
 
 def test_every_kept_ratio_is_of_a_bench_that_measures() -> None:
     entries = json.loads(check.RATIOS.read_text())
-    assert tuple(entries) == check.BENCHES
+    assert entries
+    assert set(entries) <= set(check.BENCHES)
     for bench, entry in entries.items():
         assert callable(importlib.import_module(f"tests.bench.bench_{bench}").ratios)
         for kept in entry["ratios"].values():
