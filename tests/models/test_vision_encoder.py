@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from raydapt.data.decode import ImageSpec, decode_image
 from raydapt.errors import UserError
-from raydapt.models.clip import MINI
+from raydapt.models.clip_names import MINI
 from raydapt.models.frozen import shared_clip
 from raydapt.models.vision_encoder import VisionEncoder, shared_vision
 from raydapt.models.vision_names import vision_name
