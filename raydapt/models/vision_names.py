@@ -54,7 +54,7 @@ def vision_name(name: str) -> VisionName:
     """
     folder = Path(name).expanduser()
     if name == "mini" or (folder.is_dir() and (folder / CONFIG_FILE).is_file()):
-        return VisionName(name, "open_clip", name, None, clip_identity(name))
+        return VisionName(name, "open_clip", name, None, _open_clip_identity(name))
     if folder.is_dir():
         return _of_folder(name, folder.resolve())
     import open_clip
@@ -69,10 +69,17 @@ def vision_name(name: str) -> VisionName:
         identity = f"timm:{architecture}:{files_digest([weights], weights.parent)}"
         return VisionName(name, "timm", architecture, weights, identity)
     if any(name.startswith(f"{known}/") for known in open_clip.list_models()):
-        return VisionName(name, "open_clip", name, None, clip_identity(name))
+        return VisionName(name, "open_clip", name, None, _open_clip_identity(name))
     if name.removeprefix("hf-hub:").count("/") == 1 and not name.startswith((".", "/", "~")):
         return _of_hub(name, name.removeprefix("hf-hub:"))
     raise UserError(f"Setting model.second={name!r} is no model and no file: {_WAY_OUT}.")
+
+
+def _open_clip_identity(name: str) -> str:
+    try:
+        return clip_identity(name)
+    except UserError as error:  # says the same of the setting of the first encoder
+        raise UserError(str(error).replace("Setting model.clip", "Setting model.second")) from error
 
 
 def _of_folder(name: str, folder: Path) -> VisionName:
