@@ -149,7 +149,7 @@ def test_names_find_their_library() -> None:
         ("nothing_like_it", r"model\.second='nothing_like_it' is no model and no file: give a model of timm"),
         ("./nowhere", r"model\.second='\./nowhere' is no model and no file"),
         ("some-org/some-model", r"is not in the model cache and cannot be fetched: .*hf download some-org/some-model"),
-        ("ViT-B-32/no-such-tag", r"model\.second='ViT-B-32/no-such-tag' : 'no-such-tag' is neither a file nor a tag"),
+        ("ViT-B-32/no-such-tag", r"model\.second='ViT-B-32/no-such-tag': 'no-such-tag' is neither a file nor a tag"),
         ("vit_small_patch14_dinov2.lvd142m", r"cannot be loaded by timm .*hf download ORG/NAME --local-dir FOLDER"),
     ],
 )
