@@ -10,6 +10,7 @@ import re
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ State = Literal["finished", "failed"]
 _PROJECT = "raydapt"
 _LONGEST_VALUE = 500
 _PARENT_S = 20.0
-_EXPERIMENTS = threading.Lock()
+_EXPERIMENTS: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +149,7 @@ def told(value: Any) -> str:
 
 
 def _experiment(client: Any, name: str) -> str:
-    with _EXPERIMENTS:  # a sweep and its first trials begin at the same time
+    with _EXPERIMENTS[client.tracking_uri]:  # a sweep and its first trials begin at the same time
         held = client.get_experiment_by_name(name)
         found: str = held.experiment_id if held else client.create_experiment(name)
     return found
