@@ -118,6 +118,8 @@ class MethodSpec(ABC):
     """The setting that names finished runs (see `teacher_runs`), for messages."""
     reads_answers: bool = False
     """True where the answers of those runs are read in learning, and not by another artefact alone."""
+    guarded_teachers: bool = False
+    """True where the runs answer as their guards say, else as adapted."""
     paradigms: Sequence[str] = ("ul", "ssl", "trzsl")
     """What it can learn with: no labels, a few, or those of seen classes."""
     published_rate: float = 0.02
@@ -220,6 +222,14 @@ class MethodSpec(ABC):
     def finished(self, config: Config) -> Config:
         """The settings of a finished run without what nothing but its learning needed."""
         return config
+
+    def members(self, config: Config) -> Sequence[str]:
+        """Runs that are carried out first and then learned from, each as on the command line: a method and settings."""
+        return ()
+
+    def with_members(self, config: Config, folders: Sequence[str]) -> Config:
+        """The same settings with the folders of the runs of `members` among its `teacher_runs`."""
+        raise NotImplementedError
 
     def teacher_runs(self, config: Config) -> Sequence[str]:
         """Folders of finished runs whose answers it learns from."""

@@ -17,6 +17,7 @@ from raydapt.methods.coreg.settings import CoregSettings
 from raydapt.methods.cpl.settings import CplSettings
 from raydapt.methods.fair.settings import FairSettings
 from raydapt.methods.fpl.settings import FplSettings
+from raydapt.methods.fusion.settings import FusionSettings
 from raydapt.methods.grip.settings import GripSettings
 from raydapt.methods.latteclip.settings import LatteclipSettings
 from raydapt.methods.transduct.settings import TransductSettings
@@ -59,6 +60,7 @@ TABLE: dict[str, Room] = {
     "coreg": Room(settings=CoregSettings),
     "latteclip": Room(settings=LatteclipSettings, shared=("caption",)),
     "transduct": Room(settings=TransductSettings, shared=("second",)),
+    "fusion": Room(settings=FusionSettings, groups=lambda tree: ("fusion", "transduct"), shared=("second",)),
 }
 METHODS = tuple(TABLE)
 GROUPS: dict[str, type] = {name: room.settings for name, room in TABLE.items() if room.settings is not None}

@@ -20,7 +20,7 @@ from raydapt.stages.place import StagePlace, is_there
 from raydapt.stages.vllm_process import engines_kept
 from raydapt.store.artefact import Artefact, StageResult
 from raydapt.store.environment import versions
-from raydapt.train.job import build_for_prediction
+from raydapt.train.job import build_for_prediction, zero_shot_of
 from raydapt.train.loop import predict
 from raydapt.train.ray_train import local_context
 
@@ -88,7 +88,8 @@ def make_answers(place: StagePlace, spec: ArtefactSpec, made: Mapping[str, Stage
                 computed += shard.rows
             start += shard.rows
         seconds = time.monotonic() - started
-        stats = {"seconds": round(seconds, 3), "rows": start, "rows_per_s": round(computed / seconds, 3)}
+        stats: dict[str, object] = {"seconds": round(seconds, 3), "rows": start}
+        stats |= {"rows_per_s": round(computed / seconds, 3), "run": spec.job.run.name, "answer": spec.job.answer}
         artefact.finish(spec.recipe, [shard.part for shard in features.manifest.shards], stats, versions())
     return StageResult(artefact=artefact, reused=False)
 
@@ -106,5 +107,17 @@ def _answers_of(teacher: TeacherRun, place: StagePlace) -> Callable[[torch.Tenso
     artefacts = artefacts_of(make_artefacts(applied, to_learn=False))
     device, batch_size = local_context(config.train).device, config.train.predict_batch_size
     method = load_learned(build_for_prediction(applied.config, applied.classes, device, artefacts), teacher.run, config)
-    image_N = images_of(method.input_kind, load_features(artefacts[FEATURES]), artefacts)
-    return lambda row_M: predict(method, image_N.__getitem__, row_M, batch_size=batch_size, device=device)
+    table = load_features(artefacts[FEATURES])
+    image_N = images_of(method.input_kind, table, artefacts)
+
+    def adapted(row_M: torch.Tensor) -> torch.Tensor:
+        return predict(method, image_N.__getitem__, row_M, batch_size=batch_size, device=device)
+
+    if teacher.answer == "adapted":
+        return adapted
+    plain = zero_shot_of(applied.config, applied.classes, device)
+
+    def zero_shot(row_M: torch.Tensor) -> torch.Tensor:
+        return predict(plain, table.feature_ND.__getitem__, row_M, batch_size=batch_size, device=device)
+
+    return zero_shot if teacher.answer == "zero-shot" else lambda row_M: (adapted(row_M) + zero_shot(row_M)) / 2

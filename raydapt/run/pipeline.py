@@ -37,6 +37,7 @@ from raydapt.run.gallery import gallery_table
 from raydapt.run.guarding import Classifiers, classifiers_of, is_guarded, verdict_of
 from raydapt.run.known_labels import KnownLabels, notes_of, read_known_labels
 from raydapt.run.making import artefacts_of, make_artefacts, make_features
+from raydapt.run.members import member_configs, with_members
 from raydapt.run.open_set import OpenSet, find_open_set
 from raydapt.run.plan import FEATURES, Plan, describe_plan, make_plan
 from raydapt.run.stated_prior import prior_notes
@@ -67,6 +68,7 @@ def run(config: Config, *, overwrite: bool = False) -> Run:
         UserError: For a mistake in the settings or the data.
     """
     names_of(config)
+    config = with_members(config, run)
     plan = make_plan(config)
     record = Run(config.runs, plan.run_name)
     record.make()
@@ -101,7 +103,8 @@ def in_words(record: Run) -> str:
 
 def describe(config: Config) -> str:
     """The plan of a run in words: stages, inputs, what is already there. Computes nothing."""
-    return describe_plan(make_plan(config))
+    first = "".join(f"{describe_plan(make_plan(member))}\n\n" for member in member_configs(config))
+    return first + describe_plan(make_plan(config))
 
 
 def features(config: Config, *, output: str | None = None, precision: Precision = "float32") -> list[str]:

@@ -72,7 +72,8 @@ def make_plan(config: Config) -> Plan:
     clip = load_frozen(config.data, config.model)
     check_source_of(config, source, clip)
     teachers = tuple(
-        open_teacher(folder, classes, setting=spec.teachers_setting) for folder in spec.teacher_runs(config)
+        open_teacher(folder, classes, setting=spec.teachers_setting, guarded=spec.guarded_teachers)
+        for folder in spec.teacher_runs(config)
     )
     image_spec = clip.image_spec or NO_IMAGES
     facts = PlanFacts(
@@ -121,7 +122,7 @@ def _reads_second(config: Config, spec: MethodSpec) -> bool:
     if not spec.reads_second(config):
         raise UserError(
             f"Setting model.second={config.model.second!r}: {spec.name} reads no second encoder's features: leave it "
-            "out, or set method=transduct."
+            "out, or set method=transduct or method=fusion."
         )
     return True
 

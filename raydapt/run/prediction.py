@@ -16,8 +16,6 @@ from raydapt.data.splits import seen_unseen_classes
 from raydapt.errors import UserError
 from raydapt.methods.configuration import EverySetting, config_from_tree
 from raydapt.methods.predictions import Classifier, Predictions
-from raydapt.methods.zero_shot.method import ZeroShot
-from raydapt.models.frozen import load_frozen
 from raydapt.run import evaluation
 from raydapt.run.finished import load_learned, open_run
 from raydapt.run.guarding import Classifiers, stored_verdict
@@ -30,7 +28,7 @@ from raydapt.settings.tree import apply_override, as_tree
 from raydapt.store.artefact import Artefact
 from raydapt.store.fingerprint import fingerprint
 from raydapt.store.run_record import Run, safe_name
-from raydapt.train.job import build_for_prediction
+from raydapt.train.job import build_for_prediction, zero_shot_of
 from raydapt.train.ray_train import local_context
 
 _LOG = logging.getLogger(__name__)
@@ -234,8 +232,7 @@ def _answer(
 def classifiers_of_run(run: Run, plan: Plan, artefacts: Mapping[str, Artefact], table: FeatureTable) -> Classifiers:
     """Zero-shot and what a finished run has learned, over the images of a plan with the run's settings."""
     config, device = plan.config, local_context(plan.config.train).device
-    clip = load_frozen(config.data, config.model, device=str(device))
-    plain = ZeroShot(clip, clip.class_embeddings(plan.classes.names, plan.classes.templates[:1])).to(device)
+    plain = zero_shot_of(config, plan.classes, device)
     method = load_learned(build_for_prediction(config, plan.classes, device, artefacts), run, config)
     return Classifiers(
         zero_shot=Classifier(method=plain, image_N=table.feature_ND),

@@ -11,7 +11,9 @@ from raydapt.artefacts.answers import ANSWERS
 from raydapt.artefacts.spec import ArtefactSpec, PlanFacts
 from raydapt.data.classes import ClassSpace
 from raydapt.errors import UserError
+from raydapt.methods.guard import Verdict
 from raydapt.run.finished import open_run
+from raydapt.run.guarding import stored_verdict
 from raydapt.settings.config import Config
 from raydapt.store.fingerprint import Recipe
 from raydapt.store.run_record import Run
@@ -26,15 +28,17 @@ class TeacherRun:
         run: Its folder.
         config: Its settings.
         digest: Of what it has learned.
+        answer: Which of its answers is meant.
     """
 
     run: Run
     config: Config
     digest: str
+    answer: Verdict = "adapted"
 
 
-def open_teacher(folder: str, classes: ClassSpace, *, setting: str) -> TeacherRun:
-    """A finished run of the same classes, which `setting` names.
+def open_teacher(folder: str, classes: ClassSpace, *, setting: str, guarded: bool = False) -> TeacherRun:
+    """A finished run of the same classes, which `setting` names; `guarded`: it answers as its guard says.
 
     Raises:
         UserError: For a folder that is no finished run, a run of other classes, or one that has seen labels.
@@ -52,14 +56,17 @@ def open_teacher(folder: str, classes: ClassSpace, *, setting: str) -> TeacherRu
         )
     learned = run.read_bytes(CHECKPOINT) if run.exists(CHECKPOINT) else b""
     digest = run.read_json("fingerprint.json")["fingerprint"] + hashlib.sha256(learned).hexdigest()[:16]
-    return TeacherRun(run=run, config=config, digest=digest)
+    return TeacherRun(run=run, config=config, digest=digest, answer=stored_verdict(run) if guarded else "adapted")
 
 
 def answers_spec(number: int, teacher: TeacherRun, facts: PlanFacts, *, step: bool) -> ArtefactSpec:
     """A teacher's answers for the images of a run; a `step` is read by nothing but other artefacts."""
+    settings: dict[str, object] = {"class_names": list(facts.classes.names)}
+    if teacher.answer != "adapted":
+        settings["answer"] = teacher.answer
     recipe = Recipe(
         kind=ANSWERS,
-        settings={"class_names": list(facts.classes.names)},
+        settings=settings,
         inputs=(facts.features.fingerprint, teacher.digest),
         weights=facts.clip_identity,
     )

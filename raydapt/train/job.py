@@ -134,8 +134,7 @@ class TrainingJob:
 
     def zero_shot(self, device: torch.device) -> Method:
         """The frozen model with the first template, which every method is compared with."""
-        clip = load_frozen(self.config.data, self.config.model, device=str(device))
-        return ZeroShot(clip, clip.class_embeddings(self.classes.names, self.classes.templates[:1])).to(device)
+        return zero_shot_of(self.config, self.classes, device)
 
     def images(self) -> TrainingImages:
         """Features (and pixels) of the training images, with the division of the run."""
@@ -177,6 +176,12 @@ def synthetic_of(config: Config, classes: ClassSpace, artefacts: Mapping[str, Ar
     if SYNTHETIC not in artefacts:
         return None
     return synthetic_images(artefacts, classes.names, config.synthesis.samples_per_class, SCRATCH)
+
+
+def zero_shot_of(config: Config, classes: ClassSpace, device: torch.device) -> Method:
+    """The frozen model with the first template."""
+    clip = load_frozen(config.data, config.model, device=str(device))
+    return ZeroShot(clip, clip.class_embeddings(classes.names, classes.templates[:1])).to(device)
 
 
 def build_for_prediction(

@@ -42,8 +42,8 @@ class SoftLabels:
         self.class_NL[rows] = best.indices.to(torch.int32)
         self.share_NL[rows] = best.values / best.values.sum(dim=1, keepdim=True)
 
-    def dense(self, rows: slice) -> Tensor:
-        """float32 [B, C] of a block of images."""
+    def dense(self, rows: slice | Tensor) -> Tensor:
+        """float32 [B, C] of a block of images, or of those of int64 rows."""
         share_BL = self.share_NL[rows]
         return share_BL.new_zeros(len(share_BL), self.n_classes).scatter_(1, self.class_NL[rows].long(), share_BL)
 

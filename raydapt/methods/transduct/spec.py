@@ -5,12 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from raydapt.artefacts.spec import PlanFacts
 from raydapt.methods.contract import Method, TrainingImages
 from raydapt.methods.spec import BuildContext, FinishedRun, MethodSpec
-from raydapt.methods.transduct.fit import BaseLogits, fit
+from raydapt.methods.transduct.fit import BaseLogits, TransductFit, fit
 from raydapt.methods.transduct.method import Transduct
 from raydapt.methods.transduct.outcome import transductive_outcome
 from raydapt.methods.transduct.settings import TransductSettings
@@ -35,22 +35,7 @@ class TransductSpec(MethodSpec):
         """Fitted to the unlabelled images; without images a method that is only to predict."""
         settings, clip, images = context.config.of(TransductSettings), context.clip, context.images
         text_CD = clip.class_embeddings(context.classes.names, context.classes.templates)
-        fitted = None
-        if images is not None:
-            feature_ND = images.feature_ND[images.unlabelled_U].to(text_CD.device)
-            stated_C = context.prior.log_prior()
-            stated_C = None if stated_C is None else stated_C.to(text_CD)
-            base = _answers_of_runs(images, text_CD.device)
-            second_NE = None if images.second_ND is None else images.second_ND[images.unlabelled_U].to(text_CD.device)
-            fitted = fit(
-                feature_ND,
-                text_CD,
-                clip.logit_scale,
-                settings,
-                log_prior_C=stated_C,
-                base=base,
-                second_NE=second_NE,
-            )
+        fitted = None if images is None else fit_images(context, images, text_CD)
         return Transduct(clip, text_CD, settings.text_strength, fitted)
 
     def reads_second(self, config: Config) -> bool:
@@ -90,6 +75,21 @@ class TransductSpec(MethodSpec):
         assert isinstance(method, Transduct)
         weight_CD = method.text_strength * method.text_CD + method.weight_CD / clip.logit_scale
         return DeployedClip(clip, weight_CD, bias_C=method.bias_C).eval()
+
+
+def fit_images(context: BuildContext, images: TrainingImages, text_CD: Tensor) -> TransductFit:
+    """The fit to the unlabelled images, from the texts or from the answers of other runs where there are some."""
+    feature_ND, stated_C = images.feature_ND[images.unlabelled_U].to(text_CD.device), context.prior.log_prior()
+    second_NE = None if images.second_ND is None else images.second_ND[images.unlabelled_U].to(text_CD.device)
+    return fit(
+        feature_ND,
+        text_CD,
+        context.clip.logit_scale,
+        context.config.of(TransductSettings),
+        log_prior_C=None if stated_C is None else stated_C.to(text_CD),
+        base=_answers_of_runs(images, text_CD.device),
+        second_NE=second_NE,
+    )
 
 
 def _answers_of_runs(images: TrainingImages, device: torch.device) -> BaseLogits | None:
