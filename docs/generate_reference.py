@@ -32,6 +32,7 @@ GROUPS = (
     ("", "raydapt.settings.config", "Config"),
     ("data", "raydapt.settings.groups", "DataSettings"),
     ("model", "raydapt.settings.groups", "ModelSettings"),
+    ("second", "raydapt.settings.groups", "SecondSettings"),
     ("features", "raydapt.settings.groups", "StageSettings"),
     ("train", "raydapt.settings.groups", "TrainSettings"),
     ("predict", "raydapt.settings.groups", "PredictSettings"),

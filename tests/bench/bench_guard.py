@@ -42,6 +42,8 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "fair": ("fair.crops=0", "fair.layer_norms=false", "fair.anchor_text=names", "train.max_steps_per_round=200"),
     "latteclip": (
         "latteclip.tune=residual",
+        "latteclip.use_image_caption=false",
+        "latteclip.use_batch_caption=false",
         "train.max_steps_per_round=200",
         "train.learning_rate=0.001",
         "train.batch_size=128",

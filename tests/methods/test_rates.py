@@ -90,7 +90,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def plan_of(folder: Path, method: str, *overrides: str, source: str = "labelled") -> Plan:
     given = [f"data.source={folder}/{source}.parquet", f"data.class_features={folder}/classes.parquet"]
-    captions = ["latteclip.tune=residual"] if method == "latteclip" else []
+    captions = (
+        ["latteclip.tune=residual", "latteclip.use_image_caption=false", "latteclip.use_batch_caption=false"]
+        if method == "latteclip"
+        else []
+    )
     return make_plan(load_config(None, [f"method={method}", *given, *captions, *overrides]))
 
 

@@ -26,7 +26,7 @@ from tests.tune.cases import digits, job
 def _without_ray(monkeypatch):
     """Trials one after another in this process, where Ray Tune would have them in actors."""
 
-    def run_trials(sweep, drawn, space):
+    def run_trials(sweep, drawn, space, *, show):
         for number, settings in enumerate(drawn):
             try:
                 run_trial(sweep, f"{number:03d}", settings, lambda scores: None)
