@@ -13,7 +13,8 @@ from raydapt.settings.tree import apply_override
 from raydapt.store.run_record import Run
 
 _LOG = logging.getLogger(__name__)
-_NOT_SHARED = ("method", "name", "tune", "space", *GROUPS)
+_NOT_SHARED = ("method", "name", "guard", "predict", "tune", "space", *GROUPS)
+"""Members keep their guards whatever becomes of the answer: their verdicts are what the fusion weighs them by."""
 
 
 def with_members(config: Config, carry_out: Callable[[Config], Run]) -> Config:

@@ -39,6 +39,7 @@ VARIANTS = {"as it is": 1, "5 present": 3, "10:1": 1, "50:1": 1, "30 % open set"
 """Draws of each variant; the set as it is has but one."""
 METHODS: dict[str, list[str]] = {
     "transduct": [],
+    "fusion": [],
     "fair": [],
     "cpl": [],
     "fpl": [],

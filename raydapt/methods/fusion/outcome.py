@@ -12,7 +12,7 @@ _WEIGHTS = {"adapted": 1.0, "mean of both": 0.5, "zero-shot": 0.0}
 
 
 def fusion_outcome(finished: FinishedRun) -> dict[str, Any]:
-    """One entry a classifier, over the training images: its run, method, what its guard kept and the weight that follows.
+    """One entry a classifier, over the training images: its run, what its guard kept, and the weight that follows.
 
     ``agrees`` is the percent of the images that it gives the class of the mean, ``moves`` the percent that the mean of
     the others gives another class, ``top1`` its accuracy, null without labels.

@@ -28,8 +28,8 @@ def student_loss(
 ) -> Tensor:
     """-1/N sum_ic q_ic log softmax(s w_c . f_i + b_c) + kappa s / C |W - T|^2 + 0.01 / C |b|^2.
 
-    Ours: cross-entropy with soft labels q (LatteCLIP's dual pseudo-labels, as one distribution), and the distance to the
-    texts in units of the logits, so that kappa means the same at every logit scale.
+    Ours: cross-entropy with soft labels q (LatteCLIP's dual pseudo-labels, as one distribution), and the distance to
+    the texts times the logit scale.
 
     Args:
         weight_CD: Class embeddings W.
