@@ -47,6 +47,7 @@ GROUPS = (
     ("coreg", "raydapt.methods.coreg.settings", "CoregSettings"),
     ("latteclip", "raydapt.methods.latteclip.settings", "LatteclipSettings"),
     ("transduct", "raydapt.methods.transduct.settings", "TransductSettings"),
+    ("fusion", "raydapt.methods.fusion.settings", "FusionSettings"),
     ("caption", "raydapt.settings.language", "CaptionSettings"),
     ("describe", "raydapt.settings.language", "DescribeSettings"),
     ("ray", "raydapt.settings.groups", "RaySettings"),

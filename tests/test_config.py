@@ -155,7 +155,7 @@ def test_the_settings_are_these() -> None:
     """A new setting has to earn its place: add it here and in the README."""
     names = all_setting_names(Config())
     groups = sorted({name.split(".")[0] for name in names if "." in name})
-    methods = "air coreg cpl fair fpl grip latteclip transduct wca"
+    methods = "air coreg cpl fair fpl fusion grip latteclip transduct wca"
     shared = "caption data describe features lora model predict ray second synthesis train tune"
     assert groups == sorted([*methods.split(), *shared.split()])
     assert len(names) == len(set(names))

@@ -27,11 +27,11 @@ ALLOWED_EXCESS = 0.05
 """Contradictions beyond what zero-shot itself expects that the adapted classifier is still kept with."""
 REJECTED_EXCESS = 0.15
 """From here on not even half of the adapted answer is kept."""
-LEAST_GAIN = 0.02
-"""Gain in the agreement of neighbours below which adaptation has shown nothing: zero-shot is kept."""
-CLEAR_GAIN = 0.05
-"""Gain from which on the adapted classifier is kept alone."""
-MOST_MOVED = 1.5
+LEAST_GAIN = 0.0
+"""Relative gain in the agreement of neighbours up to which adaptation has shown nothing: zero-shot is kept."""
+CLEAR_GAIN = 0.1
+"""Relative gain from which on the adapted classifier is kept alone."""
+MOST_MOVED = 1.2
 """Class shares that move by more than this many times what zero-shot expects to be wrong are not believed."""
 _NEIGHBOURS = 5
 _SAMPLE = 4096
@@ -66,6 +66,11 @@ class Evidence:
     def gain(self) -> float:
         """How much more alike neighbours are answered than before."""
         return self.neighbours_after - self.neighbours_before
+
+    @property
+    def relative_gain(self) -> float:
+        """The gain as a share of what was left to gain: where zero-shot answers neighbours alike already, little is."""
+        return self.gain / max(1 - self.neighbours_before, 1e-3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,11 +143,11 @@ def judge(zero_NC: Tensor, adapted_NC: Tensor, feature_ND: Tensor) -> Guarded:
             f"Zero-shot is kept, since adaptation moves the class shares by {found.moved:.0%} of the images, where "
             f"zero-shot expects {found.doubt:.0%} to be wrong."
         )
-    elif found.gain < LEAST_GAIN:
+    elif found.relative_gain <= LEAST_GAIN:
         verdict, reason = "zero-shot", f"Zero-shot is kept, since adaptation shows no gain: {alike}."
     elif found.excess > ALLOWED_EXCESS:
         verdict, reason = "mean of both", f"The mean of adapted and zero-shot is kept: alone, {contradicts}."
-    elif found.gain < CLEAR_GAIN:
+    elif found.relative_gain < CLEAR_GAIN:
         verdict, reason = (
             "mean of both",
             f"The mean of adapted and zero-shot is kept, since the gain is small: {alike}.",

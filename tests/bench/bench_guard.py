@@ -25,6 +25,8 @@ from raydapt.data.shifts import VARIANTS, shifted
 from raydapt.methods.class_prior import class_prior
 from raydapt.methods.configuration import load_config
 from raydapt.methods.contract import Method, TrainingImages
+from raydapt.methods.fusion.settings import FusionSettings
+from raydapt.methods.fusion.student import learn_student
 from raydapt.methods.guard import judge
 from raydapt.methods.spec import BuildContext
 from raydapt.methods.table import spec_of
@@ -50,6 +52,23 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     ),
 }
 """Recipes of the methods, cut to a length that many cases allow."""
+
+
+FUSED = ("cpl", "fpl", "fair", "latteclip")
+
+
+def fused(feature_MD: Tensor, text_KD: Tensor, scale: float, *, prior: str | dict[str, str | float]) -> Tensor:
+    """Probabilities [M, K] of ``fusion`` over the guarded answers of `FUSED`, as its room makes them."""
+    settings, base_MK = FusionSettings(), scale * feature_MD @ text_KD.T
+    zero_MK = base_MK.softmax(dim=1)
+    answers = [adapted(method, feature_MD, text_KD, scale, prior=prior) for method in FUSED]
+    kept = [judge(zero_MK, answer_MK, feature_MD).probabilities(zero_MK, answer_MK) for answer_MK in answers]
+    mean_MK = torch.stack(kept).mean(dim=0)
+    log_MK = mean_MK.clamp_min(1e-6).log()
+    labels_MK = fit_mixture(feature_MD, text_KD, scale, base=lambda rows: log_MK[rows]).probabilities()
+    target_MK = settings.transduction * labels_MK + (1 - settings.transduction) * mean_MK
+    head = learn_student(feature_MD, target_MK, text_KD, scale=scale, hold=settings.student_strength)
+    return (base_MK + feature_MD @ head.weight_CD.T + head.bias_C).softmax(dim=1)
 
 
 class _Forgetful:
@@ -89,6 +108,8 @@ def adapted(
 ) -> Tensor:
     """Probabilities [M, K] of a method that has learned from these features; `settings` are laid over its recipe."""
     names = [f"class {k}" for k in range(len(text_KD))]
+    if method == "fusion":
+        return fused(feature_MD, text_KD, scale, prior=prior)
     if method == "transduct":
         return fit_mixture(
             feature_MD, text_KD, scale, log_prior_C=class_prior(prior, names).log_prior()

@@ -27,8 +27,8 @@ JOBS = Path(__file__).parents[2] / "jobs"
 MINI = ("data.source=digits", "model.clip=mini")
 CAPTIONS = ("latteclip.use_image_caption=true", "latteclip.use_batch_caption=true")
 
-JOB_FILES = ("air-samples", "air", "coreg-full", "coreg", "cpl", "demo", "ensemble", "fair", "fpl", "grip", "latteclip",
-             "transduct", "tune-study-fair", "tune-study", "tune", "wca", "zero_shot")  # fmt: skip
+JOB_FILES = ("air-samples", "air", "coreg-full", "coreg", "cpl", "demo", "ensemble", "fair", "fpl", "fusion", "grip",
+             "latteclip", "transduct", "tune-study-fair", "tune-study", "tune", "wca", "zero_shot")  # fmt: skip
 # coreg, coreg-topk and coreg-prob-ratio moved on 2026-11-25: Co-Reg's recipe says train.precision=auto. It said bf16,
 # which is slow on a processor without bf16 instructions. Their artefacts stay valid, their runs are learned anew.
 # coreg moved on 2026-11-26: it follows the public code where it differed, so the same settings have other results.
@@ -84,6 +84,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "coreg": ("train.epochs=3", "coreg.warmup_epochs=1", "coreg.start_contrast=1", "coreg.image_size_px=16"),
     "latteclip": ("latteclip.tune=ln", "train.batch_size=32"),
     "transduct": (),
+    "fusion": (),
 }  # fmt: skip
 
 

@@ -80,7 +80,7 @@ def test_a_better_classifier_is_kept(drawn, zero_NC, adapted_NC):
 def test_a_classifier_that_exchanges_classes_is_rejected(drawn, zero_NC, adapted_NC):
     exchanged_NC = adapted_NC.roll(1, dims=1)  # neighbours agree as much as before: the contradictions tell
     found = judge(zero_NC, exchanged_NC, drawn.feature_ND)
-    assert found.evidence.gain > guard.CLEAR_GAIN
+    assert found.evidence.relative_gain > guard.CLEAR_GAIN
     assert found.verdict == "zero-shot"
     assert found.probabilities(zero_NC, exchanged_NC) is zero_NC
 
@@ -122,3 +122,12 @@ def test_class_shares_that_move_farther_than_zero_shot_doubts_are_not_believed()
     assert found.evidence.moved == pytest.approx(0.4)
     assert found.evidence.doubt == pytest.approx(0.9 * 0.2 + 0.1 * 0.1)
     assert found.verdict == "zero-shot"
+
+
+def test_a_gain_counts_by_what_was_left_to_gain():
+    """From 0.9 to 0.92 is a fifth of what there was to gain; from 0.2 to 0.22 it is a fortieth."""
+    told = {"contradicted": 0.0, "expected": 0.1, "moved": 0.0, "doubt": 0.2, "changed": 0.1}
+    for before, expected in ((0.9, 0.2), (0.2, 0.025)):
+        found = guard.Evidence(**told, neighbours_before=before, neighbours_after=before + 0.02)
+        assert found.relative_gain == pytest.approx(expected)
+    assert guard.Evidence(**told, neighbours_before=1.0, neighbours_after=1.0).relative_gain == 0
