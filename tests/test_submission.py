@@ -119,7 +119,7 @@ def test_a_cluster_that_has_just_started_is_given_time(monkeypatch: pytest.Monke
     assert submission.submit(young, sent)  # type: ignore[arg-type]
     assert [job["submission_id"] for job in young.jobs] == [sent.submission_id]
     assert clock[0] == 3 * submission._POLL_S
-    with pytest.raises(UserError, match=r"no agent that runs jobs for 60 s.*--dashboard-agent-listen-port"):
+    with pytest.raises(UserError, match=r"no agent that runs jobs for 180 s.*--dashboard-agent-listen-port"):
         submission.submit(never, sent)  # type: ignore[arg-type]
 
 
@@ -183,9 +183,12 @@ def test_a_folder_of_one_machine_is_refused_on_several(
 
 
 def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
+    """A port below those that the kernel hands to outgoing connections, so that none takes it before its server starts."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as server, contextlib.suppress(OSError):
+            server.bind(("127.0.0.1", port))
+            return port
 
 
 class TwoNodes:

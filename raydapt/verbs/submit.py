@@ -43,7 +43,7 @@ PASSED_ON = ("RAYDAPT_DATA", "HF_HUB_OFFLINE", "HF_HOME", "VLLM_CPU_KVCACHE_SPAC
 _STRONGER = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 _SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "KEY", "CREDENTIAL")
 _POLL_S = 2.0
-_AGENT_S = 60.0
+_AGENT_S = 180.0
 """How long a cluster that has just started is given until it can take a job."""
 _FINAL = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 
