@@ -72,6 +72,8 @@ class Cell:
     mean_after: float
     mean_kept: float
     seconds: float
+    fitted: float | None = None
+    """Top-1 of the transductive answers, of methods that give some beside their classifier."""
 
     @property
     def change(self) -> float:
@@ -146,6 +148,7 @@ def cells(work: Path, methods: Sequence[str], variants: Sequence[str], *, only_t
             mean_after=found["unguarded"]["mean_per_class"],
             mean_kept=found["adapted"]["mean_per_class"],
             seconds=float((metrics.parent / "bench_seconds").read_text()),
+            fitted=found.get("transduct", {}).get("adapted", {}).get("top1"),
         )
 
 
@@ -158,6 +161,12 @@ def tables(found: Sequence[Cell]) -> str:
         by_encoder = {cell.encoder: cell for cell in group}
         shown = [f"{c.adapted:.1f} ({c.change:+.1f})" if (c := by_encoder.get(e)) else "–" for e in ENCODERS]
         rows.append(f"| `{method}` | " + " | ".join([*shown, *_summary(group)]) + " |")
+        together = {c.encoder: (c.fitted, c.fitted - c.zero_shot) for c in group if c.fitted is not None}
+        if together:
+            shown = [f"{together[e][0]:.1f} ({together[e][1]:+.1f})" if e in together else "–" for e in ENCODERS]
+            changes = [change for _, change in together.values()]
+            shown += [f"{np.mean(changes):+.1f}", f"{min(changes):+.1f}", "–", "–", "–"]
+            rows.append(f"| `{method}`, transductive answers | " + " | ".join(shown) + " |")
     for kept in (False, True):
         rows += ["", "What the run answers:" if kept else "The adapted classifier alone:", ""]
         rows.append("| variant | zero-shot | " + " | ".join(f"`{method}`" for method in METHODS) + " |")
