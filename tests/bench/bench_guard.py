@@ -32,8 +32,10 @@ from raydapt.methods.spec import BuildContext
 from raydapt.methods.table import spec_of
 from raydapt.methods.transduct.fit import fit as fit_mixture
 from raydapt.methods.transduct.settings import TransductSettings
+from raydapt.methods.zero_shot.method import ZeroShot
 from raydapt.models.given_embeddings import GivenEmbeddings
 from raydapt.train.loop import WorkerContext, fit
+from raydapt.train.rounds import round_guard
 from tests.bench.bench_shifts import generated, inductive, whurs19
 from tests.clip_like import FeatureSet
 
@@ -147,8 +149,12 @@ def learner(
     prior: str | dict[str, str | float] = "unknown",
     settings: Sequence[str] = (),
     seed: int = 0,
+    guarded: bool = True,
 ) -> Classifier:
-    """What a method answers that has learned from these features; `settings` are laid over its recipe."""
+    """What a method answers that has learned from these features; `settings` are laid over its recipe.
+
+    Unguarded, the last round answers, and not the last one that the guard accepts.
+    """
     if method == "fusion":
         return fused(feature_MD, text_KD, scale, prior=prior)
     if method == "transduct":
@@ -177,7 +183,8 @@ def learner(
         unlabelled_U=torch.arange(len(feature_MD)),
         candidate_classes=torch.arange(len(names)),
     )
-    classes = ClassSpace(names=tuple(names), templates=(MEAN,), labels=tuple(names))
+    classes, plain = ClassSpace(names=tuple(names), templates=(MEAN,), labels=tuple(names)), ZeroShot(clip, text_KD)
+    accept = round_guard(config, plain, images, input_kind="features", device=CPU) if guarded else None
     context = BuildContext(config=config, clip=clip, classes=classes, images=images)
     learned: Method = spec_of(method).build(context)
     fit(
@@ -188,6 +195,7 @@ def learner(
         place=WorkerContext(device=CPU),
         checkpoints=_Forgetful(),
         log=lambda line: None,
+        accept=accept,
     )
     learned.eval()
 

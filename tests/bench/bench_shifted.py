@@ -35,6 +35,8 @@ from tests.clip_like import FeatureSet
 
 LEARNED_SHARE = 0.6
 METHODS = ("transduct", "fusion", *SETTINGS)
+ROUNDS = ("cpl", "grip")
+"""Methods of several rounds, of which the guard may keep an earlier one."""
 ABLATIONS: dict[str, Callable[[Tensor, Tensor, float], Classifier]] = {
     "transduct without neighbours": lambda rows, text, scale: transduced(
         rows, text, scale, prior="unknown", settings=TransductSettings(neighbours=0)
@@ -101,26 +103,31 @@ def cases(
             text_KD = features.text_CD[torch.from_numpy(drawn.class_K)]
             tests = {"itself": (feature_MD, target_M), **tests_of(variant, held_out, drawn, seed, most)}
             for method in methods:
-                classify = (
-                    ABLATIONS[method](feature_MD, text_KD, features.scale)
-                    if method in ABLATIONS
-                    else learner(method, feature_MD, text_KD, features.scale, seed=seed)
-                )
+                given, last = (feature_MD, text_KD, features.scale), None
+                if method in ABLATIONS:
+                    classify = ABLATIONS[method](*given)
+                else:
+                    classify = learner(method, *given, seed=seed)
+                    last = learner(method, *given, seed=seed, guarded=False) if method in ROUNDS else None
                 case = {"set": name, "variant": variant, "seed": seed, "method": method}
-                yield case | measured(classify, tests, text_KD, features.scale)
+                yield case | measured(classify, last or classify, tests, text_KD, features.scale)
 
 
 def measured(
-    classify: Classifier, tests: dict[str, tuple[Tensor, Tensor]], text_KD: Tensor, scale: float
+    classify: Classifier,
+    last: Classifier,
+    tests: dict[str, tuple[Tensor, Tensor]],
+    text_KD: Tensor,
+    scale: float,
 ) -> dict[str, Any]:
-    """Zero-shot, the adapted classifier and what the guard keeps on every test, and what is known of the shares."""
+    """Zero-shot, the unguarded last round and what is kept on every test, and what is known of the shares."""
     found: dict[str, Any] = {}
     own_MD, own_target_M = tests["itself"]
     guarded = judge((scale * own_MD @ text_KD.T).softmax(dim=1), classify(own_MD), own_MD)
     for test, (feature_MD, target_M) in tests.items():
-        zero_MK, answer_MK = (scale * feature_MD @ text_KD.T).softmax(dim=1), classify(feature_MD)
-        kept_MK = guarded.probabilities(zero_MK, answer_MK)
-        answers = {"zero_shot": zero_MK, "adapted": answer_MK, "kept": kept_MK}
+        zero_MK = (scale * feature_MD @ text_KD.T).softmax(dim=1)
+        kept_MK = guarded.probabilities(zero_MK, classify(feature_MD))
+        answers = {"zero_shot": zero_MK, "adapted": last(feature_MD), "kept": kept_MK}
         found[test] = {key: accuracy(score, target_M) for key, score in answers.items()}
         found[test] |= {f"{key}_mean_per_class": per_class(score, target_M) for key, score in answers.items()}
     answer_MK = classify(own_MD)
