@@ -54,10 +54,18 @@ def test_the_single_wording_is_measured_by_itself(data: Path) -> None:
 def test_tables_tell_mean_and_worst() -> None:
     def cell(encoder: str, variant: str, adapted: float) -> Cell:
         return Cell(encoder=encoder, variant=variant, draw=0, method="cpl", prompt=70, zero_shot=80, adapted=adapted,
-                    mean_before=75, mean_after=76, seconds=3)  # fmt: skip
+                    kept=max(80, adapted), mean_before=75, mean_after=76, mean_kept=75.5, seconds=3)  # fmt: skip
 
     text = tables([cell("RN50", "as it is", 90), cell("ViT-B/32", "as it is", 78), cell("RN50", "10:1", 85)])
     assert "| `cpl` | 90.0 (+10.0) | 78.0 (-2.0) | – | – | +4.0 | -2.0 | +1.0 | +14.0 | 3 |" in text
-    shifted = next(line.split(" | ") for line in text.splitlines() if line.startswith("| 10:1 | "))
-    assert shifted[1] == "80.0"
-    assert [cell for cell in shifted[2:] if "–" not in cell] == ["+5.0 / +5.0 / +1.0 (1)"]
+    alone, answered = ([line.split(" | ") for line in text.splitlines() if line.startswith(f"| {variant} | ")]
+                       for variant in ("10:1", "as it is"))  # fmt: skip
+    assert [line[1] for line in alone] == ["80.0", "80.0"]
+    assert [[cell for cell in line[2:] if "–" not in cell] for line in alone] == [
+        ["+5.0 / +5.0 / +1.0 (1)"],
+        ["+5.0 / +5.0 / +0.5 (1)"],
+    ]
+    assert [next(cell for cell in line[2:] if "–" not in cell) for line in answered] == [
+        "+4.0 / -2.0 / +1.0 (2)",
+        "+5.0 / +0.0 / +0.5 (2)",
+    ]

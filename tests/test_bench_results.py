@@ -35,8 +35,9 @@ def test_every_run_of_the_plan_has_settings_of_its_own_and_a_folder_of_its_own(t
         assert len({job.folder for job in planned}) == len(planned)
         assert len(planned) == len(targets) * sum(3 if row.learns else 1 for row in rows.values())
         for job in planned:
-            assert config_of(job).method == rows[job.row].method  # every setting is known, and of this method
-            assert job.folder == Path(config_of(job).runs) / config_of(job).name
+            config = config_of(job)
+            assert config.method == rows[job.row].method  # every setting is known, and of this method
+            assert job.folder == Path(config.runs) / config.name
 
 
 def test_the_plan_for_full_size_weights_is_shown_without_a_run(

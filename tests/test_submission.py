@@ -183,7 +183,7 @@ def test_a_folder_of_one_machine_is_refused_on_several(
 
 
 def free_port() -> int:
-    """A port below those that the kernel hands to outgoing connections, so that none takes it before its server starts."""
+    """A port below those that the kernel hands to outgoing connections: none takes it before its server starts."""
     while True:
         port = 20_000 + secrets.randbelow(12_000)
         with socket.socket() as server, contextlib.suppress(OSError):

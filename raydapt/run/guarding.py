@@ -13,7 +13,6 @@ from raydapt.methods.contract import Method
 from raydapt.methods.guard import Guarded, Verdict, judge
 from raydapt.methods.predictions import Classifier, Predictions, predict_mean
 from raydapt.methods.spec import FinishedRun
-from raydapt.methods.table import spec_of
 from raydapt.settings.config import Config
 from raydapt.store.run_record import Run
 
@@ -60,11 +59,6 @@ def classifiers_of(finished: FinishedRun, zero_shot: Method) -> Classifiers:
         device=finished.device,
         batch_size=finished.config.train.predict_batch_size,
     )
-
-
-def is_guarded(config: Config) -> bool:
-    """Whether there is anything to guard: something is learned, and no label speaks for it."""
-    return config.guard and spec_of(config.method).learns and config.data.paradigm == "ul"
 
 
 def verdict_of(config: Config, guarded: Guarded | None) -> Verdict:

@@ -34,7 +34,7 @@ from raydapt.progress import TrainingProgress
 from raydapt.run import evaluation
 from raydapt.run.accuracy import evaluate
 from raydapt.run.gallery import gallery_table
-from raydapt.run.guarding import Classifiers, classifiers_of, is_guarded, verdict_of
+from raydapt.run.guarding import Classifiers, classifiers_of, verdict_of
 from raydapt.run.known_labels import KnownLabels, notes_of, read_known_labels
 from raydapt.run.making import artefacts_of, make_artefacts, make_features
 from raydapt.run.members import member_configs, with_members
@@ -53,6 +53,7 @@ from raydapt.store.run_record import Run
 from raydapt.train.checkpoint import TrainState
 from raydapt.train.job import CHECKPOINT, DIVISION, FileCheckpoints, TrainingJob, build_for_prediction, division_bytes
 from raydapt.train.ray_train import local_context, train_on_workers, trains_here
+from raydapt.train.rounds import is_guarded
 
 _LOG = logging.getLogger(__name__)
 
@@ -292,6 +293,7 @@ def _evaluate(
     notes += told.open_set.notes(len(row_N) + told.left_out, len(row_N))
     if guarded is not None and guarded.verdict != "adapted":
         notes = [guarded.sentence, *notes]
+    notes = [*_of_round(state), *notes]
     for note in notes:
         _LOG.warning(note)
     accuracies = evaluation.compare_predictions(before, after, class_T, len(names), seen, unseen)
@@ -324,6 +326,7 @@ def _evaluate(
         "adapted": accuracies[1].as_dict(),
         "answer": verdict,
         "guard": None if guarded is None else guarded.as_metrics(),
+        "kept_round": state.kept_round,
         "open_set": told.open_set.metrics(predictions, known, row_T, left_out=told.left_out),
         "unguarded": evaluate(adapted.class_T, class_T, len(names), seen, unseen).as_dict(),
         "pseudo_labels": rounds[-1] if rounds else {"selected": 0, "accuracy": None},
@@ -336,6 +339,13 @@ def _evaluate(
         ),
         "train": evaluation.train_metrics(state, config.train),
     }
+
+
+def _of_round(state: TrainState) -> list[str]:
+    """A sentence where another round than the last one is kept."""
+    if state.kept_round in (None, state.round_):
+        return []
+    return [f"Round {state.kept_round} of {state.round_} is kept: evidence is against the rounds behind it."]
 
 
 def _guarded(

@@ -3,7 +3,8 @@
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -47,9 +48,15 @@ def settings_from_tree(
         raise UserError(f"Setting {prefix.rstrip('.')!r} is a group of settings but has the value {tree!r}.")
     _refuse_unknown(kind, tree, prefix, others)
     try:
-        return TypeAdapter(kind).validate_python(tree)
+        checked: Settings = _adapter(kind).validate_python(tree)
     except ValidationError as error:
         raise UserError(_sentence(kind, error, prefix)) from None
+    return checked
+
+
+# Built once for every kind: building takes longer than all else that reading settings does.
+_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
+_hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
 
 
 def as_tree(config: Any) -> dict[str, Any]:
@@ -141,13 +148,13 @@ def _hint_of(kind: Any, key: str) -> Any:
     for name in key.split("."):
         if not dataclasses.is_dataclass(kind):
             return None
-        kind = get_type_hints(kind).get(name)
+        kind = _hints(kind).get(name)
     return kind
 
 
 def setting_names(kind: Any, prefix: str = "") -> Iterator[str]:
     """Every dotted setting name, depth first."""
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     for item in dataclasses.fields(kind):
         if item.metadata == HIDDEN:
             continue
@@ -158,7 +165,7 @@ def setting_names(kind: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _refuse_unknown(kind: Any, tree: dict[str, Any], prefix: str, others: Sequence[str] = ()) -> None:
-    hints = {item.name: get_type_hints(kind)[item.name] for item in dataclasses.fields(kind) if item.metadata != HIDDEN}
+    hints = {item.name: _hints(kind)[item.name] for item in dataclasses.fields(kind) if item.metadata != HIDDEN}
     for key, value in tree.items():
         if key not in hints or str(key).startswith("__"):
             everything = [*setting_names(kind, prefix), *(prefix + name for name in hints), *others]

@@ -15,6 +15,16 @@ from torch import Tensor
 from raydapt.methods.contract import PseudoLabels, Stream
 
 
+@dataclass(frozen=True, kw_only=True)
+class AcceptedRound:
+    """The last round that the guard accepts."""
+
+    round_: int
+    count: int
+    """How many it has accepted until then, this one counted in."""
+    method: dict[str, Tensor]
+
+
 @dataclass(kw_only=True)
 class TrainState:
     """Where training stands. Written by the first worker, read by all of them."""
@@ -36,6 +46,10 @@ class TrainState:
     lines: list[dict[str, Any]] = field(default_factory=list)
     """The log, a line about once an epoch, at the end of a round with its label-free scores under ``scores``; kept here
     so that a resumed run neither loses nor repeats one."""
+    accepted: AcceptedRound | None = None
+    """None where rounds are not judged, or no one was accepted."""
+    kept_round: int | None = None
+    """Whose weights are the final ones; None: those of the last."""
 
 
 class Checkpoints(Protocol):
@@ -53,6 +67,9 @@ def to_bytes(state: TrainState) -> bytes:
     tensors: dict[str, Tensor] = {}
     tensors.update({f"method.{name}": tensor for name, tensor in state.method.items()})
     tensors.update({f"optimizer.{name}": tensor for name, tensor in state.optimizer.items()})
+    accepted = state.accepted
+    if accepted is not None:
+        tensors.update({f"accepted.{name}": tensor for name, tensor in accepted.method.items()})
     streams: list[dict[str, Any]] = []
     for i, stream in enumerate(state.streams):
         tensors[f"stream.{i}.index"] = stream.index_M
@@ -78,6 +95,8 @@ def to_bytes(state: TrainState) -> bytes:
         "streams": streams,
         "history": history,
         "lines": state.lines,
+        "kept_round": state.kept_round,
+        "accepted": None if accepted is None else {"round_": accepted.round_, "count": accepted.count},
     }
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     return save(whole, metadata={"state": json.dumps(header)})
@@ -109,6 +128,7 @@ def from_bytes(data: bytes) -> TrainState:
         )
         for i, item in enumerate(header["history"])
     ]
+    accepted = header.get("accepted")  # absent in states of earlier releases
     return TrainState(
         round_=header["round"],
         step=header["step"],
@@ -120,6 +140,8 @@ def from_bytes(data: bytes) -> TrainState:
         streams=streams,
         history=history,
         lines=header["lines"],
+        kept_round=header.get("kept_round"),
+        accepted=None if accepted is None else AcceptedRound(**accepted, method=_below(tensors, "accepted.")),
     )
 
 

@@ -29,7 +29,8 @@ from raydapt.settings.config import Config
 from raydapt.store.artefact import Artefact
 from raydapt.store.run_record import Run
 from raydapt.train.checkpoint import Checkpoints, TrainState, from_bytes, to_bytes
-from raydapt.train.loop import Log, ScoreRound, WorkerContext, fit
+from raydapt.train.loop import AcceptRound, Log, ScoreRound, WorkerContext, fit
+from raydapt.train.rounds import round_guard
 from raydapt.train.scoring import LabelFreeScorer, scorer_of
 
 DIVISION = "division.safetensors"
@@ -88,6 +89,7 @@ class TrainingJob:
                 checkpoints=checkpoints,
                 log=log,
                 examine=self._examine_rounds(self.scorer(method, images, place.device)),
+                accept=self._accept_rounds(method, images, place),
             )
         finally:
             torch.set_num_threads(before)
@@ -131,6 +133,12 @@ class TrainingJob:
         if scorer is None:
             return None
         return lambda method, over: scorer(method) if over or self.score_every_epoch else None
+
+    def _accept_rounds(self, method: Method, images: TrainingImages, place: WorkerContext) -> AcceptRound | None:
+        if method.rounds < 2 or place.rank:
+            return None
+        device, kind = place.device, method.input_kind
+        return round_guard(self.config, self.zero_shot(device), images, input_kind=kind, device=device)
 
     def zero_shot(self, device: torch.device) -> Method:
         """The frozen model with the first template, which every method is compared with."""

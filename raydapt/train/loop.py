@@ -6,7 +6,7 @@ Legend: N training images, U unlabelled, M images of a stream, B batch, C classe
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,16 +20,21 @@ from raydapt.errors import UserError
 from raydapt.methods.contract import Batch, Method, Stream, TrainingImages
 from raydapt.settings.groups import TrainSettings
 from raydapt.train import checkpoint as checkpoints_
-from raydapt.train.checkpoint import Checkpoints, TrainState
+from raydapt.train.checkpoint import AcceptedRound, Checkpoints, TrainState
+from raydapt.train.optimizer import cosine_with_warmup, optimizer_of, scale_to_unit_length
 from raydapt.train.sampling import StreamOrder, seed_of, steps_per_epoch
 from raydapt.train.tally import Tally
 
 # A clock is read, and on several workers agreed on, only this often.
 _STEPS_BETWEEN_CLOCKS = 50
+# Share of the rounds, chosen on development sets: one that is accepted among many that are not was accepted by chance.
+_LEAST_ACCEPTED = 0.4
 
 Log = Callable[[Mapping[str, Any]], None]
 ScoreRound = Callable[[Method, bool], Mapping[str, float | None] | None]
 """Scores a method at the end of an epoch, told whether the round is over too; None is no score this time."""
+AcceptRound = Callable[[Method], bool]
+"""Whether a method may be kept as it is at the end of a round."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +56,7 @@ def fit(
     checkpoints: Checkpoints,
     log: Log,
     examine: ScoreRound | None = None,
+    accept: AcceptRound | None = None,
 ) -> TrainState:
     """Trains a method through all its rounds, from its latest checkpoint if there is one.
 
@@ -64,18 +70,23 @@ def fit(
         log: Called about once an epoch on the first worker.
         examine: Called as often, on the first worker; its scores join the line of the log. It may draw no random
             number of torch's own.
+        accept: Called on the first worker after each of several rounds. The weights of the last round that it accepts
+            are the final ones; those of the last round where it accepts fewer than four in ten.
 
     Returns:
-        The final state, `finished`. The method holds the final weights.
+        The final state, `finished`. The method holds the final weights, on the first worker.
     """
     data = checkpoints.load()
     state = checkpoints_.from_bytes(data) if data is not None else TrainState()
     if state.method:
         method.load_state_dict(state.method)
-    trainer = _Trainer(method, images, settings, seed, place, checkpoints, log, examine, state)
+    trainer = _Trainer(method, images, settings, seed, place, checkpoints, log, examine, accept, state)
     while state.round_ < method.rounds or (state.streams and not state.finished):
         trainer.run_round()
     if not state.finished:
+        if (kept := state.accepted) is not None and kept.count >= _LEAST_ACCEPTED * method.rounds:
+            method.load_state_dict(kept.method)
+            state.kept_round = kept.round_
         state.finished = True
         trainer.save_checkpoint()
     return state
@@ -94,10 +105,12 @@ class _Trainer:
         checkpoints: Checkpoints,
         log: Log,
         examine: ScoreRound | None,
+        accept: AcceptRound | None,
         state: TrainState,
     ) -> None:
         self.method, self.images, self.settings, self.seed = method, images, settings, seed
         self.place, self.checkpoints, self.log, self.examine, self.state = place, checkpoints, log, examine, state
+        self.accept = accept if method.rounds > 1 and place.rank == 0 else None
         self.amp = _autocast(settings, place.device)
         learns = any(p.requires_grad for p in method.parameters())
         distributed = place.world > 1 and learns
@@ -118,14 +131,22 @@ class _Trainer:
                 state.history.append(method.pseudo_labels.kept)
         if state.streams:
             method.enter_round(state.round_, state.streams)
-            optimizer = _optimizer(method, self.settings)
+            optimizer = optimizer_of(method, self.settings)
             checkpoints_.restore_optimizer(optimizer, state.optimizer)
             self._steps(optimizer)
             method.end_round(state.round_)
+            self._judge_round()
         state.streams = []
         state.optimizer = {}
         if state.round_ < method.rounds:
             self.save_checkpoint()
+
+    def _judge_round(self) -> None:
+        state = self.state
+        if self.accept is not None and self.accept(self.method):
+            count = 1 if state.accepted is None else state.accepted.count + 1
+            weights = {name: tensor.detach().cpu().clone() for name, tensor in self.method.state_dict().items()}
+            state.accepted = AcceptedRound(round_=state.round_, count=count, method=weights)
 
     def _steps(self, optimizer: torch.optim.Optimizer) -> None:
         state, settings, seed = self.state, self.settings, self.seed
@@ -279,24 +300,6 @@ class _Trainer:
         self.last_checkpoint_s = time.monotonic()
 
 
-def scale_to_unit_length(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Divides the gradient of all parameters together by its length; where it is 0 it stays."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    length = torch.nn.utils.get_total_norm(gradients)
-    for gradient in gradients:
-        gradient.div_(length.clamp_min(torch.finfo(length.dtype).tiny).to(gradient.device))
-
-
-def cosine_with_warmup(step: int, *, total: int, warmup: int, final: float = 0.0) -> float:
-    """The share of the base learning rate at a 0-based step: linear from 1/warmup, then a cosine to `final`.
-
-    The published schedule steps once an epoch and so spends its first epoch at 0; this one steps with every batch.
-    """
-    if step < warmup:
-        return (step + 1) / warmup
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-
 def predict(
     method: Method,
     images_of: Callable[[Tensor], Tensor],
@@ -345,19 +348,6 @@ def apply(
         result[start : start + len(part)] = part
     method.train(was_training)
     return result
-
-
-def _optimizer(method: Method, settings: TrainSettings) -> torch.optim.Optimizer:
-    parameters = [p for p in method.parameters() if p.requires_grad]
-    if settings.optimizer == "adamw_clip":
-        groups = [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW(groups, lr=settings.rate, betas=(0.9, 0.98), eps=1e-6)
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=settings.rate, weight_decay=settings.weight_decay)
-    return torch.optim.SGD(parameters, lr=settings.rate, momentum=settings.momentum, weight_decay=settings.weight_decay)
 
 
 def _autocast(settings: TrainSettings, device: torch.device) -> Callable[[], contextlib.AbstractContextManager[None]]:

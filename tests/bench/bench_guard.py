@@ -9,7 +9,7 @@ the guard keeps, and the evidence. ``--table cases.jsonl`` prints the Markdown t
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,9 +31,12 @@ from raydapt.methods.guard import judge
 from raydapt.methods.spec import BuildContext
 from raydapt.methods.table import spec_of
 from raydapt.methods.transduct.fit import fit as fit_mixture
+from raydapt.methods.transduct.settings import TransductSettings
+from raydapt.methods.zero_shot.method import ZeroShot
 from raydapt.models.given_embeddings import GivenEmbeddings
 from raydapt.train.loop import WorkerContext, fit
-from tests.bench.bench_shifts import generated, whurs19
+from raydapt.train.rounds import round_guard
+from tests.bench.bench_shifts import generated, inductive, whurs19
 from tests.clip_like import FeatureSet
 
 CPU = torch.device("cpu")
@@ -57,9 +60,20 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 FUSED = ("cpl", "fpl", "fair", "latteclip")
 
 
-def fused(feature_MD: Tensor, text_KD: Tensor, scale: float, *, prior: str | dict[str, str | float]) -> Tensor:
-    """Probabilities [M, K] of ``fusion`` over the guarded answers of `FUSED`, as its room makes them."""
-    settings, base_MK = FusionSettings(), scale * feature_MD @ text_KD.T
+Classifier = Callable[[Tensor], Tensor]
+"""Probabilities [M, K] of unit features [M, D]."""
+
+
+def fused(
+    feature_MD: Tensor,
+    text_KD: Tensor,
+    scale: float,
+    *,
+    prior: str | dict[str, str | float],
+    settings: FusionSettings = FusionSettings(),  # noqa: B008 - frozen
+) -> Classifier:
+    """``fusion`` over the guarded answers of `FUSED`, as its room makes them."""
+    base_MK = scale * feature_MD @ text_KD.T
     zero_MK = base_MK.softmax(dim=1)
     answers = [adapted(method, feature_MD, text_KD, scale, prior=prior) for method in FUSED]
     kept = [judge(zero_MK, answer_MK, feature_MD).probabilities(zero_MK, answer_MK) for answer_MK in answers]
@@ -68,7 +82,23 @@ def fused(feature_MD: Tensor, text_KD: Tensor, scale: float, *, prior: str | dic
     labels_MK = fit_mixture(feature_MD, text_KD, scale, base=lambda rows: log_MK[rows]).probabilities()
     target_MK = settings.transduction * labels_MK + (1 - settings.transduction) * mean_MK
     head = learn_student(feature_MD, target_MK, text_KD, scale=scale, hold=settings.student_strength)
-    return (base_MK + feature_MD @ head.weight_CD.T + head.bias_C).softmax(dim=1)
+    return lambda rows: (scale * rows @ text_KD.T + rows @ head.weight_CD.T + head.bias_C).softmax(dim=1)
+
+
+def transduced(
+    feature_MD: Tensor,
+    text_KD: Tensor,
+    scale: float,
+    *,
+    prior: str | dict[str, str | float],
+    settings: TransductSettings = TransductSettings(),  # noqa: B008 - frozen
+) -> Classifier:
+    """``transduct``: the fitted images have their own answers, others those of texts and mixture."""
+    log_prior_K = class_prior(prior, [f"class {k}" for k in range(len(text_KD))]).log_prior()
+    found = fit_mixture(feature_MD, text_KD, scale, settings, log_prior_C=log_prior_K)
+    return lambda rows: (
+        found.probabilities() if rows is feature_MD else inductive(found, rows, scale * rows @ text_KD.T).softmax(dim=1)
+    )
 
 
 class _Forgetful:
@@ -107,13 +137,29 @@ def adapted(
     seed: int = 0,
 ) -> Tensor:
     """Probabilities [M, K] of a method that has learned from these features; `settings` are laid over its recipe."""
-    names = [f"class {k}" for k in range(len(text_KD))]
+    return learner(method, feature_MD, text_KD, scale, prior=prior, settings=settings, seed=seed)(feature_MD)
+
+
+def learner(
+    method: str,
+    feature_MD: Tensor,
+    text_KD: Tensor,
+    scale: float,
+    *,
+    prior: str | dict[str, str | float] = "unknown",
+    settings: Sequence[str] = (),
+    seed: int = 0,
+    guarded: bool = True,
+) -> Classifier:
+    """What a method answers that has learned from these features; `settings` are laid over its recipe.
+
+    Unguarded, the last round answers, and not the last one that the guard accepts.
+    """
     if method == "fusion":
         return fused(feature_MD, text_KD, scale, prior=prior)
     if method == "transduct":
-        return fit_mixture(
-            feature_MD, text_KD, scale, log_prior_C=class_prior(prior, names).log_prior()
-        ).probabilities()
+        return transduced(feature_MD, text_KD, scale, prior=prior)
+    names = [f"class {k}" for k in range(len(text_KD))]
     config = load_config(None, [f"method={method}", "train.precision=fp32", *SETTINGS[method], *settings])
     config = replace(config, data=replace(config.data, class_prior=prior))
     source = SimpleNamespace(rows=len(feature_MD))
@@ -137,7 +183,8 @@ def adapted(
         unlabelled_U=torch.arange(len(feature_MD)),
         candidate_classes=torch.arange(len(names)),
     )
-    classes = ClassSpace(names=tuple(names), templates=(MEAN,), labels=tuple(names))
+    classes, plain = ClassSpace(names=tuple(names), templates=(MEAN,), labels=tuple(names)), ZeroShot(clip, text_KD)
+    accept = round_guard(config, plain, images, input_kind="features", device=CPU) if guarded else None
     context = BuildContext(config=config, clip=clip, classes=classes, images=images)
     learned: Method = spec_of(method).build(context)
     fit(
@@ -148,9 +195,15 @@ def adapted(
         place=WorkerContext(device=CPU),
         checkpoints=_Forgetful(),
         log=lambda line: None,
+        accept=accept,
     )
-    with torch.no_grad():
-        return learned.eval().logits(feature_MD).float().softmax(dim=1)
+    learned.eval()
+
+    def probabilities(rows: Tensor) -> Tensor:
+        with torch.no_grad():
+            return learned.logits(rows).float().softmax(dim=1)
+
+    return probabilities
 
 
 def folder_sets(folder: Path) -> Iterator[tuple[str, FeatureSet]]:

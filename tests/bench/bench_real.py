@@ -65,13 +65,19 @@ class Cell:
     zero_shot: float
     """Top-1 of the mean of all wordings, which runs start from."""
     adapted: float
+    """Top-1 of the adapted classifier alone."""
+    kept: float
+    """Top-1 of what the run answers: the guard may keep zero-shot or the mean."""
     mean_before: float
     mean_after: float
+    mean_kept: float
     seconds: float
+    fitted: float | None = None
+    """Top-1 of the transductive answers, of methods that give some beside their classifier."""
 
     @property
     def change(self) -> float:
-        """Points of top-1 against zero-shot."""
+        """Points of top-1 against zero-shot, of the adapted classifier."""
         return self.adapted - self.zero_shot
 
 
@@ -137,9 +143,12 @@ def cells(work: Path, methods: Sequence[str], variants: Sequence[str], *, only_t
             prompt=prompt_accuracy(folder / "x.parquet", folder / "x.classes.parquet"),
             zero_shot=found["zero_shot"]["top1"],
             adapted=found["unguarded"]["top1"],
+            kept=found["adapted"]["top1"],
             mean_before=found["zero_shot"]["mean_per_class"],
             mean_after=found["unguarded"]["mean_per_class"],
+            mean_kept=found["adapted"]["mean_per_class"],
             seconds=float((metrics.parent / "bench_seconds").read_text()),
+            fitted=found.get("transduct", {}).get("adapted", {}).get("top1"),
         )
 
 
@@ -152,13 +161,21 @@ def tables(found: Sequence[Cell]) -> str:
         by_encoder = {cell.encoder: cell for cell in group}
         shown = [f"{c.adapted:.1f} ({c.change:+.1f})" if (c := by_encoder.get(e)) else "–" for e in ENCODERS]
         rows.append(f"| `{method}` | " + " | ".join([*shown, *_summary(group)]) + " |")
-    rows += ["", "| variant | zero-shot | " + " | ".join(f"`{method}`" for method in METHODS) + " |"]
-    rows.append("|---" * (len(METHODS) + 2) + "|")
-    for variant, group in _grouped(found, "variant").items():
-        by_method = _grouped(group, "method")
-        start = np.mean([cell.zero_shot for cell in next(iter(by_method.values()))])
-        shown = [_spread(by_method[method]) if method in by_method else "–" for method in METHODS]
-        rows.append(f"| {variant} | {start:.1f} | " + " | ".join(shown) + " |")
+        together = {c.encoder: (c.fitted, c.fitted - c.zero_shot) for c in group if c.fitted is not None}
+        if together:
+            shown = [f"{together[e][0]:.1f} ({together[e][1]:+.1f})" if e in together else "–" for e in ENCODERS]
+            changes = [change for _, change in together.values()]
+            shown += [f"{np.mean(changes):+.1f}", f"{min(changes):+.1f}", "–", "–", "–"]
+            rows.append(f"| `{method}`, transductive answers | " + " | ".join(shown) + " |")
+    for kept in (False, True):
+        rows += ["", "What the run answers:" if kept else "The adapted classifier alone:", ""]
+        rows.append("| variant | zero-shot | " + " | ".join(f"`{method}`" for method in METHODS) + " |")
+        rows.append("|---" * (len(METHODS) + 2) + "|")
+        for variant, group in _grouped(found, "variant").items():
+            by_method = _grouped(group, "method")
+            start = np.mean([cell.zero_shot for cell in next(iter(by_method.values()))])
+            shown = [_spread(by_method[method], kept=kept) if method in by_method else "–" for method in METHODS]
+            rows.append(f"| {variant} | {start:.1f} | " + " | ".join(shown) + " |")
     return "\n".join(rows)
 
 
@@ -176,10 +193,10 @@ def _summary(group: Sequence[Cell]) -> list[str]:
     return [f"{np.mean(change):+.1f}", f"{min(change):+.1f}", f"{per_class:+.1f}", f"{wording:+.1f}", f"{seconds:.0f}"]
 
 
-def _spread(group: Sequence[Cell]) -> str:
+def _spread(group: Sequence[Cell], *, kept: bool) -> str:
     """Mean and worst change of top-1, mean change of the mean per class, and of how many runs."""
-    change = [cell.change for cell in group]
-    per_class = np.mean([cell.mean_after - cell.mean_before for cell in group])
+    change = [(cell.kept if kept else cell.adapted) - cell.zero_shot for cell in group]
+    per_class = np.mean([(cell.mean_kept if kept else cell.mean_after) - cell.mean_before for cell in group])
     return f"{np.mean(change):+.1f} / {min(change):+.1f} / {per_class:+.1f} ({len(group)})"
 
 

@@ -50,6 +50,7 @@ ROWS: dict[str, Row] = {
     "`zero_shot`": Row(method="zero_shot", learns=False),
     "`ensemble`, mean of templates": Row(method="ensemble", learns=False),
     "`transduct`": Row(method="transduct", learns=False),
+    "`fusion`": Row(method="fusion"),
     "`wca`, 8 crops": Row(method="wca", settings=("fair.crops=8",), learns=False, views=9),
     "`fair`, anchors alone, no crops": Row(method="fair", settings=(*_ANCHORS, "fair.crops=0")),
     "`fair`, anchors alone": Row(method="fair", settings=(*_ANCHORS, "fair.crops=8")),
@@ -85,6 +86,7 @@ GPU_ROWS: dict[str, Row] = {
     "`zero_shot`": ROWS["`zero_shot`"],
     "`ensemble`, mean of templates": ROWS["`ensemble`, mean of templates"],
     "`transduct`": ROWS["`transduct`"],
+    "`fusion`": ROWS["`fusion`"],
     "`wca`": Row(method="wca", learns=False, views=61),
     "`fpl`": Row(method="fpl"),
     "`grip`": Row(method="grip"),
@@ -116,9 +118,9 @@ class Job:
 
 
 def jobs(work: Path, rows: Mapping[str, Row], targets: Mapping[str, Sequence[str]], seeds: int) -> Iterator[Job]:
-    """All runs, the cheap rows first."""
-    for label, row in rows.items():
-        for seed in range(seeds if row.learns else 1):
+    """All runs of a seed before the next seed, the cheap rows first."""
+    for seed in range(seeds):
+        for label, row in ((label, row) for label, row in rows.items() if row.learns or not seed):
             for target, given in targets.items():
                 place = work / _name(target)
                 name = f"{_name(label)}-{seed}"

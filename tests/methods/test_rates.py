@@ -11,7 +11,7 @@ from raydapt.methods.configuration import load_config
 from raydapt.methods.rates import UNKNOWN_IMAGES, adamw_rate, sgd_rate, steps_of_round
 from raydapt.run.plan import Plan, make_plan
 from raydapt.settings.groups import TrainSettings
-from raydapt.train.loop import cosine_with_warmup, scale_to_unit_length
+from raydapt.train.optimizer import cosine_with_warmup, scale_to_unit_length
 from tests.data.features import unit, write
 
 NAMES, WIDTH, IMAGES = ["cat", "dog", "sea lake"], 16, 90

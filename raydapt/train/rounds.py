@@ -1,0 +1,53 @@
+"""Which round a run keeps: the guard looks at every one of them.
+
+Self-training in rounds often gains first and loses later, where classes are unequal or absent. What the guard would
+reject at the end was often worth much some rounds before.
+
+Legend: U unlabelled training images, S those that the evidence is read off.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from raydapt.artefacts.inputs import InputKind
+from raydapt.methods.contract import Method, TrainingImages
+from raydapt.methods.guard import judge
+from raydapt.methods.table import spec_of
+from raydapt.settings.config import Config
+from raydapt.train.loop import AcceptRound, predict
+
+_MOST_IMAGES, _MOST_PIXELS = 4096, 512
+
+
+def is_guarded(config: Config) -> bool:
+    """Whether there is anything to guard: something is learned, and no label speaks for it."""
+    return config.guard and spec_of(config.method).learns and config.data.paradigm == "ul"
+
+
+def round_guard(
+    config: Config, zero_shot: Method, images: TrainingImages, *, input_kind: InputKind, device: torch.device
+) -> AcceptRound | None:
+    """Whether the guard would keep a method, if only the mean with zero-shot; None where nothing is guarded.
+
+    Args:
+        config: The settings, resolved.
+        zero_shot: What the guard compares with, on `device`.
+        images: What the method may see.
+        input_kind: What the method takes for an image; of pixels fewer are looked at, since each has to be encoded.
+        device: Of both.
+    """
+    n_unlabelled = len(images.unlabelled_U)
+    if not is_guarded(config) or n_unlabelled < 2:
+        return None
+    most = min(n_unlabelled, _MOST_PIXELS if input_kind == "pixels" else _MOST_IMAGES)
+    index_S = images.unlabelled_U.cpu()[torch.linspace(0, n_unlabelled - 1, most).round().long()]
+
+    def answers(method: Method) -> Tensor:
+        take = partial(images.take, input_kind=method.input_kind)
+        return predict(method, take, index_S, batch_size=config.train.predict_batch_size, device=device)
+
+    zero_SC, feature_SD = answers(zero_shot), images.feature_ND[index_S]
+
+    return lambda method: judge(zero_SC, answers(method), feature_SD).verdict != "zero-shot"
