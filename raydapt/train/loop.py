@@ -22,7 +22,7 @@ from raydapt.settings.groups import TrainSettings
 from raydapt.train import checkpoint as checkpoints_
 from raydapt.train.checkpoint import AcceptedRound, Checkpoints, TrainState
 from raydapt.train.optimizer import cosine_with_warmup, optimizer_of, scale_to_unit_length
-from raydapt.train.sampling import StreamOrder, seed_of, steps_per_epoch
+from raydapt.train.sampling import StreamOrder, seed_of, seed_torch, steps_per_epoch
 from raydapt.train.tally import Tally
 
 # A clock is read, and on several workers agreed on, only this often.
@@ -124,7 +124,7 @@ class _Trainer:
             state.round_ += 1
             state.step = 0
             state.optimizer = {}
-            torch.manual_seed(seed_of(self.seed, state.round_, "round"))
+            seed_torch(seed_of(self.seed, state.round_, "round"), self.place.device)
             streams = method.begin_round(state.round_, self._probabilities)
             state.streams = [stream for stream in streams if len(stream.index_M)]
             if method.pseudo_labels is not None:
@@ -185,7 +185,7 @@ class _Trainer:
         """One optimiser step over all streams; returns the loss, detached, on the device."""
         state, place = self.state, self.place
         # Re-seeding every step makes whatever a method draws a function of the step: resuming repeats it.
-        torch.manual_seed(seed_of(self.seed, state.round_, state.step, place.rank))
+        seed_torch(seed_of(self.seed, state.round_, state.step, place.rank), place.device)
         self.method.train()
         batches = {
             stream.name: self._batch(
