@@ -184,6 +184,18 @@ def facts(found: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, "| AUROC, mean / worst | | " + " | ".join(cells) + " |"])
 
 
+def page(found: list[dict[str, Any]]) -> str:
+    """Markdown: what is kept on each test, the unguarded classifiers on the set itself, and what is known of shares."""
+    parts = [
+        ("What the run answers, on the unlabelled set itself", table(found, "itself", "kept")),
+        ("The adapted classifier unguarded, on the unlabelled set itself", table(found, "itself", "adapted")),
+        ("What the run answers, on a test with the same shift", table(found, "like it", "kept")),
+        ("What the run answers, on a balanced test", table(found, "balanced", "kept")),
+        ("Class shares, distance to the true ones", facts(found)),
+    ]
+    return "\n\n".join(f"{title}:\n\n{text}" for title, text in parts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sets", nargs="*", default=["clip-like"])
@@ -193,13 +205,11 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=2000, help="images of a test")
     parser.add_argument("--output")
     parser.add_argument("--table")
+    parser.add_argument("--only", nargs="*", help="words in the names of the sets that --table is of")
     given = parser.parse_args()
     if given.table:
         found = [json.loads(line) for line in Path(given.table).read_text().splitlines()]
-        for test in ("itself", "like it", "balanced"):
-            for key in ("adapted", "kept"):
-                print(f"\n{test}, {key}\n\n{table(found, test, key)}")
-        print(f"\nshares\n\n{facts(found)}")
+        print(page([case for case in found if not given.only or any(word in case["set"] for word in given.only)]))
         return
     known = {"clip-like": generated, "whurs19": whurs19}
     sets = chain.from_iterable(known[s]() if s in known else folder_sets(Path(s)) for s in given.sets)
