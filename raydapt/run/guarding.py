@@ -61,10 +61,14 @@ def classifiers_of(finished: FinishedRun, zero_shot: Method) -> Classifiers:
     )
 
 
-def verdict_of(config: Config, guarded: Guarded | None) -> Verdict:
-    """What a run answers with: the guard's verdict, softened where ``predict.with_frozen`` says so."""
+def verdict_of(config: Config, guarded: Guarded | None, *, earlier_round: bool) -> Verdict:
+    """What a run answers with: the guard's verdict, or the mean of both for more caution.
+
+    So where ``predict.with_frozen`` says it, and where an earlier round than the last is kept: evidence against what
+    came of that round is evidence against it, too.
+    """
     verdict: Verdict = "adapted" if guarded is None else guarded.verdict
-    return "mean of both" if verdict == "adapted" and config.predict.with_frozen else verdict
+    return "mean of both" if verdict == "adapted" and (config.predict.with_frozen or earlier_round) else verdict
 
 
 def stored_verdict(run: Run) -> Verdict:
