@@ -288,7 +288,7 @@ def _evaluate(
     class_T, notes = known.measured(row_T)
     class_N, _ = known.measured(row_N)
     unlabelled_U = torch.from_numpy(split.unlabelled_U)
-    earlier_round = state.kept_round not in (None, state.round_)
+    earlier_round = state.kept_round is not None
     guarded, verdict, after = _guarded(both, finished, row_N[unlabelled_U], (before, adapted), earlier_round)
     notes = [*notes_of(known.plan, table), *notes, *prior_notes(finished)]
     notes += told.open_set.notes(len(row_N) + told.left_out, len(row_N))
@@ -344,7 +344,7 @@ def _evaluate(
 
 def _of_round(state: TrainState) -> list[str]:
     """A sentence where another round than the last one is kept."""
-    if state.kept_round in (None, state.round_):
+    if state.kept_round is None:
         return []
     return [
         f"Round {state.kept_round} of {state.round_} is kept, and answers together with zero-shot: evidence is against "

@@ -17,7 +17,7 @@ from raydapt.methods.even_sample import even_sample
 from raydapt.methods.guard import judge
 from raydapt.methods.table import spec_of
 from raydapt.settings.config import Config
-from raydapt.train.loop import AcceptRound, predict
+from raydapt.train.loop import JudgeRound, predict
 
 _MOST_IMAGES, _MOST_PIXELS = 4096, 512
 
@@ -29,8 +29,8 @@ def is_guarded(config: Config) -> bool:
 
 def round_guard(
     config: Config, zero_shot: Method, images: TrainingImages, *, input_kind: InputKind, device: torch.device
-) -> AcceptRound | None:
-    """Whether the guard would keep a method, if only the mean with zero-shot; None where nothing is guarded.
+) -> JudgeRound | None:
+    """The guard's verdict on a method at the end of a round; None where nothing is guarded.
 
     Args:
         config: The settings, resolved.
@@ -49,4 +49,4 @@ def round_guard(
 
     zero_SC, feature_SD = answers(zero_shot), images.feature_ND[index_S]
 
-    return lambda method: judge(zero_SC, answers(method), feature_SD).verdict != "zero-shot"
+    return lambda method: judge(zero_SC, answers(method), feature_SD).verdict

@@ -199,7 +199,7 @@ def learner(
         candidate_classes=torch.arange(len(names)),
     )
     classes, plain = ClassSpace(names=tuple(names), templates=(MEAN,), labels=tuple(names)), ZeroShot(clip, text_KD)
-    accept = round_guard(config, plain, images, input_kind="features", device=CPU) if guarded else None
+    rounds = round_guard(config, plain, images, input_kind="features", device=CPU) if guarded else None
     context = BuildContext(config=config, clip=clip, classes=classes, images=images)
     learned: Method = spec_of(method).build(context)
     state = fit(
@@ -210,7 +210,7 @@ def learner(
         place=WorkerContext(device=CPU),
         checkpoints=_Forgetful(),
         log=lambda line: None,
-        accept=accept,
+        judge=rounds,
     )
     learned.eval()
 
@@ -218,7 +218,7 @@ def learner(
         with torch.no_grad():
             return learned.logits(rows).float().softmax(dim=1)
 
-    return Learned(classify=probabilities, earlier_round=state.kept_round not in (None, state.round_))
+    return Learned(classify=probabilities, earlier_round=state.kept_round is not None)
 
 
 def folder_sets(folder: Path) -> Iterator[tuple[str, FeatureSet]]:
