@@ -122,7 +122,7 @@ def test_a_run_that_still_says_tf32_is_read(tf32: bool, precision: str) -> None:
     tree = {"method": "cpl", "features": {"batch_size": 8, "tf32": tf32}}
     features = config_from_tree(tree, of_a_run=True).features
     assert (features.precision, features.batch_size) == (precision, 8)
-    with pytest.raises(UserError, match="features.tf32"):
+    with pytest.raises(UserError, match=r"features\.tf32"):
         config_from_tree(tree)
 
 

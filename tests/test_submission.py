@@ -211,8 +211,12 @@ class TwoNodes:
         self.nodes: list[subprocess.Popen[bytes]] = []
         self.start("--head", f"--port={port}", "--num-cpus=0", "--dashboard-host=127.0.0.1",
                    f"--dashboard-port={http}", f"--temp-dir={folder}/ray")  # fmt: skip
-        wait_for(self.dashboard)
-        self.start(f"--address={address}", "--num-cpus=4")
+        try:
+            wait_for(self.dashboard)
+            self.start(f"--address={address}", "--num-cpus=4")
+        except Exception:  # a head without its node would go on for ever
+            self.stop()
+            raise
 
     def start(self, *words: str) -> None:
         """One node; it stays in the foreground, so that stopping it touches no other cluster of the machine.

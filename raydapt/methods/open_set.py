@@ -20,6 +20,7 @@ import torch
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
+from raydapt.methods.even_sample import even_sample
 from raydapt.methods.transduct.neighbours import Neighbours
 from raydapt.settings.groups import DataSettings
 
@@ -183,8 +184,7 @@ def fit_rule(feature_AD: Tensor, text_CD: Tensor, row_N: Tensor, *, share: float
     """
     if len(row_N) < LEAST_IMAGES:
         return None
-    place_S = torch.linspace(0, len(row_N) - 1, min(len(row_N), _SAMPLE)).round().long()
-    row_S = row_N[place_S]
+    row_S = even_sample(row_N, _SAMPLE)
     mean_D = feature_AD[row_S].mean(dim=0)
     score_S2 = _nearest_scores(feature_AD, text_CD, row_S, mean_D)
     mean_2, deviation_2 = score_S2.mean(dim=0), score_S2.std(dim=0, correction=0)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from raydapt.artefacts.inputs import images_of
 from raydapt.methods.contract import Method
+from raydapt.methods.even_sample import even_sample
 from raydapt.methods.guard import Guarded, Verdict, judge
 from raydapt.methods.predictions import Classifier, Predictions, predict_mean
 from raydapt.methods.spec import FinishedRun
@@ -40,8 +41,7 @@ class Classifiers:
 
     def judged(self, row_U: Tensor, feature_ND: Tensor) -> Guarded:
         """The verdict on the adapted classifier by an even sample of the unlabelled images."""
-        place_S = torch.linspace(0, len(row_U) - 1, min(len(row_U), _SAMPLE)).round().long()
-        row_S = row_U[place_S]
+        row_S = even_sample(row_U, _SAMPLE)
         zero_SC, adapted_SC = (self._probabilities(one, row_S) for one in (self.zero_shot, self.adapted))
         return judge(zero_SC, adapted_SC, feature_ND[row_S])
 
@@ -61,10 +61,14 @@ def classifiers_of(finished: FinishedRun, zero_shot: Method) -> Classifiers:
     )
 
 
-def verdict_of(config: Config, guarded: Guarded | None) -> Verdict:
-    """What a run answers with: the guard's verdict, softened where ``predict.with_frozen`` says so."""
+def verdict_of(config: Config, guarded: Guarded | None, *, earlier_round: bool) -> Verdict:
+    """What a run answers with: the guard's verdict, or the mean of both for more caution.
+
+    So where ``predict.with_frozen`` says it, and where an earlier round than the last is kept: evidence against what
+    came of that round is evidence against it, too.
+    """
     verdict: Verdict = "adapted" if guarded is None else guarded.verdict
-    return "mean of both" if verdict == "adapted" and config.predict.with_frozen else verdict
+    return "mean of both" if verdict == "adapted" and (config.predict.with_frozen or earlier_round) else verdict
 
 
 def stored_verdict(run: Run) -> Verdict:

@@ -288,7 +288,8 @@ def _evaluate(
     class_T, notes = known.measured(row_T)
     class_N, _ = known.measured(row_N)
     unlabelled_U = torch.from_numpy(split.unlabelled_U)
-    guarded, verdict, after = _guarded(both, finished, row_N[unlabelled_U], before, adapted)
+    earlier_round = state.kept_round is not None
+    guarded, verdict, after = _guarded(both, finished, row_N[unlabelled_U], (before, adapted), earlier_round)
     notes = [*notes_of(known.plan, table), *notes, *prior_notes(finished)]
     notes += told.open_set.notes(len(row_N) + told.left_out, len(row_N))
     if guarded is not None and guarded.verdict != "adapted":
@@ -343,18 +344,25 @@ def _evaluate(
 
 def _of_round(state: TrainState) -> list[str]:
     """A sentence where another round than the last one is kept."""
-    if state.kept_round in (None, state.round_):
+    if state.kept_round is None:
         return []
-    return [f"Round {state.kept_round} of {state.round_} is kept: evidence is against the rounds behind it."]
+    return [
+        f"Round {state.kept_round} of {state.round_} is kept, and answers together with zero-shot: evidence is against "
+        "the rounds behind it."
+    ]
 
 
 def _guarded(
-    both: Classifiers, finished: FinishedRun, row_U: torch.Tensor, before: Predictions, adapted: Predictions
+    both: Classifiers,
+    finished: FinishedRun,
+    row_U: torch.Tensor,
+    answers: tuple[Predictions, Predictions],
+    earlier_round: bool,
 ) -> tuple[Guarded | None, Verdict, Predictions]:
     """The guard's finding, what the run answers with, and that answer for the test images."""
-    config = finished.config
+    config, (before, adapted) = finished.config, answers
     guarded = both.judged(row_U, finished.table.feature_ND) if is_guarded(config) and len(row_U) > 1 else None
-    verdict = verdict_of(config, guarded)
+    verdict = verdict_of(config, guarded, earlier_round=earlier_round)
     if verdict == "mean of both" and adapted is not before:
         return guarded, verdict, both.answer(verdict, finished.row_T)
     return guarded, verdict, before if verdict == "zero-shot" else adapted

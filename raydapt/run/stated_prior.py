@@ -7,6 +7,7 @@ import torch
 
 from raydapt.artefacts.inputs import images_of
 from raydapt.methods.class_prior import class_prior
+from raydapt.methods.even_sample import even_sample
 from raydapt.methods.predictions import predict_classes
 from raydapt.methods.spec import FinishedRun
 
@@ -20,7 +21,7 @@ def prior_notes(finished: FinishedRun) -> list[str]:
     prior = class_prior(finished.config.data.class_prior, names)
     if not prior.known or not len(row_N):
         return []
-    row_S = row_N[torch.linspace(0, len(row_N) - 1, min(len(row_N), _MOST_IMAGES)).long()]
+    row_S = even_sample(row_N, _MOST_IMAGES)
     found = predict_classes(
         finished.method,
         images_of(finished.method.input_kind, finished.table, finished.artefacts),

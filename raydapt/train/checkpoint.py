@@ -17,11 +17,9 @@ from raydapt.methods.contract import PseudoLabels, Stream
 
 @dataclass(frozen=True, kw_only=True)
 class AcceptedRound:
-    """The last round that the guard accepts."""
+    """The last round that the guard accepts as it is."""
 
     round_: int
-    count: int
-    """How many it has accepted until then, this one counted in."""
     method: dict[str, Tensor]
 
 
@@ -47,9 +45,9 @@ class TrainState:
     """The log, a line about once an epoch, at the end of a round with its label-free scores under ``scores``; kept here
     so that a resumed run neither loses nor repeats one."""
     accepted: AcceptedRound | None = None
-    """None where rounds are not judged, or no one was accepted."""
+    """None where rounds are not judged, or none was accepted."""
     kept_round: int | None = None
-    """Whose weights are the final ones; None: those of the last."""
+    """Whose weights are the final ones, where they are not those of the last."""
 
 
 class Checkpoints(Protocol):
@@ -96,7 +94,7 @@ def to_bytes(state: TrainState) -> bytes:
         "history": history,
         "lines": state.lines,
         "kept_round": state.kept_round,
-        "accepted": None if accepted is None else {"round_": accepted.round_, "count": accepted.count},
+        "accepted": None if accepted is None else {"round_": accepted.round_},
     }
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     return save(whole, metadata={"state": json.dumps(header)})

@@ -29,7 +29,7 @@ from raydapt.settings.config import Config
 from raydapt.store.artefact import Artefact
 from raydapt.store.run_record import Run
 from raydapt.train.checkpoint import Checkpoints, TrainState, from_bytes, to_bytes
-from raydapt.train.loop import AcceptRound, Log, ScoreRound, WorkerContext, fit
+from raydapt.train.loop import JudgeRound, Log, ScoreRound, WorkerContext, fit
 from raydapt.train.rounds import round_guard
 from raydapt.train.scoring import LabelFreeScorer, scorer_of
 
@@ -89,7 +89,7 @@ class TrainingJob:
                 checkpoints=checkpoints,
                 log=log,
                 examine=self._examine_rounds(self.scorer(method, images, place.device)),
-                accept=self._accept_rounds(method, images, place),
+                judge=self._round_guard(method, images, place),
             )
         finally:
             torch.set_num_threads(before)
@@ -134,7 +134,7 @@ class TrainingJob:
             return None
         return lambda method, over: scorer(method) if over or self.score_every_epoch else None
 
-    def _accept_rounds(self, method: Method, images: TrainingImages, place: WorkerContext) -> AcceptRound | None:
+    def _round_guard(self, method: Method, images: TrainingImages, place: WorkerContext) -> JudgeRound | None:
         if method.rounds < 2 or place.rank:
             return None
         device, kind = place.device, method.input_kind

@@ -18,23 +18,22 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raydapt.errors import UserError
 from raydapt.methods.contract import Batch, Method, Stream, TrainingImages
+from raydapt.methods.guard import Verdict
 from raydapt.settings.groups import TrainSettings
 from raydapt.train import checkpoint as checkpoints_
 from raydapt.train.checkpoint import AcceptedRound, Checkpoints, TrainState
 from raydapt.train.optimizer import cosine_with_warmup, optimizer_of, scale_to_unit_length
-from raydapt.train.sampling import StreamOrder, seed_of, steps_per_epoch
+from raydapt.train.sampling import StreamOrder, seed_of, seed_torch, steps_per_epoch
 from raydapt.train.tally import Tally
 
 # A clock is read, and on several workers agreed on, only this often.
 _STEPS_BETWEEN_CLOCKS = 50
-# Share of the rounds, chosen on development sets: one that is accepted among many that are not was accepted by chance.
-_LEAST_ACCEPTED = 0.4
 
 Log = Callable[[Mapping[str, Any]], None]
 ScoreRound = Callable[[Method, bool], Mapping[str, float | None] | None]
 """Scores a method at the end of an epoch, told whether the round is over too; None is no score this time."""
-AcceptRound = Callable[[Method], bool]
-"""Whether a method may be kept as it is at the end of a round."""
+JudgeRound = Callable[[Method], Verdict]
+"""The guard's verdict on a method at the end of a round."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +55,7 @@ def fit(
     checkpoints: Checkpoints,
     log: Log,
     examine: ScoreRound | None = None,
-    accept: AcceptRound | None = None,
+    judge: JudgeRound | None = None,
 ) -> TrainState:
     """Trains a method through all its rounds, from its latest checkpoint if there is one.
 
@@ -70,8 +69,8 @@ def fit(
         log: Called about once an epoch on the first worker.
         examine: Called as often, on the first worker; its scores join the line of the log. It may draw no random
             number of torch's own.
-        accept: Called on the first worker after each of several rounds. The weights of the last round that it accepts
-            are the final ones; those of the last round where it accepts fewer than four in ten.
+        judge: Called on the first worker after each of several rounds. Where it rejects the last one, the weights of
+            the last round that it accepts as it is are the final ones.
 
     Returns:
         The final state, `finished`. The method holds the final weights, on the first worker.
@@ -80,11 +79,11 @@ def fit(
     state = checkpoints_.from_bytes(data) if data is not None else TrainState()
     if state.method:
         method.load_state_dict(state.method)
-    trainer = _Trainer(method, images, settings, seed, place, checkpoints, log, examine, accept, state)
+    trainer = _Trainer(method, images, settings, seed, place, checkpoints, log, examine, judge, state)
     while state.round_ < method.rounds or (state.streams and not state.finished):
         trainer.run_round()
     if not state.finished:
-        if (kept := state.accepted) is not None and kept.count >= _LEAST_ACCEPTED * method.rounds:
+        if trainer.rejected and (kept := state.accepted) is not None:
             method.load_state_dict(kept.method)
             state.kept_round = kept.round_
         state.finished = True
@@ -105,12 +104,13 @@ class _Trainer:
         checkpoints: Checkpoints,
         log: Log,
         examine: ScoreRound | None,
-        accept: AcceptRound | None,
+        judge: JudgeRound | None,
         state: TrainState,
     ) -> None:
         self.method, self.images, self.settings, self.seed = method, images, settings, seed
         self.place, self.checkpoints, self.log, self.examine, self.state = place, checkpoints, log, examine, state
-        self.accept = accept if method.rounds > 1 and place.rank == 0 else None
+        self.judge = judge if method.rounds > 1 and place.rank == 0 else None
+        self.rejected = False
         self.amp = _autocast(settings, place.device)
         learns = any(p.requires_grad for p in method.parameters())
         distributed = place.world > 1 and learns
@@ -124,7 +124,7 @@ class _Trainer:
             state.round_ += 1
             state.step = 0
             state.optimizer = {}
-            torch.manual_seed(seed_of(self.seed, state.round_, "round"))
+            seed_torch(seed_of(self.seed, state.round_, "round"), self.place.device)
             streams = method.begin_round(state.round_, self._probabilities)
             state.streams = [stream for stream in streams if len(stream.index_M)]
             if method.pseudo_labels is not None:
@@ -142,11 +142,11 @@ class _Trainer:
             self.save_checkpoint()
 
     def _judge_round(self) -> None:
-        state = self.state
-        if self.accept is not None and self.accept(self.method):
-            count = 1 if state.accepted is None else state.accepted.count + 1
+        verdict = None if self.judge is None else self.judge(self.method)
+        self.rejected = verdict == "zero-shot"
+        if verdict == "adapted":
             weights = {name: tensor.detach().cpu().clone() for name, tensor in self.method.state_dict().items()}
-            state.accepted = AcceptedRound(round_=state.round_, count=count, method=weights)
+            self.state.accepted = AcceptedRound(round_=self.state.round_, method=weights)
 
     def _steps(self, optimizer: torch.optim.Optimizer) -> None:
         state, settings, seed = self.state, self.settings, self.seed
@@ -185,7 +185,7 @@ class _Trainer:
         """One optimiser step over all streams; returns the loss, detached, on the device."""
         state, place = self.state, self.place
         # Re-seeding every step makes whatever a method draws a function of the step: resuming repeats it.
-        torch.manual_seed(seed_of(self.seed, state.round_, state.step, place.rank))
+        seed_torch(seed_of(self.seed, state.round_, state.step, place.rank), place.device)
         self.method.train()
         batches = {
             stream.name: self._batch(

@@ -39,7 +39,7 @@ from raydapt.train.artefact_checkpoints import CHECKPOINT_FILE, ArtefactCheckpoi
 from raydapt.train.checkpoint import Checkpoints, TrainState, from_bytes, optimizer_tensors, restore_optimizer, to_bytes
 from raydapt.train.loop import Log, WorkerContext
 from raydapt.train.ray_train import local_context, train_on_workers, trains_here
-from raydapt.train.sampling import StreamOrder, seed_of
+from raydapt.train.sampling import StreamOrder, seed_of, seed_torch
 
 _CLIP_GRAD_NORM = 1.0
 _WEIGHT_DECAY = 1e-2
@@ -163,7 +163,7 @@ class _Tuner:
 
     def _step(self, order: StreamOrder) -> Tensor:
         job, place = self.job, self.place
-        torch.manual_seed(seed_of(job.seed, "lora", self.state.step, place.rank))
+        seed_torch(seed_of(job.seed, "lora", self.state.step, place.rank), place.device)
         index_B = order.positions(self.state.step, rank=place.rank, world=place.world)
         clean = self.mean_MChw[index_B] + self.deviation_MChw[index_B] * torch.randn_like(self.mean_MChw[index_B])
         inputs = (

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from raydapt.artefacts.inputs import InputKind
 from raydapt.methods.contract import Method, TrainingImages
+from raydapt.methods.even_sample import even_sample
 from raydapt.methods.guard import judge
 from raydapt.methods.table import spec_of
 from raydapt.settings.config import Config
-from raydapt.train.loop import AcceptRound, predict
+from raydapt.train.loop import JudgeRound, predict
 
 _MOST_IMAGES, _MOST_PIXELS = 4096, 512
 
@@ -28,8 +29,8 @@ def is_guarded(config: Config) -> bool:
 
 def round_guard(
     config: Config, zero_shot: Method, images: TrainingImages, *, input_kind: InputKind, device: torch.device
-) -> AcceptRound | None:
-    """Whether the guard would keep a method, if only the mean with zero-shot; None where nothing is guarded.
+) -> JudgeRound | None:
+    """The guard's verdict on a method at the end of a round; None where nothing is guarded.
 
     Args:
         config: The settings, resolved.
@@ -38,11 +39,9 @@ def round_guard(
         input_kind: What the method takes for an image; of pixels fewer are looked at, since each has to be encoded.
         device: Of both.
     """
-    n_unlabelled = len(images.unlabelled_U)
-    if not is_guarded(config) or n_unlabelled < 2:
+    if not is_guarded(config) or len(images.unlabelled_U) < 2:
         return None
-    most = min(n_unlabelled, _MOST_PIXELS if input_kind == "pixels" else _MOST_IMAGES)
-    index_S = images.unlabelled_U.cpu()[torch.linspace(0, n_unlabelled - 1, most).round().long()]
+    index_S = even_sample(images.unlabelled_U.cpu(), _MOST_PIXELS if input_kind == "pixels" else _MOST_IMAGES)
 
     def answers(method: Method) -> Tensor:
         take = partial(images.take, input_kind=method.input_kind)
@@ -50,4 +49,4 @@ def round_guard(
 
     zero_SC, feature_SD = answers(zero_shot), images.feature_ND[index_S]
 
-    return lambda method: judge(zero_SC, answers(method), feature_SD).verdict != "zero-shot"
+    return lambda method: judge(zero_SC, answers(method), feature_SD).verdict

@@ -15,6 +15,19 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+def seed_torch(seed: int, device: torch.device) -> None:
+    """Seeds what draws random numbers on the CPU and on this device.
+
+    The same numbers as after `torch.manual_seed`, which also notes the call stack for every kind of device that is not
+    there: three milliseconds, where a step on cached features takes as many.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type != "cpu":
+        torch.manual_seed(seed)
+
+
 def steps_per_epoch(n_images: int, batch_size: int) -> int:
     """Full batches in `n_images`; a smaller set is one batch. What is left over comes in another epoch's order."""
     return max(1, n_images // batch_size)

@@ -23,6 +23,7 @@ from raydapt.methods import scores
 from raydapt.methods.air.rules import centred, class_weights
 from raydapt.methods.class_prior import ClassPrior, class_prior
 from raydapt.methods.contract import Method, TrainingImages
+from raydapt.methods.even_sample import even_sample
 from raydapt.methods.table import spec_of
 from raydapt.models.clip import Clip
 from raydapt.models.views import crop_view, square_boxes
@@ -174,7 +175,7 @@ def scorer_of(
     most = min(len(index_U), _MOST_IMAGES)
     # Of those that features are examined on, so that trials of both kinds have images in common.
     every = math.ceil(most / _MOST_PIXELS) if input_kind == "pixels" else 1
-    index_E = index_U[torch.linspace(0, len(index_U) - 1, most).long()][::every]
+    index_E = even_sample(index_U, _MOST_IMAGES)[::every]
     feature_ED = images.feature_ND[index_E]
     return LabelFreeScorer(
         images=images,

@@ -27,7 +27,7 @@ from raydapt.train.artefact_checkpoints import CHECKPOINT_FILE, ArtefactCheckpoi
 from raydapt.train.checkpoint import Checkpoints, TrainState, from_bytes, optimizer_tensors, restore_optimizer, to_bytes
 from raydapt.train.loop import Log, WorkerContext
 from raydapt.train.ray_train import local_context, train_on_workers, trains_here
-from raydapt.train.sampling import StreamOrder, seed_of
+from raydapt.train.sampling import StreamOrder, seed_of, seed_torch
 
 _WARMUP_STEPS = 50
 _WEIGHT_DECAY = 1e-4
@@ -115,7 +115,7 @@ class _Trainer:
 
     def _step(self, pixel_B3SS: Tensor) -> Tensor:
         settings, step = self.job.settings, self.state.step
-        torch.manual_seed(seed_of(settings.seed, "self", step, self.place.rank))
+        seed_torch(seed_of(settings.seed, "self", step, self.place.rank), self.place.device)
         rising = min(1.0, (step + 1) / _WARMUP_STEPS)
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * rising * 0.5 * (1 + math.cos(math.pi * step / settings.steps))

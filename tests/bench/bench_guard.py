@@ -10,7 +10,7 @@ import argparse
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +27,7 @@ from raydapt.methods.configuration import load_config
 from raydapt.methods.contract import Method, TrainingImages
 from raydapt.methods.fusion.settings import FusionSettings
 from raydapt.methods.fusion.student import learn_student
-from raydapt.methods.guard import judge
+from raydapt.methods.guard import Guarded, judge
 from raydapt.methods.spec import BuildContext
 from raydapt.methods.table import spec_of
 from raydapt.methods.transduct.fit import fit as fit_mixture
@@ -64,6 +64,21 @@ Classifier = Callable[[Tensor], Tensor]
 """Probabilities [M, K] of unit features [M, D]."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """What has come of a method."""
+
+    classify: Classifier
+    earlier_round: bool = False
+    """Whether the guard kept an earlier round than the last, which then answers together with zero-shot."""
+
+    def verdict(self, zero_MK: Tensor, feature_MD: Tensor) -> Guarded:
+        """The guard's, by the features that were learned from."""
+        found = judge(zero_MK, self.classify(feature_MD), feature_MD)
+        softened = self.earlier_round and found.verdict == "adapted"
+        return replace(found, verdict="mean of both") if softened else found
+
+
 def fused(
     feature_MD: Tensor,
     text_KD: Tensor,
@@ -75,8 +90,8 @@ def fused(
     """``fusion`` over the guarded answers of `FUSED`, as its room makes them."""
     base_MK = scale * feature_MD @ text_KD.T
     zero_MK = base_MK.softmax(dim=1)
-    answers = [adapted(method, feature_MD, text_KD, scale, prior=prior) for method in FUSED]
-    kept = [judge(zero_MK, answer_MK, feature_MD).probabilities(zero_MK, answer_MK) for answer_MK in answers]
+    learned = [learner(method, feature_MD, text_KD, scale, prior=prior) for method in FUSED]
+    kept = [one.verdict(zero_MK, feature_MD).probabilities(zero_MK, one.classify(feature_MD)) for one in learned]
     mean_MK = torch.stack(kept).mean(dim=0)
     log_MK = mean_MK.clamp_min(1e-6).log()
     labels_MK = fit_mixture(feature_MD, text_KD, scale, base=lambda rows: log_MK[rows]).probabilities()
@@ -137,7 +152,7 @@ def adapted(
     seed: int = 0,
 ) -> Tensor:
     """Probabilities [M, K] of a method that has learned from these features; `settings` are laid over its recipe."""
-    return learner(method, feature_MD, text_KD, scale, prior=prior, settings=settings, seed=seed)(feature_MD)
+    return learner(method, feature_MD, text_KD, scale, prior=prior, settings=settings, seed=seed).classify(feature_MD)
 
 
 def learner(
@@ -150,15 +165,15 @@ def learner(
     settings: Sequence[str] = (),
     seed: int = 0,
     guarded: bool = True,
-) -> Classifier:
+) -> Learned:
     """What a method answers that has learned from these features; `settings` are laid over its recipe.
 
     Unguarded, the last round answers, and not the last one that the guard accepts.
     """
     if method == "fusion":
-        return fused(feature_MD, text_KD, scale, prior=prior)
+        return Learned(classify=fused(feature_MD, text_KD, scale, prior=prior))
     if method == "transduct":
-        return transduced(feature_MD, text_KD, scale, prior=prior)
+        return Learned(classify=transduced(feature_MD, text_KD, scale, prior=prior))
     names = [f"class {k}" for k in range(len(text_KD))]
     config = load_config(None, [f"method={method}", "train.precision=fp32", *SETTINGS[method], *settings])
     config = replace(config, data=replace(config.data, class_prior=prior))
@@ -184,10 +199,10 @@ def learner(
         candidate_classes=torch.arange(len(names)),
     )
     classes, plain = ClassSpace(names=tuple(names), templates=(MEAN,), labels=tuple(names)), ZeroShot(clip, text_KD)
-    accept = round_guard(config, plain, images, input_kind="features", device=CPU) if guarded else None
+    rounds = round_guard(config, plain, images, input_kind="features", device=CPU) if guarded else None
     context = BuildContext(config=config, clip=clip, classes=classes, images=images)
     learned: Method = spec_of(method).build(context)
-    fit(
+    state = fit(
         learned,
         images,
         config.train,
@@ -195,7 +210,7 @@ def learner(
         place=WorkerContext(device=CPU),
         checkpoints=_Forgetful(),
         log=lambda line: None,
-        accept=accept,
+        judge=rounds,
     )
     learned.eval()
 
@@ -203,7 +218,7 @@ def learner(
         with torch.no_grad():
             return learned.logits(rows).float().softmax(dim=1)
 
-    return probabilities
+    return Learned(classify=probabilities, earlier_round=state.kept_round is not None)
 
 
 def folder_sets(folder: Path) -> Iterator[tuple[str, FeatureSet]]:
@@ -230,13 +245,13 @@ def measure(
                 for method in methods:
                     names = [f"class {k}" for k in range(len(text_KD))]
                     said = stated(prior, target_M, names)
-                    answer_MK = adapted(method, feature_MD, text_KD, features.scale, prior=said)
+                    learned = learner(method, feature_MD, text_KD, features.scale, prior=said)
                     case = {"set": set_name, "variant": variant, "seed": seed, "method": method, "prior": prior}
-                    yield case | _of_case(zero_MK, answer_MK, feature_MD, target_M)
+                    yield case | _of_case(zero_MK, learned, feature_MD, target_M)
 
 
-def _of_case(zero_MK: Tensor, answer_MK: Tensor, feature_MD: Tensor, target_M: Tensor) -> dict[str, Any]:
-    guarded = judge(zero_MK, answer_MK, feature_MD)
+def _of_case(zero_MK: Tensor, learned: Learned, feature_MD: Tensor, target_M: Tensor) -> dict[str, Any]:
+    guarded, answer_MK = learned.verdict(zero_MK, feature_MD), learned.classify(feature_MD)
     kept_MK = guarded.probabilities(zero_MK, answer_MK)
     return {
         "zero_shot": _right(zero_MK, target_M),

@@ -39,17 +39,17 @@ VARIANTS = {"as it is": 1, "5 present": 3, "10:1": 1, "50:1": 1, "30 % open set"
 """Draws of each variant; the set as it is has but one."""
 METHODS: dict[str, list[str]] = {
     "transduct": [],
-    "fusion": [],
     "fair": [],
     "cpl": [],
     "fpl": [],
     "latteclip": ["latteclip.tune=residual", "latteclip.use_image_caption=false", "latteclip.use_batch_caption=false"],
+    "fusion": ["fusion.classifiers=[]", "fusion.over=[{runs}/cpl,{runs}/fpl,{runs}/fair,{runs}/latteclip]"],
     "grip": [],
     "coreg": ["coreg.student=linear"],
     "ensemble": [],
     "wca": ["fair.crops=0"],
 }
-"""What a source of features makes necessary beside the recipe."""
+"""What a source of features makes necessary beside the recipe; `fusion` is over the cell's runs of four others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +131,9 @@ def cells(work: Path, methods: Sequence[str], variants: Sequence[str], *, only_t
                 "ray.progress=false",
             ]
             places = [f"runs={folder}/runs", f"store={folder}/store"]
+            own = [setting.format(runs=f"{folder}/runs") for setting in METHODS[method]]
             started = time.monotonic()
-            pipeline.run(load_config(None, [f"method={method}", *given, *places, *METHODS[method]]))
+            pipeline.run(load_config(None, [f"method={method}", *given, *places, *own]))
             (metrics.parent / "bench_seconds").write_text(str(time.monotonic() - started))
         found = json.loads(metrics.read_text())
         yield Cell(

@@ -25,11 +25,10 @@ from tqdm import tqdm
 
 from raydapt.data.shifts import VARIANTS, ShiftedSet, shifted
 from raydapt.methods.fusion.settings import FusionSettings
-from raydapt.methods.guard import judge
 from raydapt.methods.open_set import familiarity
 from raydapt.methods.transduct.neighbours import nearest
 from raydapt.methods.transduct.settings import TransductSettings
-from tests.bench.bench_guard import SETTINGS, Classifier, folder_sets, fused, learner, transduced
+from tests.bench.bench_guard import SETTINGS, Classifier, Learned, folder_sets, fused, learner, transduced
 from tests.bench.bench_shifts import accuracy, distance, generated, whurs19
 from tests.clip_like import FeatureSet
 
@@ -97,24 +96,24 @@ def cases(
     """One case after the other."""
     for name, features in sets:
         for variant, seed in ((v, s) for v in variants for s in seeds):
-            learned, held_out = halves(features, seed)
-            drawn = shifted(variant, learned.label_N.numpy(), seed)
-            feature_MD, target_M = _rows(learned, drawn.row_M[:most], drawn.target_M[:most])
+            pool, held_out = halves(features, seed)
+            drawn = shifted(variant, pool.label_N.numpy(), seed)
+            feature_MD, target_M = _rows(pool, drawn.row_M[:most], drawn.target_M[:most])
             text_KD = features.text_CD[torch.from_numpy(drawn.class_K)]
             tests = {"itself": (feature_MD, target_M), **tests_of(variant, held_out, drawn, seed, most)}
             for method in methods:
                 given, last = (feature_MD, text_KD, features.scale), None
                 if method in ABLATIONS:
-                    classify = ABLATIONS[method](*given)
+                    learned = Learned(classify=ABLATIONS[method](*given))
                 else:
-                    classify = learner(method, *given, seed=seed)
+                    learned = learner(method, *given, seed=seed)
                     last = learner(method, *given, seed=seed, guarded=False) if method in ROUNDS else None
                 case = {"set": name, "variant": variant, "seed": seed, "method": method}
-                yield case | measured(classify, last or classify, tests, text_KD, features.scale)
+                yield case | measured(learned, (last or learned).classify, tests, text_KD, features.scale)
 
 
 def measured(
-    classify: Classifier,
+    learned: Learned,
     last: Classifier,
     tests: dict[str, tuple[Tensor, Tensor]],
     text_KD: Tensor,
@@ -123,14 +122,14 @@ def measured(
     """Zero-shot, the unguarded last round and what is kept on every test, and what is known of the shares."""
     found: dict[str, Any] = {}
     own_MD, own_target_M = tests["itself"]
-    guarded = judge((scale * own_MD @ text_KD.T).softmax(dim=1), classify(own_MD), own_MD)
+    guarded = learned.verdict((scale * own_MD @ text_KD.T).softmax(dim=1), own_MD)
     for test, (feature_MD, target_M) in tests.items():
         zero_MK = (scale * feature_MD @ text_KD.T).softmax(dim=1)
-        kept_MK = guarded.probabilities(zero_MK, classify(feature_MD))
+        kept_MK = guarded.probabilities(zero_MK, learned.classify(feature_MD))
         answers = {"zero_shot": zero_MK, "adapted": last(feature_MD), "kept": kept_MK}
         found[test] = {key: accuracy(score, target_M) for key, score in answers.items()}
         found[test] |= {f"{key}_mean_per_class": per_class(score, target_M) for key, score in answers.items()}
-    answer_MK = classify(own_MD)
+    answer_MK = learned.classify(own_MD)
     found["shares"] = {
         "uniform": distance(torch.full((len(text_KD),), 1 / len(text_KD)), own_target_M),
         "answers": distance(answer_MK.mean(dim=0), own_target_M),
@@ -184,6 +183,18 @@ def facts(found: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, "| AUROC, mean / worst | | " + " | ".join(cells) + " |"])
 
 
+def page(found: list[dict[str, Any]]) -> str:
+    """Markdown: what is kept on each test, the unguarded classifiers on the set itself, and what is known of shares."""
+    parts = [
+        ("What the run answers, on the unlabelled set itself", table(found, "itself", "kept")),
+        ("The adapted classifier unguarded, on the unlabelled set itself", table(found, "itself", "adapted")),
+        ("What the run answers, on a test with the same shift", table(found, "like it", "kept")),
+        ("What the run answers, on a balanced test", table(found, "balanced", "kept")),
+        ("Class shares, distance to the true ones", facts(found)),
+    ]
+    return "\n\n".join(f"{title}:\n\n{text}" for title, text in parts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sets", nargs="*", default=["clip-like"])
@@ -193,13 +204,11 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=2000, help="images of a test")
     parser.add_argument("--output")
     parser.add_argument("--table")
+    parser.add_argument("--only", nargs="*", help="words in the names of the sets that --table is of")
     given = parser.parse_args()
     if given.table:
         found = [json.loads(line) for line in Path(given.table).read_text().splitlines()]
-        for test in ("itself", "like it", "balanced"):
-            for key in ("adapted", "kept"):
-                print(f"\n{test}, {key}\n\n{table(found, test, key)}")
-        print(f"\nshares\n\n{facts(found)}")
+        print(page([case for case in found if not given.only or any(word in case["set"] for word in given.only)]))
         return
     known = {"clip-like": generated, "whurs19": whurs19}
     sets = chain.from_iterable(known[s]() if s in known else folder_sets(Path(s)) for s in given.sets)

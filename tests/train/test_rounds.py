@@ -23,52 +23,47 @@ PLACE = WorkerContext(device=torch.device("cpu"))
 SETTINGS = TrainSettings(epochs=1, learning_rate=0.1, warmup_epochs=0, checkpoint_every_s=0)
 
 
-def train(accepted: list[bool], checkpoints: MemoryCheckpoints, first: int = 1) -> tuple[Toy, TrainState, list[Tensor]]:
-    """A training of so many rounds, and the weights after each of them that ran."""
-    images, seen = toy_images(), []
-    method = Toy(images, rounds=len(accepted))
+A, M, Z = "adapted", "mean of both", "zero-shot"
 
-    def accept(method: Method) -> bool:
+
+def train(verdicts: str, checkpoints: MemoryCheckpoints, first: int = 1) -> tuple[Toy, TrainState, list[Tensor]]:
+    """A training of a round for every verdict's letter, and the weights after each round that ran."""
+    images, seen = toy_images(), []
+    method = Toy(images, rounds=len(verdicts))
+
+    def judge(method: Method) -> str:
         seen.append(method.weight_CD.detach().clone())
-        return accepted[first - 2 + len(seen)]
+        return {"A": A, "M": M, "Z": Z}[verdicts[first - 2 + len(seen)]]
 
     state = fit(
-        method, images, SETTINGS, seed=1, place=PLACE, checkpoints=checkpoints, log=lambda line: None, accept=accept
+        method, images, SETTINGS, seed=1, place=PLACE, checkpoints=checkpoints, log=lambda line: None, judge=judge
     )
     return method, state, seen
 
 
 @pytest.mark.parametrize(
-    ("accepted", "kept"),
-    [
-        ([1, 1, 0, 0, 0], 2),
-        ([1, 0, 1, 0, 0], 3),
-        ([1, 1, 1, 1, 1], 5),
-        ([0, 0, 0, 1, 1], 5),
-        ([0, 1, 0, 0, 0], None),  # one of five is fewer than four in ten
-        ([0, 0, 0, 0, 0], None),
-    ],
+    ("verdicts", "kept"),
+    [("AAZZ", 2), ("AZAZ", 3), ("AMMZ", 1), ("AAAA", None), ("AAZM", None), ("MMZZ", None), ("ZZZZ", None)],
 )
-def test_the_last_accepted_round_is_kept_and_the_last_where_too_few_are(accepted: list[bool], kept: int | None) -> None:
+def test_the_last_accepted_round_is_kept_where_the_last_one_is_rejected(verdicts: str, kept: int | None) -> None:
     checkpoints = MemoryCheckpoints()
-    method, state, seen = train(accepted, checkpoints)
+    method, state, seen = train(verdicts, checkpoints)
     assert state.kept_round == kept
-    assert torch.equal(method.weight_CD, seen[(kept or 5) - 1])
+    assert torch.equal(method.weight_CD, seen[(kept or 4) - 1])
     stored = from_bytes(checkpoints.saved[-1])
     assert torch.equal(stored.method["weight_CD"], method.weight_CD)
     assert stored.kept_round == kept
-    assert [line["round"] for line in state.lines] == [1, 2, 3, 4, 5]  # all of them ran
+    assert [line["round"] for line in state.lines] == [1, 2, 3, 4]  # all of them ran
 
 
 @pytest.mark.parametrize("die_after", [1, 2, 3, 4, 5])
 def test_killed_and_resumed_keeps_the_same_round(die_after: int) -> None:
-    accepted = [True, True, False]
-    whole, *_ = train(accepted, MemoryCheckpoints())
+    whole, *_ = train("AAZ", MemoryCheckpoints())
     killed = MemoryCheckpoints(die_after=die_after)
     with pytest.raises(KeyboardInterrupt):
-        train(accepted, killed)
+        train("AAZ", killed)
     held = from_bytes(killed.saved[-1])
-    resumed, state, _ = train(accepted, MemoryCheckpoints(latest=killed.saved[-1]), first=_first(held))
+    resumed, state, _ = train("AAZ", MemoryCheckpoints(latest=killed.saved[-1]), first=_first(held))
     assert state.kept_round == 2
     assert torch.equal(resumed.weight_CD, whole.weight_CD)
 
@@ -108,17 +103,17 @@ def cases() -> tuple[TrainingImages, Callable[[Tensor], Method], Tensor]:
     return images, method, drawn.feature_ND
 
 
-def test_a_round_is_accepted_unless_the_guard_would_keep_zero_shot() -> None:
+def test_a_round_is_judged_as_the_run_is() -> None:
     images, method, feature_ND = cases()
     config, plain = load_config(None, ["method=cpl"]), method(0.0)
-    accept = round_guard(config, plain, images, input_kind="features", device=torch.device("cpu"))
-    assert accept is not None
+    verdict = round_guard(config, plain, images, input_kind="features", device=torch.device("cpu"))
+    assert verdict is not None
     found = []
     for share in (0.0, 0.3, 2.0):
         zero_UC, adapted_UC = (one.logits(feature_ND[10:]).softmax(dim=1) for one in (plain, method(share)))
-        found.append(accept(method(share)))
-        assert found[-1] == (judge(zero_UC, adapted_UC, feature_ND[10:]).verdict != "zero-shot")
-    assert found == [False, True, False]
+        found.append(verdict(method(share)))
+        assert found[-1] == judge(zero_UC, adapted_UC, feature_ND[10:]).verdict
+    assert found == [Z, A, Z]
 
 
 @pytest.mark.parametrize("settings", [["guard=off"], ["data.paradigm=ssl"], ["method=zero_shot"]])

@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from raydapt.train.sampling import StreamOrder, seed_of, steps_per_epoch
+from raydapt.train.sampling import StreamOrder, seed_of, seed_torch, steps_per_epoch
 
 
 def order(n: int, batch: int, **kwargs: object) -> StreamOrder:
@@ -49,3 +50,11 @@ def test_one_image_and_many_workers() -> None:
 def test_seed_is_the_same_on_every_machine() -> None:
     assert seed_of(0, 1, "pseudo") == seed_of(0, 1, "pseudo") != seed_of(0, 1, "labelled")
     assert 0 <= seed_of("x") < 2**63
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**63 - 1])
+def test_seeding_one_device_gives_the_numbers_of_seeding_all(seed: int) -> None:
+    torch.manual_seed(seed)
+    expected = torch.rand(5), torch.randperm(9)
+    seed_torch(seed, torch.device("cpu"))
+    assert all(torch.equal(*pair) for pair in zip(expected, (torch.rand(5), torch.randperm(9)), strict=True))

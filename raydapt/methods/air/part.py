@@ -19,6 +19,7 @@ from raydapt.artefacts.synthetic_images import SyntheticImages
 from raydapt.methods.air.rules import centred, class_weights, fuse, matching_scale, recognised
 from raydapt.methods.air.settings import AirSettings
 from raydapt.methods.contract import Batch, Stream, TrainingImages, one_hot
+from raydapt.methods.even_sample import even_sample
 from raydapt.methods.prompting.pseudo_labels import Probabilities
 from raydapt.models.residual_prompt import Prompted
 
@@ -85,7 +86,7 @@ class AirPart(nn.Module):
             self.centre_D.copy_(feature_UD.mean(dim=0))
         score_UK = self._real(feature_UD, self.centre_D.cpu()) @ self.weights(encoder, candidates_K).T
         if self.settings.image_scale == "matched":
-            row_R = torch.linspace(0, len(score_UK) - 1, min(len(score_UK), _ROWS_TO_MATCH)).long()
+            row_R = even_sample(torch.arange(len(score_UK)), _ROWS_TO_MATCH)
             confidence = float(text_UK[row_R.numpy()].max(axis=1).mean())
             self.scale.fill_(matching_scale(score_UK[row_R], confidence))
         image_UK = (float(self.scale) * score_UK).softmax(dim=1).numpy()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from raydapt.methods.even_sample import even_sample
 from raydapt.methods.transduct.rules import Head
 
 _MOST_ELEMENTS = 2**26
@@ -75,5 +76,4 @@ def learn_student(feature_ND: Tensor, target_NC: Tensor, text_CD: Tensor, *, sca
 
 def taught_rows(n_images: int, n_classes: int) -> Tensor:
     """int64 rows that the student learns from: all, or an even sample of as many as fit."""
-    most = max(1, _MOST_ELEMENTS // n_classes)
-    return torch.arange(n_images) if n_images <= most else torch.linspace(0, n_images - 1, most).round().long()
+    return even_sample(torch.arange(n_images), max(1, _MOST_ELEMENTS // n_classes))
