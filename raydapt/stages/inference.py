@@ -103,8 +103,7 @@ class Inference:
             np.take(pixel_N3SS, index_B, axis=0, out=buffer_B3SS.numpy(), mode="clip")  # "raise" would copy once more
             pixel_B3SS = buffer_B3SS.to(self.device, non_blocking=True)
             if on_gpu:
-                copied[slot] = torch.cuda.Event()
-                copied[slot].record()
+                copied[slot] = torch.cuda.current_stream(self.device).record_event()
             yield pixel_B3SS
 
     def require_finite(self, feature_MD: npt.NDArray[np.float32]) -> None:
