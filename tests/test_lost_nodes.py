@@ -25,10 +25,11 @@ from raydapt.errors import UserError
 from raydapt.models.clip import clip_identity, load_clip
 from raydapt.settings.groups import DataSettings, RaySettings, StageSettings, SynthesisSettings, TrainSettings
 from raydapt.stages import features, synthesis
+from raydapt.stages.commit import MODEL_S, PART, PART_ROWS
 from raydapt.stages.context import ActorPlan, StageContext
 from raydapt.stages.features import Encoder, features_stage
 from raydapt.stages.reading import read_and_decode
-from raydapt.stages.run import MODEL_S, PART, PART_ROWS, whole_parts
+from raydapt.stages.run import whole_parts
 from raydapt.stages.synthesis import Synthesizer
 from raydapt.store.artefact import Artefact, Shard, StageResult, Store
 from raydapt.store.folder import Folder
@@ -142,7 +143,7 @@ def undisturbed_features(source: Source, store: Store) -> list[Shard]:
     """The same parts made one after the other in this process, without Ray."""
     encoder = Encoder("mini", clip_identity("mini"), StageSettings(), ActorPlan(actors=1, cpus=1, gpus=0))
     artefact = store.artefact("features", "0" * 16)
-    decode = {"data": DataSettings(), "spec": load_clip("mini").image_spec, "packed": True}
+    decode = {"data": DataSettings(), "spec": load_clip("mini").image_spec}
     shards = []
     for part in source.parts:
         (packed,) = read_and_decode(pa.table({"parts": [pickle.dumps((part,))]}), **decode)
@@ -152,17 +153,16 @@ def undisturbed_features(source: Source, store: Store) -> list[Shard]:
 
 
 def after_commits(monkeypatch: pytest.MonkeyPatch, count: int, act: Callable[[], None]) -> list[int]:
-    """Calls `act` when so many parts are committed; returns the list of the commits' parts."""
-    commit, done = Artefact.commit_part, []
+    """Calls `act` when the driver hears of so many commits; returns the list of their parts."""
+    note, done = Artefact.note_part, []
 
-    def commit_then_act(self: Artefact, index: int, *args: object, **kwargs: object) -> Shard:
-        shard = commit(self, index, *args, **kwargs)  # type: ignore[arg-type]
-        done.append(index)
+    def note_then_act(self: Artefact, shard: Shard) -> None:
+        note(self, shard)
+        done.append(shard.part)
         if len(done) == count:
             act()
-        return shard
 
-    monkeypatch.setattr(Artefact, "commit_part", commit_then_act)
+    monkeypatch.setattr(Artefact, "note_part", note_then_act)
     return done
 
 

@@ -101,7 +101,7 @@ def test_training_workers_keep_their_checkpoints_on_s3(
             before.delenv(name)
         before.setenv("AWS_EC2_METADATA_DISABLED", "true")
         ensure_ray(settings)
-    # The driver has them, and it alone commits.
+    # This process has them, and a stage that is this small stays in it.
     alone = pipeline.run(load_config(None, [*small, f"runs={tmp_path}"]))
     with pytest.raises(UserError, match=r"Node .* does not reach the storage: Setting runs='s3://.*credentials"):
         pipeline.run(remote)

@@ -21,10 +21,11 @@ from raydapt.run.plan import Plan, make_plan
 from raydapt.settings.config import Config
 from raydapt.settings.groups import StageSettings
 from raydapt.stages.captioning import known_rows
+from raydapt.stages.commit import MODEL_S, PART, PART_ROWS
 from raydapt.stages.context import ActorPlan
 from raydapt.stages.features import Encoder
 from raydapt.stages.reading import read_and_decode
-from raydapt.stages.run import MODEL_S, PART, PART_ROWS, whole_parts
+from raydapt.stages.run import whole_parts
 from raydapt.stages.synthetic import choose_images, make_lora
 from raydapt.store.artefact import Artefact, StageResult
 from tests.models.tiny_diffusion import save_tiny_pipeline, tiny_pipeline
@@ -49,7 +50,7 @@ def features(plan: Plan) -> Artefact:
     """The features of the plan, made in this process."""
     encoder = Encoder("mini", plan.clip_identity, StageSettings(), ActorPlan(actors=1, cpus=1, gpus=0))
     artefact = plan.store.artefact_of(plan.features)
-    decode = {"data": plan.config.data, "spec": plan.image_spec, "packed": True}
+    decode = {"data": plan.config.data, "spec": plan.image_spec}
     for part in plan.source.parts:
         (packed,) = read_and_decode(pa.table({"parts": [pickle.dumps((part,))]}), **decode)
         ((_, table),) = whole_parts([encoder(packed)])

@@ -30,8 +30,9 @@ from raydapt.stages.caption_rows import (
     image_rows,
     image_rows_on_ray,
 )
+from raydapt.stages.commit import PART, PART_ROWS
 from raydapt.stages.questions import ANSWER, ASKED, ERROR, Prompt, Questions, SkipRow
-from raydapt.stages.run import PART, PART_ROWS, Parts, Stage, run_stage
+from raydapt.stages.run import Parts, Stage, run_stage
 from raydapt.store.artefact import StageResult, Store
 from raydapt.store.fingerprint import Recipe
 

@@ -24,8 +24,8 @@ from raydapt.data.classes import fill_template
 from raydapt.data.decode import BadImage, decode_rgb
 from raydapt.data.sources import Part, group_parts, read_parts
 from raydapt.settings.groups import DataSettings
+from raydapt.stages.commit import PART, PART_ROWS
 from raydapt.stages.questions import ASKED, ERROR, SKIPPED
-from raydapt.stages.run import PART, PART_ROWS
 
 if TYPE_CHECKING:
     import ray

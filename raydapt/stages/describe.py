@@ -14,8 +14,9 @@ from raydapt.data.groups import seed_of_text
 from raydapt.settings.groups import RaySettings
 from raydapt.settings.language import DescribeSettings
 from raydapt.stages.asking import answer_s, ask, parts_here
+from raydapt.stages.commit import PART, PART_ROWS
 from raydapt.stages.questions import ANSWER, ASKED, ERROR, SECONDS, Prompt, Questions
-from raydapt.stages.run import PART, PART_ROWS, Parts, Stage, run_stage
+from raydapt.stages.run import Parts, Stage, run_stage
 from raydapt.store.artefact import StageResult, Store
 from raydapt.store.fingerprint import Recipe
 

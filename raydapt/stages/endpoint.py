@@ -19,6 +19,7 @@ from raydapt.cluster.nodes import require_cpu
 from raydapt.errors import UserError
 from raydapt.settings.groups import RaySettings
 from raydapt.settings.language import EngineSettings
+from raydapt.stages.commit import STOPPED
 from raydapt.stages.questions import (
     ANSWER,
     ASKED,
@@ -31,7 +32,6 @@ from raydapt.stages.questions import (
     as_result,
     engine_reason,
 )
-from raydapt.stages.run import STOPPED
 
 if TYPE_CHECKING:
     import ray.data

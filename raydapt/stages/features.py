@@ -21,10 +21,11 @@ from raydapt.data.sources import Source
 from raydapt.errors import UserError
 from raydapt.models.frozen import shared_clip
 from raydapt.settings.groups import StageSettings
+from raydapt.stages.commit import MODEL_S, committing
 from raydapt.stages.context import ActorPlan, StageContext, configure, plan_actors, plan_here
 from raydapt.stages.inference import ImageEncoder, Inference, set_arithmetic
 from raydapt.stages.reading import dataset_of_images, decoded_here, part_bytes, unpack, with_part
-from raydapt.stages.run import MODEL_S, Parts, run_stage, stage_of_images
+from raydapt.stages.run import Parts, run_stage, stage_of_images
 from raydapt.stages.work import DECODE_S, device_kind, encoding_s
 from raydapt.store.artefact import StageResult
 from raydapt.store.fingerprint import Recipe
@@ -159,11 +160,10 @@ def encoding_stage(
             context.data,
             image_spec,
             rows_per_part=settings.rows_per_part,
-            packed=True,
             ray_settings=ray_settings,
         )
         encoded = images.map_batches(
-            encoder,
+            committing(encoder, context.store.artefact_of(recipe)),
             fn_constructor_args=(*arguments, plan),
             batch_size=1,
             batch_format="pyarrow",

@@ -28,6 +28,7 @@ def pixels_stage(source: Source, context: StageContext, *, image_spec: ImageSpec
 
     The rows have the order of the features of the same source and settings.
     """
+    recipe = pixels_recipe(source, image_spec, context.data)
     part_of = {part.index: part for part in source.parts}
     settings, ray_settings = context.settings, context.ray
 
@@ -46,11 +47,10 @@ def pixels_stage(source: Source, context: StageContext, *, image_spec: ImageSpec
             context.data,
             image_spec,
             rows_per_part=settings.rows_per_part,
-            packed=False,
+            commit=context.store.artefact_of(recipe),
             ray_settings=ray_settings,
         )
         return images, 0
 
-    recipe = pixels_recipe(source, image_spec, context.data)
     stage = stage_of_images(source, context, recipe, dataset_of, here=here, row_s=lambda: DECODE_S)
     return run_stage(context.store, stage)

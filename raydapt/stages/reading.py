@@ -18,7 +18,8 @@ import pyarrow as pa
 from raydapt.data.decode import BadImage, ImageSpec, decode_image
 from raydapt.data.sources import Part, group_parts, read_parts
 from raydapt.settings.groups import DataSettings, RaySettings
-from raydapt.stages.run import PART, PART_ROWS
+from raydapt.stages.commit import PART, PART_ROWS, committed_row
+from raydapt.store.artefact import Artefact
 
 if TYPE_CHECKING:
     import ray.data
@@ -36,12 +37,20 @@ def dataset_of_images(
     spec: ImageSpec,
     *,
     rows_per_part: int,
-    packed: bool,
     ray_settings: RaySettings,
+    commit: Artefact | None = None,
 ) -> ray.data.Dataset:
-    """A dataset of decoded images; `packed` puts each part into one row with the columns `PART` and `PACKED`.
+    """A dataset of decoded images: each part in one row with the columns `PART` and `PACKED`.
 
     Parts that share a row group are read by one task, which reads the group once.
+
+    Args:
+        parts: What is read.
+        data: Limits of decoding.
+        spec: How images are prepared.
+        rows_per_part: Images of a part.
+        ray_settings: The nodes.
+        commit: What the decoded parts are committed to instead; the rows tell of that (`committed_row`).
 
     Raises:
         UserError: When the cluster has no node to decode on.
@@ -52,7 +61,7 @@ def dataset_of_images(
 
     nodes = require_cpu(ray_settings, ray_settings.decode_nodes, setting="ray.decode_nodes")
     items = [{"parts": pickle.dumps(group)} for group in group_parts(parts)]
-    decode = partial(read_and_decode, data=data, spec=spec, packed=packed)
+    decode = partial(read_and_decode, data=data, spec=spec, commit=commit)
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     # The decoded part, its packed copy, and as much for encoded bytes. Tasks with demands of their own are also what
     # keeps Ray from fusing them into the model's actors, which would leave the other CPUs idle.
@@ -67,15 +76,17 @@ def part_bytes(rows: int, spec: ImageSpec) -> int:
     return rows * 3 * spec.size_px**2
 
 
-def read_and_decode(batch: pa.Table, *, data: DataSettings, spec: ImageSpec, packed: bool) -> Iterator[pa.Table]:
-    """Reads one group of parts and yields each part decoded."""
+def read_and_decode(
+    batch: pa.Table, *, data: DataSettings, spec: ImageSpec, commit: Artefact | None = None
+) -> Iterator[pa.Table]:
+    """Reads one group of parts and yields each part decoded and packed, or commits it."""
     parts: tuple[Part, ...] = pickle.loads(batch["parts"][0].as_py())
     for part, table in read_parts(parts, data):
         decoded = decode_table(table, data, spec)
-        if packed:
+        if commit is None:
             yield pack(part.index, decoded)
         else:
-            yield with_part(decoded, part.index)
+            yield committed_row(commit, with_part(decoded, part.index))
 
 
 def decoded_here(parts: Sequence[Part], data: DataSettings, spec: ImageSpec) -> Iterator[tuple[int, pa.Table]]:

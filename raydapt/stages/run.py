@@ -1,13 +1,13 @@
-"""Running a stage: Ray Data or this process makes rows, the driver commits them part by part.
+"""Running a stage: Ray Data or this process makes parts, whoever holds a whole one commits it, the driver the manifest.
 
-Any stage goes through `run_stage`. What is committed is never made again; what is not is invisible. The driver holds
-the rows of unfinished parts alone. Either way gives the same parts of the same bytes, and goes on where the other was.
+Any stage goes through `run_stage`. What is committed is never made again; what is not is invisible. Actors tell the
+driver that they committed a part and keep its rows; what comes row by row, from language models, is gathered here.
+Either way gives the same parts of the same bytes, and goes on where the other was.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -21,9 +21,10 @@ from raydapt.data.sources import Source
 from raydapt.errors import UserError
 from raydapt.progress import Progress
 from raydapt.settings.groups import RaySettings
+from raydapt.stages.commit import PART, PART_ROWS, Committed, commit_part
 from raydapt.stages.context import StageContext
 from raydapt.stages.work import HERE_S, is_small, torch_as_before
-from raydapt.store.artefact import Artefact, StageResult, Store
+from raydapt.store.artefact import Artefact, Shard, StageResult, Store
 from raydapt.store.environment import versions
 from raydapt.store.fingerprint import Recipe
 
@@ -33,13 +34,10 @@ if TYPE_CHECKING:  # Ray takes seconds to import, and small stages do without
     MakeRows = Callable[[Sequence[int]], tuple[ray.data.Dataset, int]]
     """Builds the result rows of the given parts, and tells how many actors that takes; see `Stage`."""
 
-PART, PART_ROWS, MODEL_S = "part", "part_rows", "model_s"
-"""Columns that a result row carries for the driver: its part, how many rows that part has, and the seconds that its
-share of the model's work took (optional). They are not stored."""
-STOPPED = "stopped: "
-"""Begins the error of a row that was not made because its maker gave up; what follows is the sentence for the user."""
 Parts = Generator[tuple[int, pa.Table], None, None]
 """Whole parts with their numbers, rows in order."""
+Commits = Generator[Committed, None, None]
+"""What is told of parts as they are committed."""
 MakeHere = Callable[[Sequence[int]], Parts]
 """The same parts from this process."""
 
@@ -52,8 +50,8 @@ class Stage:
         recipe: What the artefact depends on.
         parts: Numbers of all its parts.
         dataset_of: Builds the Ray Dataset of result rows of the given parts, and tells how many actors it uses. Its
-            rows have the columns `PART`, `PART_ROWS`, ``row`` (order within the part), ``path`` and ``error``. None for
-            what is always made in this process.
+            rows have the columns `PART`, `PART_ROWS`, ``row`` (order within the part), ``path`` and ``error``, or are
+            those of `raydapt.stages.commit.committed_row`. None for what is always made in this process.
         here: Makes the given parts in this process by the same code, whole and in their order; None for what needs Ray.
         row_s: Estimated seconds of work that a row is, on one core; None where nobody knows.
         rows: Rows of all parts together, where known.
@@ -93,6 +91,14 @@ class Tally:
     startup_s: float = 0.0
     startup_rows: int = 0
     example: str = ""
+
+    def add(self, committed: Committed, shard: Shard) -> None:
+        """Counts a part that has just been committed."""
+        self.example = self.example or committed.example
+        self.model_s += committed.model_s
+        if not self.rows:
+            self.startup_s, self.startup_rows = time.monotonic() - self.started, shard.rows
+        self.rows += shard.rows
 
     def stats(self, rows: int) -> dict[str, Any]:
         """For the manifest of an artefact that has so many rows now."""
@@ -180,13 +186,15 @@ def _make(artefact: Artefact, stage: Stage, pending: Sequence[int], tally: Tally
     )
     unseen, given_up = set(pending), ""
     try:
-        with closing(_parts(stage, pending, artefact, tally)) as parts:
-            for part, table in parts:
-                unseen.discard(part)
-                if reason := _reason_of_stop(table):
-                    given_up = given_up or reason
+        with closing(_commits(stage, pending, artefact, tally)) as commits:
+            for committed in commits:
+                unseen.discard(committed.part)
+                if committed.shard is None:
+                    given_up = given_up or committed.stopped
                     continue  # other parts were whole before, and are kept
-                _commit(artefact, part, table, tally, progress)
+                artefact.note_part(committed.shard)
+                tally.add(committed, committed.shard)
+                progress.add(committed.shard.rows, sum(committed.shard.errors.values()))
                 if stage.rows and progress.failed > stage.max_error_share * stage.rows:
                     break  # no need to read on, it is sure already that too many rows are bad
     finally:
@@ -196,21 +204,16 @@ def _make(artefact: Artefact, stage: Stage, pending: Sequence[int], tally: Tally
     return unseen
 
 
-def _reason_of_stop(table: pa.Table) -> str:
-    """Why some rows of a part were not made; empty for a whole part."""
-    stopped = table.filter(pc.starts_with(table["error"].cast(pa.string()), pattern=STOPPED))
-    return str(stopped["error"][0].as_py()).removeprefix(STOPPED) if stopped.num_rows else ""
-
-
-def _parts(stage: Stage, pending: Sequence[int], artefact: Artefact, tally: Tally) -> Parts:
-    """The pending parts: from this process while their work is small, and from Ray what is left."""
+def _commits(stage: Stage, pending: Sequence[int], artefact: Artefact, tally: Tally) -> Commits:
+    """Commits the pending parts: in this process while their work is small, and on Ray what is left."""
     left = list(pending)
     if stage.here and (stage.dataset_of is None or (may_stay(stage.ray) and is_small(stage.seconds(pending)))):
-        yield from _parts_here(stage, left, stage.here, tally)
+        for part, table in _parts_here(stage, left, stage.here, tally):
+            yield commit_part(artefact, part, table)
     if left and stage.dataset_of is not None:
-        from raydapt.stages.through_ray import parts_through_ray
+        from raydapt.stages.through_ray import commits_through_ray
 
-        yield from parts_through_ray(stage, left, artefact, tally)
+        yield from commits_through_ray(stage, left, artefact, tally)
 
 
 def _parts_here(stage: Stage, left: list[int], make: MakeHere, tally: Tally) -> Parts:
@@ -222,7 +225,7 @@ def _parts_here(stage: Stage, left: list[int], make: MakeHere, tally: Tally) -> 
         for part, table in made:
             left.remove(part)
             if table.num_rows or not on_ray:  # Ray tells nothing of a part without rows either
-                yield part, table.sort_by("row").combine_chunks()
+                yield part, table
             each_s = (time.monotonic() - started) / (len(pending) - len(left))
             if on_ray and each_s * len(left) > 2 * HERE_S:
                 return  # the estimate was wrong
@@ -245,26 +248,6 @@ def whole_parts(tables: Iterable[pa.Table]) -> Parts:
                 yield part, pa.concat_tables(waiting.pop(part)).sort_by("row").combine_chunks()
     if waiting:
         raise RuntimeError(f"the stage ended with {len(waiting)} parts unfinished: {sorted(waiting)[:5]}")
-
-
-def reasons_of(table: pa.Table) -> Counter[str]:
-    """How many rows of a part are in error, by reason."""
-    return Counter(reason for reason in table["error"].to_pylist() if reason is not None)
-
-
-def _commit(artefact: Artefact, part: int, table: pa.Table, tally: Tally, progress: Progress) -> None:
-    """Commits a part and counts it."""
-    errors = reasons_of(table)
-    if errors and not tally.example:
-        tally.example = str(table.filter(pc.is_valid(table["error"]))["path"][0].as_py())
-    if MODEL_S in table.column_names:
-        tally.model_s += pc.sum(table[MODEL_S]).as_py()
-    if not tally.rows:
-        tally.startup_s, tally.startup_rows = time.monotonic() - tally.started, table.num_rows
-    tally.rows += table.num_rows
-    stored = [name for name in table.column_names if name not in (PART, PART_ROWS, MODEL_S)]
-    artefact.commit_part(part, table.select(stored), errors)
-    progress.add(table.num_rows, errors.total())
 
 
 def _check_errors(stage: Stage, errors: dict[str, int], rows: int, artefact: Artefact, example: str) -> None:

@@ -30,8 +30,9 @@ from raydapt.models.diffusion import ImageMaker, image_seed
 from raydapt.models.diffusion_lora import WEIGHTS_FILE, apply_lora
 from raydapt.models.pipelines import denoiser_bytes, load_pipeline, pipeline_identity
 from raydapt.settings.groups import RaySettings, StageSettings, SynthesisSettings
+from raydapt.stages.commit import MODEL_S, PART, PART_ROWS, committing
 from raydapt.stages.context import ActorPlan, configure, plan_actors, plan_here
-from raydapt.stages.run import MODEL_S, PART, PART_ROWS, Parts, Stage, run_stage
+from raydapt.stages.run import Parts, Stage, run_stage
 from raydapt.stages.work import device_kind, drawing_s
 from raydapt.store.artefact import StageResult, Store
 from raydapt.store.folder import Folder
@@ -162,7 +163,7 @@ def synthesize_stage(
             lora.write(WEIGHTS_FILE, job.lora)
         numbers = ray.data.from_items([{PART: part} for part in pending], override_num_blocks=len(pending))
         images = numbers.map_batches(
-            Synthesizer,
+            committing(Synthesizer, store.artefact_of(job.recipe)),
             fn_constructor_args=(replace(job, lora=None), plan, lora),
             batch_size=1,
             compute=ActorPoolStrategy(size=plan.actors, max_tasks_in_flight_per_actor=2),

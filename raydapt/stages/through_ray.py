@@ -1,18 +1,21 @@
-"""The parts of a stage from Ray Data, whole and in any order."""
+"""The parts of a stage on Ray Data, committed by its actors or, where rows come one by one, here."""
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
+import pyarrow as pa
 import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
-from raydapt.cluster.joining import ensure_ray, require_shared
+from raydapt.cluster.joining import ensure_ray, require_reachable, require_shared
 from raydapt.errors import UserError
+from raydapt.stages.commit import COMMITTED, Committed, commit_part, told_of
 from raydapt.stages.context import configure
 from raydapt.stages.metrics import StageMetrics
-from raydapt.stages.run import Parts, Stage, Tally, reasons_of, whole_parts
+from raydapt.stages.run import Commits, Stage, Tally, whole_parts
 from raydapt.store.artefact import Artefact
 
 _ENGINE = "vLLMEngineStage"
@@ -20,8 +23,8 @@ _ENGINE = "vLLMEngineStage"
 _USER_ERROR = re.compile(r"raydapt\.errors\.UserError: (.+)")
 
 
-def parts_through_ray(stage: Stage, pending: Sequence[int], artefact: Artefact, tally: Tally) -> Parts:
-    """Connects to the cluster and lets it make the pending parts.
+def commits_through_ray(stage: Stage, pending: Sequence[int], artefact: Artefact, tally: Tally) -> Commits:
+    """Connects to the cluster and lets it make and commit the pending parts.
 
     Raises:
         UserError: A worker's, or when nodes are lost for good.
@@ -29,14 +32,16 @@ def parts_through_ray(stage: Stage, pending: Sequence[int], artefact: Artefact, 
     assert stage.dataset_of is not None
     ensure_ray(stage.ray)
     require_shared(artefact.folder.url, setting="store")
+    require_reachable(artefact.folder)
     configure()
     metrics = StageMetrics(stage.recipe.kind)
     try:
         dataset, tally.actors = stage.dataset_of(pending)
         batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-        for part, table in whole_parts(batches):
-            yield part, table
-            metrics.add(table.num_rows, reasons_of(table), time.monotonic() - tally.started)
+        for committed in _commits(iter(batches), artefact):
+            yield committed
+            if committed.shard is not None:
+                metrics.add(committed.shard.rows, committed.shard.errors, time.monotonic() - tally.started)
     except ExecutionTimeoutError as error:
         patience = ray.data.DataContext.get_current().execution_no_progress_timeout_s
         raise UserError(
@@ -53,6 +58,19 @@ def parts_through_ray(stage: Stage, pending: Sequence[int], artefact: Artefact, 
                 "the model and its files, give it a server with engine=openai, or lower max_model_len and max_num_seqs."
             ) from error
         raise
+
+
+def _commits(batches: Iterator[pa.Table], artefact: Artefact) -> Iterator[Committed]:
+    """What actors tell of the parts that they committed; the rows of other stages are gathered and committed here."""
+    filled = (batch for batch in batches if batch.num_rows)
+    first = next(filled, None)
+    if first is None:
+        return
+    if COMMITTED in first.column_names:
+        yield from told_of(chain([first], filled))
+    else:
+        for part, table in whole_parts(chain([first], filled)):
+            yield commit_part(artefact, part, table)
 
 
 def _last_reason(text: str) -> str:

@@ -8,6 +8,7 @@ part number, its number of rows and its errors in its own footer, so a killed dr
 import hashlib
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -25,6 +26,8 @@ from raydapt.store.folder import Folder
 
 MANIFEST = "manifest.json"
 _FOOTER = b"raydapt"
+_LATE_S = 60.0
+"""As long may the list of files that a network's disk shows be out of date (NFS: acdirmax)."""
 _KIND = re.compile(r"[a-z][a-z0-9_]{0,40}")
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 _SHARD = re.compile(r"part-(\d{5,})\.parquet")
@@ -163,6 +166,10 @@ class Artefact:
         self._verified[index] = _shard_of(data, index, table.num_rows, note["errors"])
         return self._verified[index]
 
+    def note_part(self, shard: Shard) -> None:
+        """Takes a part into account that this process, or an actor of it, has committed."""
+        self._verified[shard.part] = shard
+
     def committed_errors(self) -> dict[str, int]:
         """Rows in error by reason, over the parts that stand (call `committed_parts` first)."""
         return _sum(shard.errors for shard in self._verified.values())
@@ -178,11 +185,13 @@ class Artefact:
 
         Raises:
             RuntimeError: If one of the parts has not been committed.
+            UserError: If the storage lacks one, as where a node sees another folder under the same name.
         """
         wanted = sorted(set(parts))
         if missing := [part for part in wanted if part not in self._verified]:
             raise RuntimeError(f"{self!r}: parts {missing[:5]} are not committed")
         shards = [self._verified[part] for part in wanted]
+        self._require_present(shards)
         manifest = Manifest(
             kind=self.kind,
             fingerprint=self.fingerprint,
@@ -199,6 +208,18 @@ class Artefact:
         )
         self.folder.write(MANIFEST, json.dumps(asdict(manifest), indent=1, allow_nan=False).encode())
         return manifest
+
+    def _require_present(self, shards: Sequence[Shard]) -> None:
+        """Refuses shards that others wrote and this process does not find; a network's disk may be late."""
+        until = time.monotonic() + _LATE_S
+        while lost := _lost(shards, self.folder.sizes()):
+            if time.monotonic() > until:
+                raise UserError(
+                    f"Setting {self.folder.setting}={self.folder.url!r} is not the same place on every node: "
+                    f"{len(lost)} of {len(shards)} parts that were written are not there, such as {lost[0]!r}. Give "
+                    "one that all nodes share, then run the same command again."
+                )
+            time.sleep(1.0)
 
     def discard(self, part: int) -> None:
         """Forgets a damaged part, and the manifest that vouched for it, so that the next run makes it again."""
@@ -225,6 +246,10 @@ class Artefact:
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows of a finished artefact; meant for what fits in memory (see `iter_tables`)."""
         return pa.concat_tables(self.iter_tables(columns))
+
+
+def _lost(shards: Iterable[Shard], bytes_of: Mapping[str, int]) -> list[str]:
+    return [shard.name for shard in shards if bytes_of.get(shard.name) != shard.bytes]
 
 
 def _shard_name(part: int) -> str:

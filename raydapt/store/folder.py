@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import sys
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ import fsspec
 from filelock import FileLock, Timeout
 from fsspec.implementations.arrow import ArrowFSWrapper
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 
 from raydapt.errors import UserError
@@ -35,6 +37,7 @@ class Folder:
         url: What the user wrote, for messages.
         path: The path within the file system.
         local: Whether it lies on a disk of this machine.
+        shared: Whether other processes see what one writes; not so in ``memory://``.
     """
 
     def __init__(self, url: str, *, setting: str) -> None:
@@ -54,6 +57,7 @@ class Folder:
             raise UserError(f"Setting {setting}={self.url!r} names no usable storage ({error}).") from None
         self.path = str(path).rstrip("/") or "/"
         self.local = isinstance(self._fs, LocalFileSystem)
+        self.shared = not isinstance(self._fs, MemoryFileSystem)
 
     def child(self, *names: str) -> "Folder":
         """A folder further down; names are the program's own, never the user's text."""
@@ -171,6 +175,7 @@ class Folder:
         try:
             self._sweep()
             yield
+            self._sweep()  # of workers that were killed meanwhile
         finally:
             lock.release()
 
@@ -189,7 +194,7 @@ class Folder:
         return False
 
     def _sweep(self) -> None:
-        """Removes what a killed writer left half-written; the lock is held, so nobody is writing."""
+        """Removes what killed writers left half-written; the lock is held, so nothing that is wanted is among it."""
         for name in self.sizes():
             if name.startswith(_TEMPORARY):
                 self.remove(name)
@@ -204,7 +209,7 @@ class Folder:
     def _write_local(self, name: str, data: bytes) -> None:
         target = Path(self.file(name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f"{_TEMPORARY}{os.getpid()}-{target.name}")
+        temporary = target.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}-{target.name}")
         try:
             with temporary.open("wb") as stream:
                 stream.write(data)

@@ -1,6 +1,7 @@
 """All benchmarks: ``make bench``."""
 
 from tests.bench import (
+    bench_commit,
     bench_coreg,
     bench_crops,
     bench_features,
@@ -15,6 +16,8 @@ print()
 bench_features.main()
 print()
 bench_overhead.main()
+print()
+bench_commit.main()
 print()
 bench_crops.main()
 print()

@@ -22,9 +22,10 @@ from ray.data import ActorPoolStrategy
 from raydapt.cluster.joining import ensure_ray
 from raydapt.cluster.nodes import selector
 from raydapt.settings.groups import RaySettings
+from raydapt.stages.commit import MODEL_S, PART, PART_ROWS, committing
 from raydapt.stages.context import configure
-from raydapt.stages.run import MODEL_S, PART, PART_ROWS, Stage, run_stage
-from raydapt.store.artefact import Artefact, Store
+from raydapt.stages.run import Stage, run_stage
+from raydapt.store.artefact import Artefact, Shard, Store
 from raydapt.store.fingerprint import Recipe
 from tests.bench.bench_features import markdown
 
@@ -62,12 +63,12 @@ class Sleeper:
 def run_once(settings: RaySettings, *, parts: int, actors: int, cpus: float, sleep_s: float) -> dict[str, float]:
     """Times at which the first and the last part were committed, seconds since the stage began."""
     ends: list[float] = []
-    commit = Artefact.commit_part
+    note = Artefact.note_part
+    recipe, folder = Recipe(kind="slept", settings={"actors": actors}, inputs=()), tempfile.TemporaryDirectory()
 
-    def commit_and_note(self: Artefact, *args: Any, **kwargs: Any) -> Any:
-        shard = commit(self, *args, **kwargs)
+    def note_and_time(self: Artefact, shard: Shard) -> None:
+        note(self, shard)
         ends.append(time.monotonic())
-        return shard
 
     def dataset_of(pending: Sequence[int]) -> tuple[ray.data.Dataset, int]:
         configure()
@@ -75,7 +76,7 @@ def run_once(settings: RaySettings, *, parts: int, actors: int, cpus: float, sle
         ray.data.DataContext.get_current().wait_for_min_actors_s = 300
         numbers = ray.data.from_items([{PART: part} for part in pending], override_num_blocks=len(pending))
         slept = numbers.map_batches(
-            Sleeper,
+            committing(Sleeper, Store(folder.name).artefact_of(recipe)),
             fn_constructor_args=(sleep_s,),
             batch_size=1,
             compute=ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),
@@ -85,20 +86,20 @@ def run_once(settings: RaySettings, *, parts: int, actors: int, cpus: float, sle
         return slept, actors
 
     stage = Stage(
-        recipe=Recipe(kind="slept", settings={"actors": actors}, inputs=()),
+        recipe=recipe,
         parts=range(parts),
         dataset_of=dataset_of,
         rows=parts * ROWS_PER_PART,
         max_error_share=0.0,
         ray=settings,
     )
-    Artefact.commit_part = commit_and_note  # type: ignore[method-assign]
+    Artefact.note_part = note_and_time  # type: ignore[method-assign]
     started = time.monotonic()
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            run_stage(Store(folder), stage)
+        with folder:
+            run_stage(Store(folder.name), stage)
     finally:
-        Artefact.commit_part = commit  # type: ignore[method-assign]
+        Artefact.note_part = note  # type: ignore[method-assign]
     return {"first": ends[0] - started, "last": ends[-1] - started, "parts": len(ends)}
 
 

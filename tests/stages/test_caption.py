@@ -17,9 +17,9 @@ from raydapt.settings.groups import DataSettings
 from raydapt.stages.caption import CaptionAsker, as_captions, asker_of
 from raydapt.stages.caption_rows import IMAGES, compact, read_images
 from raydapt.stages.captioning import caption_jobs
+from raydapt.stages.commit import PART, PART_ROWS
 from raydapt.stages.endpoint import data_url
 from raydapt.stages.questions import ANSWER, ASKED, ERROR, SKIPPED, SkipRow, as_result, engine_reason
-from raydapt.stages.run import PART, PART_ROWS
 from raydapt.store.artefact import Store
 from raydapt.store.fingerprint import Recipe
 from raydapt.verbs.caption import caption

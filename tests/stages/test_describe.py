@@ -11,9 +11,9 @@ from raydapt.data.descriptions import check_descriptions
 from raydapt.errors import UserError
 from raydapt.methods.configuration import load_config
 from raydapt.settings.language import DescribeSettings
+from raydapt.stages.commit import PART, PART_ROWS
 from raydapt.stages.describe import DescribeJob, TextAsker
 from raydapt.stages.questions import ANSWER, ASKED
-from raydapt.stages.run import PART, PART_ROWS
 from raydapt.store.artefact import StageResult, Store
 from raydapt.verbs import describe as describing
 from raydapt.verbs.describe import describe, describe_job

@@ -16,9 +16,9 @@ from raydapt.cluster.addresses import through_proxy
 from raydapt.methods.configuration import load_config
 from raydapt.settings.language import CaptionSettings
 from raydapt.stages.asking import answer_s
+from raydapt.stages.commit import STOPPED
 from raydapt.stages.endpoint import EndpointClient, without_thoughts
 from raydapt.stages.questions import ANSWER, ASKED, ERROR, SECONDS, Prompt
-from raydapt.stages.run import STOPPED
 from raydapt.verbs.caption import captions
 
 pytest.importorskip("openai")

@@ -65,7 +65,7 @@ def test_here_on_ray_and_half_and_half_are_the_same_texts(
     with vllm_process.engines_kept():
         here = [captions(job, known, place / "here", HERE) for job in jobs]
         with monkeypatch.context() as patch:
-            patch.setattr(Artefact, "commit_part", stop_after(2))
+            patch.setattr(Artefact, "note_part", stop_after(2))
             with pytest.raises(KeyboardInterrupt):
                 captions(jobs[0], known, place / "half", HERE)
         (process,) = vllm_process._KEPT.values()

@@ -134,19 +134,19 @@ def test_killed_actor_changes_nothing(
 ) -> None:
     import psutil
 
-    from raydapt.store.artefact import Artefact
+    from raydapt.store.artefact import Artefact, Shard
 
-    commit, killed = Artefact.commit_part, []
+    note, killed = Artefact.note_part, []
 
-    def commit_and_kill(self: Artefact, *args: object, **kwargs: object) -> object:
+    def note_and_kill(self: Artefact, shard: Shard) -> None:
         if not killed:
             mine = psutil.Process().children(recursive=True)
             encoder = next(process for process in mine if "Encoder" in " ".join(process.cmdline()))
             killed.append(encoder.pid)
             encoder.kill()
-        return commit(self, *args, **kwargs)  # type: ignore[arg-type]
+        note(self, shard)
 
-    monkeypatch.setattr(Artefact, "commit_part", commit_and_kill)
+    monkeypatch.setattr(Artefact, "note_part", note_and_kill)
     result = run_features(source, clip, Store(str(tmp_path)))
     assert killed
     assert result.artefact.manifest.shards == made[1].artefact.manifest.shards

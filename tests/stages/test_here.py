@@ -20,13 +20,14 @@ from raydapt.models.clip import clip_identity
 from raydapt.models.frozen import load_frozen, shared_clip
 from raydapt.settings.groups import DataSettings, ModelSettings, RaySettings, StageSettings, TrainSettings
 from raydapt.stages import work
+from raydapt.stages.commit import Committed, commit_part
 from raydapt.stages.context import StageContext
 from raydapt.stages.crops import crops_stage
 from raydapt.stages.features import features_stage
 from raydapt.stages.pixels import pixels_stage
 from raydapt.stages.reading import decode_table, decoded_here
 from raydapt.stages.run import Stage, run_stage
-from raydapt.store.artefact import Artefact, StageResult, Store
+from raydapt.store.artefact import Artefact, Shard, StageResult, Store
 from raydapt.store.fingerprint import Recipe
 from raydapt.train.ray_train import check_workers, trains_here
 from tests.stages.images import BAD, write_images
@@ -102,7 +103,7 @@ def test_here_on_ray_and_half_and_half_are_the_same_bytes(
     for first, then in ((HERE, ON_RAY), (ON_RAY, HERE)):
         store = Store(str(tmp_path / f"from {first.address}"))
         with monkeypatch.context() as patch:
-            patch.setattr(Artefact, "commit_part", stop_after(2))
+            patch.setattr(Artefact, "note_part", stop_after(2))
             with pytest.raises(KeyboardInterrupt):
                 make(source, store, first)
         resumed = make(source, store, then).artefact
@@ -112,15 +113,15 @@ def test_here_on_ray_and_half_and_half_are_the_same_bytes(
 
 
 def stop_after(parts: int) -> Callable[..., object]:
-    commit, done = Artefact.commit_part, []
+    note, done = Artefact.note_part, []
 
-    def commit_or_stop(self: Artefact, *args: object) -> object:
+    def note_or_stop(self: Artefact, shard: Shard) -> None:
         if len(done) == parts:
             raise KeyboardInterrupt
-        done.append(args[0])
-        return commit(self, *args)  # type: ignore[arg-type]
+        done.append(shard.part)
+        note(self, shard)
 
-    return commit_or_stop
+    return note_or_stop
 
 
 def stage_here(row_s: float | None, made: list[int], ray: RaySettings = HERE) -> Stage:
@@ -146,11 +147,13 @@ def stage_here(row_s: float | None, made: list[int], ray: RaySettings = HERE) ->
 def test_the_estimate_decides_and_a_wrong_one_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     on_ray: list[list[int]] = []
 
-    def through_ray(stage: Stage, pending: Sequence[int], *_: object) -> Iterator[tuple[int, pa.Table]]:
+    def through_ray(stage: Stage, pending: Sequence[int], artefact: Artefact, _: object) -> Iterator[Committed]:
         on_ray.append(list(pending))
-        yield from ((part, table_of(result_rows(part, 3))) for part in pending if part != 1)
+        for part in pending:
+            if part != 1:
+                yield commit_part(artefact, part, table_of(result_rows(part, 3)))
 
-    monkeypatch.setattr("raydapt.stages.through_ray.parts_through_ray", through_ray)
+    monkeypatch.setattr("raydapt.stages.through_ray.commits_through_ray", through_ray)
     for number, (row_s, ray, here) in enumerate(
         [(0.1, HERE, [0, 1, 2, 3]), (3.0, HERE, []), (None, HERE, []), (0.1, ON_RAY, [])]
     ):

@@ -24,10 +24,10 @@ from raydapt.models.diffusion_lora import adapter_weights
 from raydapt.models.pipelines import pipeline_identity
 from raydapt.settings.groups import DataSettings, RaySettings, SynthesisSettings
 from raydapt.stages import synthesis
+from raydapt.stages.commit import MODEL_S, PART, PART_ROWS
 from raydapt.stages.context import ActorPlan
-from raydapt.stages.run import MODEL_S, PART, PART_ROWS
 from raydapt.stages.synthesis import Synthesizer, synthesize_stage
-from raydapt.store.artefact import Artefact, StageResult, Store
+from raydapt.store.artefact import Artefact, Shard, StageResult, Store
 from tests.models.test_diffusion_lora import trained
 from tests.models.tiny_diffusion import save_tiny_pipeline
 
@@ -220,15 +220,15 @@ def test_a_killed_driver_is_taken_up(tmp_path: Path, job: SynthesisJob, referenc
 
 def die_after_commits(folder: str, store: str) -> None:
     """The driver that is killed: run in a process of its own."""
-    commit, done = Artefact.commit_part, []
+    note, done = Artefact.note_part, []
 
-    def commit_then_die(self: Artefact, *args: object, **kwargs: object) -> None:
-        commit(self, *args, **kwargs)  # type: ignore[arg-type]
-        done.append(args)
+    def note_then_die(self: Artefact, shard: Shard) -> None:
+        note(self, shard)
+        done.append(shard)
         if len(done) == COMMITS:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Artefact.commit_part = commit_then_die  # type: ignore[assignment,method-assign]
+    Artefact.note_part = note_then_die  # type: ignore[method-assign]
     synthesize(job_of(folder), Store(store), 12)
 
 

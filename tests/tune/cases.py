@@ -15,10 +15,11 @@ from raydapt.run.plan import make_plan
 from raydapt.settings.config import Config
 from raydapt.settings.groups import DataSettings, StageSettings
 from raydapt.settings.tree import merge_trees
+from raydapt.stages.commit import MODEL_S, PART, PART_ROWS
 from raydapt.stages.context import ActorPlan
 from raydapt.stages.features import Encoder
 from raydapt.stages.reading import read_and_decode
-from raydapt.stages.run import MODEL_S, PART, PART_ROWS, whole_parts
+from raydapt.stages.run import whole_parts
 
 IMAGES = 120
 QUICK = {
@@ -56,7 +57,7 @@ def job(folder: Path, source: str, **settings: Any) -> Config:
         encoder = Encoder("mini", plan.clip_identity, StageSettings(), ActorPlan(actors=1, cpus=1, gpus=0))
         for part in plan.source.parts:
             rows = pa.table({"parts": [pickle.dumps((part,))]})
-            (packed,) = read_and_decode(rows, data=plan.config.data, spec=plan.image_spec, packed=True)
+            (packed,) = read_and_decode(rows, data=plan.config.data, spec=plan.image_spec)
             ((_, table),) = whole_parts([encoder(packed)])
             artefact.commit_part(part.index, table.drop_columns([PART, PART_ROWS, MODEL_S]))
         artefact.finish(recipe, [part.index for part in plan.source.parts], {}, {})
