@@ -117,15 +117,6 @@ def test_a_setting_of_another_method_is_refused(given: list[str], words: list[st
         assert word in str(caught.value)
 
 
-@pytest.mark.parametrize(("tf32", "precision"), [(True, "tf32"), (False, "auto")])
-def test_a_run_that_still_says_tf32_is_read(tf32: bool, precision: str) -> None:
-    tree = {"method": "cpl", "features": {"batch_size": 8, "tf32": tf32}}
-    features = config_from_tree(tree, of_a_run=True).features
-    assert (features.precision, features.batch_size) == (precision, 8)
-    with pytest.raises(UserError, match=r"features\.tf32"):
-        config_from_tree(tree)
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_without_a_job_file_takes_its_own_recipe(method: str) -> None:
     config = load_config(None, [f"method={method}"])

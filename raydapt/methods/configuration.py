@@ -80,8 +80,6 @@ def config_from_tree(tree: Mapping[str, Any], *, of_a_run: bool = False) -> Conf
     Raises:
         UserError: As `load_config`.
     """
-    if of_a_run:
-        tree = _as_it_is_called_now(tree)
     method = check_method(tree.get("method", DEFAULT_METHOD))
     recipe = recipe_file(method)
     merged = merge_trees(read_yaml(recipe), dict(tree)) if recipe.exists() else dict(tree)
@@ -96,14 +94,6 @@ def config_from_tree(tree: Mapping[str, Any], *, of_a_run: bool = False) -> Conf
         name: settings_from_tree(GROUPS[name], given.get(name, {}), prefix=f"{name}.") for name in groups
     }
     return replace(shared, own=own)
-
-
-def _as_it_is_called_now(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a run of 2026-11-26, whose ``features.tf32`` is ``features.precision`` now."""
-    features = dict(tree.get("features") or {})
-    if features.pop("tf32", False):
-        features["precision"] = "tf32"
-    return {**tree, "features": features}
 
 
 def changed_settings(config: Config) -> dict[str, Any]:
