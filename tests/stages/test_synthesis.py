@@ -212,9 +212,11 @@ def test_a_killed_driver_is_taken_up(tmp_path: Path, job: SynthesisJob, referenc
     command = [sys.executable, "-m", "tests.stages.test_synthesis", job.pipeline, str(tmp_path)]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], check=False, timeout=400)
     assert done.returncode == -signal.SIGKILL
-    assert len(list(tmp_path.rglob("part-*.parquet"))) == COMMITS
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("part-*.parquet")}
+    assert len(kept) >= COMMITS  # actors had written others that the driver had not heard of
     result = synthesize(job, Store(str(tmp_path)), 12)
-    assert result.artefact.manifest.stats["rows_computed"] == 36 - COMMITS * SAMPLING.batch_size
+    assert result.artefact.manifest.stats["rows_computed"] <= 36 - len(kept) * SAMPLING.batch_size
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept  # none of them was made again
     assert hashes(result.artefact) == hashes(reference)
 
 
