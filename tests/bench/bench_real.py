@@ -119,7 +119,8 @@ def cells(work: Path, methods: Sequence[str], variants: Sequence[str], *, only_t
         place = "-".join(f"{encoder}-{variant}-{draw}".replace("/", "").replace(":", "to").split())
         folder = work / place
         metrics = folder / "runs" / method / "metrics.json"
-        if not metrics.exists():
+        measured = metrics.parent / "bench_seconds"
+        if not measured.exists():
             if only_there:
                 continue
             features, classes = write_variant(encoder, variant, draw, folder)
@@ -134,7 +135,7 @@ def cells(work: Path, methods: Sequence[str], variants: Sequence[str], *, only_t
             own = [setting.format(runs=f"{folder}/runs") for setting in METHODS[method]]
             started = time.monotonic()
             pipeline.run(load_config(None, [f"method={method}", *given, *places, *own]))
-            (metrics.parent / "bench_seconds").write_text(str(time.monotonic() - started))
+            measured.write_text(str(time.monotonic() - started))
         found = json.loads(metrics.read_text())
         yield Cell(
             encoder=encoder,
@@ -148,7 +149,7 @@ def cells(work: Path, methods: Sequence[str], variants: Sequence[str], *, only_t
             mean_before=found["zero_shot"]["mean_per_class"],
             mean_after=found["unguarded"]["mean_per_class"],
             mean_kept=found["adapted"]["mean_per_class"],
-            seconds=float((metrics.parent / "bench_seconds").read_text()),
+            seconds=float(measured.read_text()),
             fitted=found.get("transduct", {}).get("adapted", {}).get("top1"),
         )
 
