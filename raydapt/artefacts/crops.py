@@ -14,7 +14,7 @@ from raydapt.artefacts.loaded import load_once
 from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source
 from raydapt.models.views import square_boxes
-from raydapt.settings.groups import DataSettings
+from raydapt.settings.groups import DataSettings, Precision
 from raydapt.store.artefact import Artefact
 from raydapt.store.fingerprint import Recipe
 
@@ -47,10 +47,10 @@ def crops_recipe(
     data: DataSettings,
     crops: CropSpec,
     *,
-    tf32: bool = False,
+    precision: Precision = "fp32",
 ) -> Recipe:
     """What the crops' features depend on."""
-    settings = image_settings(image_spec, data) | arithmetic(tf32=tf32) | {"crops": asdict(crops)}
+    settings = image_settings(image_spec, data) | arithmetic(precision) | {"crops": asdict(crops)}
     return Recipe(kind=KIND, settings=settings, inputs=(source.identity,), weights=clip_identity)
 
 

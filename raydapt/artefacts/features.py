@@ -14,7 +14,7 @@ from raydapt.artefacts.loaded import loaded, remember
 from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source, read_row_labels
 from raydapt.errors import UserError
-from raydapt.settings.groups import DataSettings
+from raydapt.settings.groups import DataSettings, Precision
 from raydapt.store.artefact import Artefact
 from raydapt.store.fingerprint import Recipe
 
@@ -45,7 +45,7 @@ class FeatureTable:
 
 
 def features_recipe(
-    source: Source, clip_identity: str, image_spec: ImageSpec, data: DataSettings, *, tf32: bool = False
+    source: Source, clip_identity: str, image_spec: ImageSpec, data: DataSettings, *, precision: Precision = "fp32"
 ) -> Recipe:
     """What the features depend on; the source's identity holds the images and the way they are cut into parts.
 
@@ -53,13 +53,13 @@ def features_recipe(
     """
     if source.width:
         return Recipe(kind=KIND, settings={"given": True, "width": source.width}, inputs=(source.identity,))
-    settings = image_settings(image_spec, data) | arithmetic(tf32=tf32)
+    settings = image_settings(image_spec, data) | arithmetic(precision)
     return Recipe(kind=KIND, settings=settings, inputs=(source.identity,), weights=clip_identity)
 
 
-def arithmetic(*, tf32: bool) -> dict[str, str]:
-    """The setting of an encoding stage that tells TF32 from fp32, which every device computes alike."""
-    return {"arithmetic": "tf32"} if tf32 else {}
+def arithmetic(precision: Precision) -> dict[str, str]:
+    """The setting of an encoding stage that tells other arithmetic from fp32, in which every device computes alike."""
+    return {} if precision == "fp32" else {"arithmetic": precision}
 
 
 def image_settings(image_spec: ImageSpec, data: DataSettings) -> dict[str, Any]:

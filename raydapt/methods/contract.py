@@ -89,6 +89,16 @@ class TrainingImages:
             raise ValueError("A stream draws from synthetic images, but there are none.")
         return self.synthetic.take(index_B, input_kind)
 
+    def of_unlabelled(self, of_all: Tensor) -> Tensor:
+        """The unlabelled images' rows [U, ...] of a tensor [N, ...] of all training images, which is not written to.
+
+        Where every image is unlabelled it is the tensor itself: a million features are two gigabytes.
+        """
+        index_U = self.unlabelled_U
+        if len(index_U) == len(of_all) and torch.equal(index_U, torch.arange(len(of_all), device=index_U.device)):
+            return of_all
+        return of_all[index_U]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:

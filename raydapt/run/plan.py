@@ -81,7 +81,7 @@ def make_plan(config: Config) -> Plan:
         classes=classes,
         image_spec=image_spec,
         clip_identity=clip.identity,
-        features=features_recipe(source, clip.identity, image_spec, config.data, tf32=config.features.tf32),
+        features=features_recipe(source, clip.identity, image_spec, config.data, precision=config.features.arithmetic),
         teachers=tuple(teacher.digest for teacher in teachers),
         text_tower=config.data.class_features is None,
         width=clip.embed_dim,

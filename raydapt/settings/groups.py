@@ -7,6 +7,9 @@ from annotated_types import Ge, Gt, Le, Len, Lt
 
 from raydapt.settings.types import STRICT, Auto, Count, NodeLabel, NonNegative, Positive, PositiveInt, Share
 
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+"""What a frozen model multiplies in."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
@@ -91,7 +94,7 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class StageSettings:
-    """How a Ray Data stage is spread over the cluster. Nothing here but ``tf32`` changes a result."""
+    """How a Ray Data stage is spread over the cluster. Nothing here but ``precision`` changes a result."""
 
     __pydantic_config__ = STRICT
 
@@ -105,9 +108,14 @@ class StageSettings:
     """GPUs that each model actor reserves; ``auto``: one where there are some; 0.5 puts two on one."""
     rows_per_part: PositiveInt = 512
     """Rows that are read, committed and resumed together."""
-    tf32: bool = False
-    """Multiply in TF32 on GPUs: several times faster for large towers, features equal to about 1e-3, stored apart from
-    those in fp32."""
+    precision: Precision | Auto = "auto"
+    """What encoders multiply in; ``auto``: fp32, in which every device makes the same features. ``tf32`` (GPUs alone),
+    ``bf16`` and ``fp16`` (autocast) are several times faster on GPUs; their features are stored apart from others."""
+
+    @property
+    def arithmetic(self) -> Precision:
+        """The precision without ``auto``."""
+        return "fp32" if self.precision == "auto" else self.precision
 
 
 @dataclass(frozen=True, kw_only=True)

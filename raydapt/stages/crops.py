@@ -3,6 +3,7 @@
 Legend: N images of a part, B batch, K crops of an image, D width of the feature, P stored side in px.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -49,21 +50,32 @@ class CropEncoder(Encoder):
         ids = table["id"].to_pylist()
         feature_NKD = np.zeros((len(ids), 1 + self._crops.crops, self._clip.embed_dim), dtype=np.float32)
         chosen_M = np.flatnonzero(valid_N)
-        for start in range(0, len(chosen_M), _IMAGES_PER_BATCH):
+        batches = self.inference.batches(pixel_N3PP, chosen_M, _IMAGES_PER_BATCH)
+        for start, pixel_B3PP in zip(range(0, len(chosen_M), _IMAGES_PER_BATCH), batches, strict=True):
             index_B = chosen_M[start : start + _IMAGES_PER_BATCH]
             box_BK4 = boxes_of([ids[index] for index in index_B], self._crops)
-            pixel_B3PP = torch.from_numpy(pixel_N3PP[index_B]).to(self.clip.device)
-            feature_NKD[index_B] = encode_with_crops(self.clip, pixel_B3PP, box_BK4).cpu().numpy()
+            feature_BKD = encode_with_crops(self.clip, pixel_B3PP, box_BK4, self.inference.encode)
+            feature_NKD[index_B] = feature_BKD.cpu().numpy()
+        self.inference.require_finite(feature_NKD)
         width = feature_NKD.shape[1] * feature_NKD.shape[2]
         return pa.FixedSizeListArray.from_arrays(pa.array(feature_NKD.reshape(-1)), width, mask=pa.array(~valid_N))
 
 
 @torch.inference_mode()
-def encode_with_crops(clip: Clip, pixel_B3PP: Tensor, box_BK4: Tensor) -> Tensor:
-    """Features [B, 1 + K, D] of whole images and their crops, all in one batch."""
+def encode_with_crops(
+    clip: Clip, pixel_B3PP: Tensor, box_BK4: Tensor, encode: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """Features [B, 1 + K, D] of whole images and their crops, all in one batch.
+
+    Args:
+        clip: The model.
+        pixel_B3PP: uint8 pixels as they are stored.
+        box_BK4: Where the crops are.
+        encode: How its images are encoded; by itself where left out.
+    """
     side = clip.image_spec.size_px
     views = torch.cat([whole_view(pixel_B3PP, side), crop_view(pixel_B3PP, box_BK4, side)])
-    feature_MD = clip.encode_image(views)
+    feature_MD = (encode or clip.encode_image)(views)
     whole_BD, crop_MD = feature_MD[: len(pixel_B3PP)], feature_MD[len(pixel_B3PP) :]
     return torch.cat([whole_BD[:, None], crop_MD.view(len(pixel_B3PP), -1, whole_BD.shape[1])], dim=1)
 
@@ -92,7 +104,9 @@ def crops_stage(
         context,
         CropEncoder,
         (crops, clip_name, clip_identity, context.settings),
-        recipe=crops_recipe(source, clip_identity, image_spec, context.data, crops, tf32=context.settings.tf32),
+        recipe=crops_recipe(
+            source, clip_identity, image_spec, context.data, crops, precision=context.settings.arithmetic
+        ),
         image_spec=image_spec,
         block_bytes=_BLOCK_BYTES,
     )

@@ -8,12 +8,11 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
 
 from raydapt.artefacts.features import features_recipe
 from raydapt.artefacts.pixels import pixels_of
@@ -23,6 +22,7 @@ from raydapt.errors import UserError
 from raydapt.models.frozen import shared_clip
 from raydapt.settings.groups import StageSettings
 from raydapt.stages.context import ActorPlan, StageContext, configure, plan_actors, plan_here
+from raydapt.stages.inference import ImageEncoder, Inference, set_arithmetic
 from raydapt.stages.reading import dataset_of_images, decoded_here, part_bytes, unpack, with_part
 from raydapt.stages.run import MODEL_S, Parts, run_stage, stage_of_images
 from raydapt.stages.work import DECODE_S, device_kind, encoding_s
@@ -35,16 +35,6 @@ if TYPE_CHECKING:
 _BLOCK_BYTES = 1024 * 1024
 
 
-class ImageEncoder(Protocol):
-    """What an actor needs of a model."""
-
-    identity: str
-    embed_dim: int
-
-    def encode_image(self, pixel_B3SS: Tensor, /) -> Tensor:
-        """L2-normalised float32 features [B, D] of uint8 pixels."""
-
-
 class Encoder:
     """The actor: a model loaded once, parts of decoded pixels in, parts of features out."""
 
@@ -54,10 +44,7 @@ class Encoder:
     def __init__(self, clip_name: str, clip_identity: str, settings: StageSettings, plan: ActorPlan) -> None:
         torch.set_num_threads(max(1, int(plan.cpus)))
         device = "cuda" if plan.gpus and torch.cuda.is_available() else "cpu"
-        if settings.tf32 and device == "cpu":
-            raise UserError("Setting features.tf32=true needs a GPU for every actor: set it to false.")
-        torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
-        torch.backends.cudnn.allow_tf32 = settings.tf32  # of convolutions; torch allows it by itself
+        set_arithmetic(settings.arithmetic, torch.device(device))
         self._clip = self.load(clip_name, device)
         if self._clip.identity != clip_identity:
             raise UserError(
@@ -65,6 +52,7 @@ class Encoder:
                 "changed meanwhile: give every node the same ones, then run the command again."
             )
         self._batch_size = settings.batch_size
+        self.inference = Inference.of(self._clip, torch.device(device), settings.arithmetic)
 
     def load(self, name: str, device: str) -> ImageEncoder:
         """The model of a name."""
@@ -89,21 +77,17 @@ class Encoder:
 
     def encode(self, table: pa.Table, pixel_N3SS: np.ndarray[Any, Any]) -> pa.FixedSizeListArray:
         """The column ``feature`` of a part's images."""
-        return encode_pixels(self._clip, pixel_N3SS, table["error"].is_null().to_numpy(), self._batch_size)
+        return encode_pixels(self.inference, pixel_N3SS, table["error"].is_null().to_numpy(), self._batch_size)
 
 
 def encode_pixels(
-    clip: ImageEncoder, pixel_N3SS: np.ndarray[Any, Any], valid_N: np.ndarray[Any, Any], batch_size: int
+    inference: Inference, pixel_N3SS: np.ndarray[Any, Any], valid_N: np.ndarray[Any, Any], batch_size: int
 ) -> pa.FixedSizeListArray:
     """Features of the valid images as an Arrow column of float32 lists of length D, null for the others."""
-    feature_ND = np.zeros((len(valid_N), clip.embed_dim), dtype=np.float32)
-    chosen_M = np.flatnonzero(valid_N)
-    with torch.inference_mode():
-        for start in range(0, len(chosen_M), batch_size):
-            index_B = chosen_M[start : start + batch_size]
-            feature_ND[index_B] = clip.encode_image(torch.from_numpy(pixel_N3SS[index_B])).cpu().numpy()
-    values = pa.array(feature_ND.reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(values, clip.embed_dim, mask=pa.array(~valid_N))
+    width, chosen_M = inference.encoder.embed_dim, np.flatnonzero(valid_N)
+    feature_ND = np.zeros((len(valid_N), width), dtype=np.float32)
+    feature_ND[chosen_M] = inference.encode_chosen(pixel_N3SS, chosen_M, batch_size)
+    return pa.FixedSizeListArray.from_arrays(pa.array(feature_ND.reshape(-1)), width, mask=pa.array(~valid_N))
 
 
 def features_stage(
@@ -126,7 +110,7 @@ def features_stage(
         context,
         Encoder,
         (clip_name, clip_identity, context.settings),
-        recipe=features_recipe(source, clip_identity, image_spec, context.data, tf32=context.settings.tf32),
+        recipe=features_recipe(source, clip_identity, image_spec, context.data, precision=context.settings.arithmetic),
         image_spec=image_spec,
     )
 

@@ -312,6 +312,23 @@ def test_ten_thousand_images_of_a_hundred_classes_equal_the_dense_rules_in_a_par
     assert peak < 0.5 * probability.nbytes
 
 
+@pytest.mark.parametrize("soft", [False, True])
+def test_targets_of_many_images_equal_the_dense_rule_in_little_more_memory_than_their_own(soft):
+    probability = probabilities(10_000, 100, seed=1)
+    probability[:50] = np.eye(100, dtype=np.float32)[0]  # certainly of a class that is no candidate of theirs
+    candidates = dense_candidates(probability, 0.75, 0.9)
+    candidates[:, 1] = True  # no image without candidates
+    candidates[:50, 0] = False
+    rows = np.random.default_rng(0).permutation(10_000)[:9_000]
+    hard = candidates[rows].astype(np.float32)
+    masked = probability[rows] * hard
+    even, kept = hard / hard.sum(1, keepdims=True), masked.sum(1, keepdims=True)
+    expected = np.where(kept > 0, masked / np.where(kept > 0, kept, 1), even) if soft else hard
+    target, peak = peak_bytes(lambda: cpl_targets(probability, candidates, rows, soft=soft))
+    np.testing.assert_array_equal(target, expected)
+    assert peak < 1.5 * target.nbytes
+
+
 def test_nothing_is_copied_where_nothing_is_restricted():
     probability = probabilities(40, 4)
     assert restrict_probability(probability, np.arange(4)) is probability

@@ -334,17 +334,12 @@ def test_resuming_changes_nothing(tiny: CaptionerPretraining, tmp_path: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.timeout(1500)  # two fits, each half a minute alone and minutes on a busy machine
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Train warns of its own use of Ray Data
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_tiny_run_on_ray_train_and_its_continuation(tiny: CaptionerPretraining) -> None:
-    shorter = dataclasses.replace(tiny, samples=32)
-    result = captioner_pretraining.pretrain(shorter)
+def test_a_tiny_run_on_ray_train(tiny: CaptionerPretraining) -> None:
+    """That a run is continued is shown with the CLIP, whose trainer is the same."""
+    result = captioner_pretraining.pretrain(tiny)
     assert result.metrics is not None
-    assert result.metrics["step"] == 2
-    folder = captioner_pretraining.export_path(tiny)
-    before = LlavaForConditionalGeneration.from_pretrained(folder).lm_head.weight.detach().clone()
-    longer = captioner_pretraining.pretrain(tiny)
-    assert longer.metrics is not None
-    assert longer.metrics["step"] == 4
-    assert not torch.equal(before, LlavaForConditionalGeneration.from_pretrained(folder).lm_head.weight)
+    assert result.metrics["step"] == 4
+    written = LlavaForConditionalGeneration.from_pretrained(captioner_pretraining.export_path(tiny))
+    assert bool(written.lm_head.weight.isfinite().all())

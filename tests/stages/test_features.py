@@ -12,9 +12,11 @@ from raydapt.data.decode import BadImage, decode_image
 from raydapt.data.sources import Source, read_part, resolve_source
 from raydapt.errors import UserError
 from raydapt.models.clip import Clip, clip_identity, load_clip
-from raydapt.settings.groups import DataSettings, RaySettings, StageSettings
+from raydapt.settings.groups import DataSettings, Precision, RaySettings, StageSettings
+from raydapt.settings.types import Auto
 from raydapt.stages.context import ActorPlan, StageContext
 from raydapt.stages.features import Encoder, encode_pixels, features_stage
+from raydapt.stages.inference import Inference
 from raydapt.stages.pixels import pixels_stage
 from raydapt.store.artefact import StageResult, Store
 from tests.stages.images import BAD, write_images
@@ -187,12 +189,16 @@ def test_fingerprint_follows_images_model_and_limits(source: Source, clip: Clip,
     assert same.fingerprint in names
 
 
-def test_features_in_tf32_are_others_than_those_in_fp32(source: Source, clip: Clip) -> None:
-    recipes = [features_recipe(source, clip.identity, clip.image_spec, DATA, tf32=tf32) for tf32 in (False, True)]
-    assert recipes[0].fingerprint == features_recipe(source, clip.identity, clip.image_spec, DATA).fingerprint
-    assert recipes[0].fingerprint != recipes[1].fingerprint
-    with pytest.raises(UserError, match=r"features\.tf32=true needs a GPU"):
-        Encoder("mini", clip.identity, StageSettings(tf32=True), ActorPlan(actors=1, cpus=1, gpus=0))
+def test_features_of_another_precision_are_others_than_those_in_fp32(source: Source, clip: Clip) -> None:
+    def print_of(precision: Precision | Auto) -> str:
+        arithmetic = StageSettings(precision=precision).arithmetic
+        return features_recipe(source, clip.identity, clip.image_spec, DATA, precision=arithmetic).fingerprint
+
+    plain = features_recipe(source, clip.identity, clip.image_spec, DATA).fingerprint
+    assert print_of("auto") == print_of("fp32") == plain
+    assert len({plain, print_of("tf32"), print_of("bf16"), print_of("fp16")}) == 4
+    with pytest.raises(UserError, match=r"features\.precision=tf32 needs a GPU"):
+        Encoder("mini", clip.identity, StageSettings(precision="tf32"), ActorPlan(actors=1, cpus=1, gpus=0))
 
 
 def test_features_are_read_once_while_somebody_holds_them(made: tuple[Store, StageResult]) -> None:
@@ -216,6 +222,6 @@ def test_encoding_leaves_bad_images_out(clip: Clip, rows: int) -> None:
     side = clip.image_spec.size_px
     pixels = np.random.default_rng(0).integers(0, 256, (rows, 3, side, side), dtype=np.uint8)
     valid = np.arange(rows) % 3 != 2
-    column = encode_pixels(clip, pixels, valid, batch_size=3)
+    column = encode_pixels(Inference.of(clip, clip.device, "fp32"), pixels, valid, batch_size=3)
     assert column.type == pa.list_(pa.float32(), clip.embed_dim)
     assert column.is_valid().to_pylist() == valid.tolist()

@@ -164,6 +164,18 @@ def test_a_model_encodes_the_images_in_their_order(pictures: Path) -> None:
     assert int((~first.valid_N).sum()) == 1
 
 
+@pytest.mark.parametrize("second", ["mini", "self"])
+def test_another_precision_makes_other_features_of_a_second_encoder(pictures: Path, second: str) -> None:
+    made = {}
+    for precision in ("auto", "fp32", "bf16"):
+        specs = make_plan(picture_job(pictures, second, f"features.precision={precision}")).artefacts
+        made[precision] = {spec.name: spec.recipe.fingerprint for spec in specs if spec.recipe is not None}
+    assert made["auto"] == made["fp32"]
+    assert made["bf16"][KIND] != made["fp32"][KIND]
+    assert made["bf16"]["features"] != made["fp32"]["features"]
+    assert made["bf16"].get("self_encoder") == made["fp32"].get("self_encoder")  # learning has its own precision
+
+
 def test_self_learns_once_and_encodes_again_without_learning(pictures: Path) -> None:
     config = picture_job(pictures, "self")
     plan = make_plan(config)

@@ -139,7 +139,7 @@ class PromptMethod(Method):
                 "There are no unlabelled training images to learn from: check data.train_splits and data.shots."
             )
         if round_ == 1:
-            feature_UD = images.feature_ND[images.unlabelled_U]
+            feature_UD = images.of_unlabelled(images.feature_ND)
             all_UC = zero_shot_probability(feature_UD, self._zero_shot_CD, self.prompted.clip.logit_scale)
         else:
             all_UC = probability_UC()

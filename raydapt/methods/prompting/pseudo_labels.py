@@ -23,6 +23,8 @@ Places = int | Indices
 """Images that a class may keep: one number for all, or int64 [C] where the class prior is known."""
 _CELLS_PER_CHUNK = 64 * 1024
 """What is worked on at a time, rows or columns, which stays small beside the matrix."""
+_COLUMNS_AT_ONCE = 16
+"""At least so many columns, since a line of a processor's cache holds as many numbers of a row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +135,7 @@ def cpl_candidates(probability_UC: Probabilities, alpha: float, beta: float | np
         before_UC = np.cumsum(sorted_UC, axis=1)[:, :-1]
         taken_UC = np.concatenate([np.ones((len(chunk_UC), 1), np.bool_), before_UC <= tau], axis=1)
         np.put_along_axis(candidate_UC[start : start + n_rows], order_UC, taken_UC, axis=1)
-    n_columns = max(1, _CELLS_PER_CHUNK // max(1, len(probability_UC)))
+    n_columns = max(_COLUMNS_AT_ONCE, _CELLS_PER_CHUNK // max(1, len(probability_UC)))
     for first in range(0, probability_UC.shape[1], n_columns):
         columns = slice(first, first + n_columns)
         column_UC = probability_UC[:, columns].astype(np.float64)
@@ -155,14 +157,17 @@ def cpl_select(probability_UC: Probabilities, candidate_UC: Mask, k: Places) -> 
 
 def cpl_targets(probability_UC: Probabilities, candidate_UC: Mask, row_M: Indices, *, soft: bool) -> Probabilities:
     """Candidate labels [M, C] of selected images: the masked, renormalised probabilities if `soft`, else 0/1."""
-    hard_MC: Probabilities = candidate_UC[row_M].astype(np.float32)
-    if not soft:
-        return hard_MC
-    masked_MC = probability_UC[row_M] * hard_MC
-    sum_M1 = masked_MC.sum(axis=1, keepdims=True)
-    soft_MC: Probabilities = hard_MC / hard_MC.sum(axis=1, keepdims=True)  # stays where all candidates underflow to 0
-    np.divide(masked_MC, sum_M1, out=soft_MC, where=sum_M1 > 0)
-    return soft_MC
+    target_MC = np.empty((len(row_M), probability_UC.shape[1]), np.float32)
+    n_rows = max(1, _CELLS_PER_CHUNK // probability_UC.shape[1])
+    for start in range(0, len(row_M), n_rows):
+        row_B, target_BC = row_M[start : start + n_rows], target_MC[start : start + n_rows]
+        target_BC[:] = candidate_UC[row_B]
+        if soft:
+            masked_BC = probability_UC[row_B] * target_BC
+            sum_B1 = masked_BC.sum(axis=1, keepdims=True)
+            target_BC /= target_BC.sum(axis=1, keepdims=True)  # stays where all candidates underflow to 0
+            np.divide(masked_BC, sum_B1, out=target_BC, where=sum_B1 > 0)
+    return target_MC
 
 
 def _deferred_acceptance(probability_UC: Probabilities, candidate_UC: Mask | None, k: Places) -> Selection:

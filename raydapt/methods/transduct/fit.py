@@ -186,7 +186,7 @@ def fit(
 
 def _mixture(problem: _Problem, stated_C: Tensor | None) -> tuple[Head, Tensor]:
     """Tempered or spherical: class means, shares and labels in turn."""
-    settings, square_D = problem.settings, problem.feature_ND.square().sum(dim=0)
+    settings, square_D = problem.settings, rules.square_sums(problem.feature_ND)
     statistics = problem.statistics()
     gap = settings.anchor_gap if settings.rule == "tempered" else 0.0
     mean_D = problem.feature_ND.mean(dim=0)
@@ -209,7 +209,7 @@ def _mixture(problem: _Problem, stated_C: Tensor | None) -> tuple[Head, Tensor]:
 
 def _published(problem: _Problem) -> Head:
     """TransCLIP: means and covariance, then the labels several times; StatA the same with anchors."""
-    settings, square_D = problem.settings, problem.feature_ND.square().sum(dim=0)
+    settings, square_D = problem.settings, rules.square_sums(problem.feature_ND)
     statistics = problem.statistics()
     anchors = Anchors(problem.text_CD, rules.shared_variance(statistics, problem.text_CD, square_D))
     for round_ in range(settings.rounds):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+_BLOCK_ELEMENTS = 2**23
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -47,6 +48,12 @@ class Anchors:
 
     mean_CD: Tensor
     variance_D: Tensor
+
+
+def square_sums(feature_ND: Tensor) -> Tensor:
+    """sum_i f_i^2 of every dimension [D], block by block: squares of all features would take as much as they do."""
+    rows = max(1, _BLOCK_ELEMENTS // feature_ND.shape[1])
+    return torch.stack([block_BD.square().sum(dim=0) for block_BD in torch.split(feature_ND, rows)]).sum(dim=0)
 
 
 def text_anchors(mean_D: Tensor, text_CD: Tensor, *, reach: float, gap: float) -> Tensor:

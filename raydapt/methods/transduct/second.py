@@ -40,7 +40,7 @@ class SecondView:
     def of(cls, feature_NE: Tensor, settings: TransductSettings) -> SecondView:
         """Finds the neighbours."""
         there_N1 = feature_NE.any(dim=1, keepdim=True).to(feature_NE)
-        square_E = feature_NE.square().sum(dim=0)
+        square_E = rules.square_sums(feature_NE)
         return cls(
             feature_NE, there_N1, square_E, nearest(feature_NE, settings.neighbours or _TRUST_NEIGHBOURS), settings
         )

@@ -79,8 +79,8 @@ class TransductSpec(MethodSpec):
 
 def fit_images(context: BuildContext, images: TrainingImages, text_CD: Tensor) -> TransductFit:
     """The fit to the unlabelled images, from the texts or from the answers of other runs where there are some."""
-    feature_ND, stated_C = images.feature_ND[images.unlabelled_U].to(text_CD.device), context.prior.log_prior()
-    second_NE = None if images.second_ND is None else images.second_ND[images.unlabelled_U].to(text_CD.device)
+    feature_ND, stated_C = images.of_unlabelled(images.feature_ND).to(text_CD.device), context.prior.log_prior()
+    second_NE = None if images.second_ND is None else images.of_unlabelled(images.second_ND).to(text_CD.device)
     return fit(
         feature_ND,
         text_CD,
@@ -96,7 +96,7 @@ def _answers_of_runs(images: TrainingImages, device: torch.device) -> BaseLogits
     """Log mean probabilities of other runs for a block of the unlabelled images; None without other runs."""
     if images.answer_NC is None:
         return None
-    answer_UC = images.answer_NC[images.unlabelled_U]
+    answer_UC = images.of_unlabelled(images.answer_NC)
     return lambda rows: answer_UC[rows].to(device).clamp_min(_LEAST_PROBABILITY).log()
 
 

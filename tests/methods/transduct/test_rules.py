@@ -53,6 +53,15 @@ def test_spherical_head(case):
     close(found, [[10 * float(f @ mean) / r for mean in means] for f in feature_ND])
 
 
+def test_square_sums_block_by_block(case, monkeypatch):
+    feature_ND, _, _ = case
+    width = feature_ND.shape[1]
+    expected_D = [sum(float(row[d]) ** 2 for row in feature_ND) for d in range(width)]
+    for rows in (1, 7, len(feature_ND)):
+        monkeypatch.setattr(rules, "_BLOCK_ELEMENTS", rows * width)
+        torch.testing.assert_close(rules.square_sums(feature_ND), torch.tensor(expected_D), rtol=1e-5, atol=0)
+
+
 def test_shares_prior(case):
     feature_ND, _, label_NC = case
     expected = [math.log((float(sum(label_NC[:, c])) + 2) / (N + 2 * C)) for c in range(C)]
