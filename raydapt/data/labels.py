@@ -16,6 +16,8 @@ from raydapt.errors import UserError
 
 _MOST_NAMED = 5
 _MOST_COMPARED = 200
+_GAPS = frozenset(("-1", "-1.0", "nan", "NaN", "<NA>"))
+"""What lists and tables of text have where there is no label; a number column's are left out where it is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +110,8 @@ def find_classes(
 
 
 def examine(space: ClassSpace, counts: Mapping[str, int]) -> LabelFindings:
-    """Which of the labels, counted in images, are no class."""
+    """Which of the labels, counted in images, are no class; "-1" and "nan" are none, unless a class is called so."""
+    counts = {label: n for label, n in counts.items() if label.strip() not in _GAPS or space.index_of(label) >= 0}
     strange = Counter({label: images for label, images in counts.items() if space.index_of(label) < 0})
     unknown = [
         UnknownLabel(

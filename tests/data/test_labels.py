@@ -202,3 +202,16 @@ def test_files_elsewhere_are_known_by_what_their_file_system_tells() -> None:
     assert source.label_identity
     assert read_row_labels(source).labels == ["a", "b"]
     memory.rm("/labels", recursive=True)
+
+
+def test_gaps_written_as_text_are_no_labels_unless_a_class_is_called_so() -> None:
+    labels = ["0", "2", "-1", " -1 ", "nan", "NaN", "-1.0", "<NA>", "-2", None]
+    found, findings = find_classes(space(), labels)
+    assert found.tolist() == [0, 2, *[-1] * 8]
+    assert findings.labelled == 3
+    assert [(unknown.label, unknown.images) for unknown in findings.unknown] == [("-2", 1)]
+    moods = space(names=("-1", "0", "1"))
+    found, findings = find_classes(moods, ["-1", "0", "1", "nan"])
+    assert found.tolist() == [0, 1, 2, -1]
+    assert findings.labelled == 3
+    assert not findings.unknown
