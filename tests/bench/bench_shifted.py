@@ -174,7 +174,8 @@ def facts(found: list[dict[str, Any]]) -> str:
     lines = ["| variant | uniform | " + " | ".join(f"`{m}`" for m in methods) + " |", "|---" * (len(methods) + 2) + "|"]
     for variant in dict.fromkeys(case["variant"] for case in found):
         here = [case for case in found if case["variant"] == variant]
-        cells = [f"{np.mean([c['shares']['answers'] for c in here if c['method'] == m]):.2f}" for m in methods]
+        shares = [[case["shares"]["answers"] for case in here if case["method"] == m] for m in methods]
+        cells = [f"{np.mean(values):.2f}" if values else "–" for values in shares]
         lines.append(
             f"| {variant} | {np.mean([c['shares']['uniform'] for c in here]):.2f} | " + " | ".join(cells) + " |"
         )
