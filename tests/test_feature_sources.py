@@ -89,6 +89,7 @@ def test_every_method_learns_from_features_alone(folder: Path, method: str) -> N
     assert pq.read_table(Path(record.path) / "gallery.parquet").num_rows == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paradigm", ["ssl", "trzsl"])
 @pytest.mark.parametrize("method", ["fpl", "cpl"])
 def test_labels_help_as_with_images(folder: Path, method: str, paradigm: str) -> None:
@@ -213,6 +214,7 @@ def test_an_unknown_class_prior_leaves_a_run_its_name_and_a_stated_one_does_not(
         make_plan(job(folder, "cpl", "data.class_prior={cats: common}"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["grip", "coreg", "transduct"])
 def test_a_stated_class_prior_moves_the_answers_and_a_contradiction_is_said(folder: Path, method: str) -> None:
     settings = [setting for setting in JOBS[method] if not setting.startswith("train.epochs") or method == "coreg"]

@@ -148,6 +148,7 @@ def command(what: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(run, env=own, capture_output=True, text=True, check=False, timeout=300)
 
 
+@pytest.mark.slow
 def test_a_hub_gets_the_files_in_a_private_repository(tmp_path: Path, hub: ThreadingHTTPServer) -> None:
     artefact = captions(tmp_path / "store")
     address = f"http://127.0.0.1:{hub.server_port}"
@@ -163,6 +164,7 @@ def test_a_hub_gets_the_files_in_a_private_repository(tmp_path: Path, hub: Threa
     assert base64.b64decode(sent["content"]).decode() == Path(f"{artefact.folder.path}-hub/README.md").read_text()
 
 
+@pytest.mark.slow
 def test_what_is_said_where_nothing_can_be_sent(tmp_path: Path, hub: ThreadingHTTPServer) -> None:
     artefact = captions(tmp_path / "store")
     place = Path(artefact.folder.path)

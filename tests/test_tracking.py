@@ -77,6 +77,7 @@ def leveldb_records(data: bytes, first: int) -> Iterator[bytes]:
             whole = b""
 
 
+@pytest.mark.slow
 def test_both_hear_of_every_epoch_of_the_end_and_of_the_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         folder = run(tmp_path, "track=[mlflow, wandb]")
@@ -104,6 +105,7 @@ def test_both_hear_of_every_epoch_of_the_end_and_of_the_files(tmp_path: Path, ca
     assert json.loads((folder / TRACKED).read_text())["id"] == records["run"][0].run_id
 
 
+@pytest.mark.slow
 def test_a_run_that_is_taken_up_goes_on_in_the_same_place_and_one_that_fails_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

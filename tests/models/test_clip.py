@@ -130,7 +130,10 @@ def test_random_weights_are_the_same_every_time(folder):
         (folder / "Tiny-CLIP-For-Tests.json").unlink()
 
 
-@pytest.mark.parametrize("name", ["nonsense", "ViT-B-32", "ViT-B-33/openai", "/no/such/folder", "ViT-B-32/no-such-tag"])
+@pytest.mark.parametrize("name", [
+    "nonsense", "ViT-B-32", "/no/such/folder", "ViT-B-32/no-such-tag",
+    pytest.param("ViT-B-33/openai", marks=pytest.mark.slow),  # the hub is asked, and asked again
+])  # fmt: skip
 def test_an_unknown_name_is_one_sentence(name):
     with pytest.raises(UserError, match=r"Setting model\.clip=") as caught:
         load_clip(name)

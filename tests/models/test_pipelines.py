@@ -50,6 +50,7 @@ def test_every_kind_has_a_pipeline_here() -> None:
     assert set(TINY) == set(KINDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", OTHERS)
 def test_pictures(folders: Path, kind: str) -> None:
     folder = folders / kind
@@ -119,6 +120,7 @@ def picture(pipeline: object) -> np.ndarray:
     return ImageMaker(pipeline, how).make("a dog", "dog", [0]).astype(int)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WITH_LORA)
 def test_lora_files(folders: Path, tmp_path: Path, kind: str) -> None:
     (tmp_path / WEIGHTS_FILE).write_bytes(lora_of(kind))

@@ -163,6 +163,7 @@ def test_a_file_tells_its_architecture_by_its_name_or_is_given_one(
         load_clip(f"ViT-B-32/{tmp_path}/epoch_3.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [
     "ViT-B-32/openai", "hf-hub:timm/ViT-B-16-SigLIP2", "openai/clip-vit-base-patch32", "hf-hub:org/name@v1.0",
 ])  # fmt: skip

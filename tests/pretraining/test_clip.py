@@ -67,6 +67,7 @@ def test_handwritten_digits(loaded: Any, names: list[str]) -> None:
     assert zero_shot(loaded, images, data.target.tolist(), texts) >= 0.60
 
 
+@pytest.mark.slow
 def test_satellite_images(loaded: Any, data_folder: Path) -> None:
     images, labels = parquet_rows(data_folder / "eurosat.parquet", "test")
     names = sorted(set(labels))

@@ -201,6 +201,7 @@ def test_features_of_another_precision_are_others_than_those_in_fp32(source: Sou
         Encoder("mini", clip.identity, StageSettings(precision="tf32"), ActorPlan(actors=1, cpus=1, gpus=0))
 
 
+@pytest.mark.ray
 def test_features_are_read_once_while_somebody_holds_them(made: tuple[Store, StageResult]) -> None:
     _, result = made
     first, second = load_features(result.artefact), load_features(result.artefact)
