@@ -113,3 +113,21 @@ def test_a_finished_run_of_a_named_set_is_measured_as_it_was(tmp_path: Path, nam
     later = json.loads(evaluate_on(run.path, []).split("\nPredictions")[0])
     assert later["images"] == 40
     assert np.isclose(later["adapted"]["top1"], at_run["adapted"]["top1"])
+
+
+def test_training_images_that_cannot_be_read_are_told_from_splits_that_are_missing(tmp_path: Path) -> None:
+    splits = ["train"] * 6 + ["test"] * 6
+    write(tmp_path / "x.parquet", true_labels(12), splits, bad=frozenset(range(6)))
+    with pytest.raises(
+        UserError, match=r"train_splits=\['train'\] leaves .*none of their images can be read \(not_an_im"
+    ):
+        pipeline.run(job(tmp_path, "data.max_error_share=1"))
+    write(tmp_path / "x.parquet", true_labels(12), ["trainval"] * 6 + ["test"] * 6)
+    with pytest.raises(UserError, match=r"splits test, trainval: set data\.train_splits=\[trainval\]"):
+        pipeline.run(job(tmp_path))
+
+
+def test_classes_called_by_wordnet_ids_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "x.parquet", ["n01440764", "n01443537"] * 4)
+    pipeline.run(job(tmp_path, "data.class_names=auto"))
+    assert "called by numbers ('n01440764', 'n01443537', …), which say nothing to the model" in caplog.text

@@ -3,6 +3,7 @@
 Legend: N images, D width of the feature.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from raydapt.artefacts.loaded import loaded, remember
 from raydapt.data.decode import ImageSpec
+from raydapt.data.files import TRAIN_NAMES
 from raydapt.data.sources import Source, read_row_labels
 from raydapt.errors import UserError
 from raydapt.settings.groups import DataSettings, Precision
@@ -137,10 +139,10 @@ def rows_of_splits(data: DataSettings, table: FeatureTable) -> tuple[Tensor, Ten
     found = sorted({split for split in table.split_N if split is not None})
     if not found:
         row_N = table.valid_N.nonzero().flatten()
-        return _some(row_N, data, found), row_N, True
+        return _some(row_N, data, table), row_N, True
     row_N = _rows(table, lambda split: split in data.train_splits)
     row_T = _rows(table, lambda split: split in data.test_splits)
-    _some(row_N, data, found)
+    _some(row_N, data, table)
     require_readable_tests(data, table)
     return (row_N, row_T, False) if len(row_T) else (row_N, row_N, True)
 
@@ -165,8 +167,14 @@ def _rows(table: FeatureTable, wanted: Callable[[str | None], bool]) -> Tensor:
     return (chosen_N & table.valid_N).nonzero().flatten()
 
 
-def _some(row_N: Tensor, data: DataSettings, found: list[str]) -> Tensor:
+def _some(row_N: Tensor, data: DataSettings, table: FeatureTable) -> Tensor:
     if not len(row_N):
-        there = f"the source has the splits {', '.join(found)}" if found else "no image of the source could be read"
+        found = sorted({split for split in table.split_N if split is not None})
+        there = "no image of the source can be read"
+        if set(found) & set(data.train_splits):
+            there = f"none of their images can be read ({Counter(filter(None, table.error_N)).most_common(1)[0][0]})"
+        elif found:
+            likely = next((split for split in found if split in TRAIN_NAMES), found[0])
+            there = f"the source has the splits {', '.join(found)}: set data.train_splits=[{likely}]"
         raise UserError(f"Setting data.train_splits={data.train_splits} leaves no image to adapt to: {there}.")
     return row_N

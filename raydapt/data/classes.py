@@ -18,6 +18,7 @@ from raydapt.data.spelling import loose, normal, position, prompt_name, same_nam
 from raydapt.errors import UserError
 from raydapt.settings.groups import DataSettings
 
+_FEWEST_CAPTIONS = 4
 MAX_NAME_CHARACTERS = 200
 MAX_TEMPLATE_CHARACTERS = 1000
 _MAX_NAMES_FILE_BYTES = 64 * 1024 * 1024
@@ -125,6 +126,7 @@ def resolve_classes(data: DataSettings, source: Source) -> ClassSpace:
     else:
         other = {normal(label) for label in data.other_labels}
         labels = tuple(label for label in read_label_names(source) if normal(label) not in other)
+        _refuse_captions(labels, source)
         names = tuple(prompt_name(label) for label in labels)
         if source.kind == "tar" and (beside := webdataset.listed_names(source)) and _are_places(labels, len(beside)):
             names = labels = tuple(normal(name) for name in beside)
@@ -196,6 +198,16 @@ def _aliases(known: NamedSet, names: Sequence[str]) -> tuple[tuple[str, int], ..
     return tuple((alias, position[name]) for alias, name in known.aliases.items() if name in position)
 
 
+def _refuse_captions(labels: Sequence[str], source: Source) -> None:
+    """Refuses to take for classes what is another sentence for nearly every image."""
+    words = sum(len(label.split()) for label in labels)
+    if len(labels) >= _FEWEST_CAPTIONS and 2 * len(labels) >= (source.rows or 0) > 0 and words >= 4 * len(labels):
+        raise UserError(
+            f"data.class_names='auto': the {source.rows:,} images of {source.uri!r} have {len(labels):,} different "
+            f"labels, such as {labels[0][:80]!r}, which look like captions: set data.class_names to a list."
+        )
+
+
 def _check_names(names: Sequence[str], data: DataSettings, source: Source) -> None:
     if not names:
         raise UserError(
@@ -206,8 +218,8 @@ def _check_names(names: Sequence[str], data: DataSettings, source: Source) -> No
         )
     if len(names) < 2:
         raise UserError(
-            f"data.class_names: there is one class, {names[0]!r}; at least two are needed."
-            + "".join(f" {note}" for note in source.notes)
+            f"data.class_names: there is one class, {names[0]!r}; at least two are needed: set "
+            "data.class_names to a list." + "".join(f" {note}" for note in source.notes)
         )
     for name in names:
         if not name.strip():

@@ -8,12 +8,15 @@ from typing import Any
 
 import pyarrow as pa
 
+from raydapt.data.row_columns import LABEL_NAMES, SPLIT_COLUMNS
 from raydapt.data.vectors import holds_vectors
 from raydapt.errors import UserError
 
 _IMAGE_NAMES = ("image", "img", "picture", "jpg", "png", "webp")
 _FEATURE_NAMES = ("feature", "features", "embedding", "embeddings", "vector")
-_LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls")
+_LABEL_NAMES = ("label", "labels", "fine_label", *LABEL_NAMES)
+_NO_LABEL_NAMES = ("id", "key", "index", "caption", "text", "url", "width", "height", "sha256", "filename", "md5")
+"""Columns beside the images that nobody takes for labels."""
 _PATH_NAMES = ("path", "address", "image_path", "filepath", "file_name", "url")
 
 
@@ -34,6 +37,8 @@ class Columns:
 
     ignored_label: str = ""
     """A column called as labels are that holds none, with its type; else empty."""
+    other: tuple[str, ...] = ()
+    """Where there is no label: columns of which one may be it under another name."""
     names_files: bool = False
     """Whether the image column holds paths alone."""
     id: str | None = None
@@ -132,6 +137,9 @@ def _with_labels(schema: pa.Schema, content: str) -> Columns:
     ignored = ""
     if label is not None and not _holds_labels(schema.field(label).type):
         label, ignored = None, f"{label!r} ({schema.field(label).type})"
+    split = _first(schema, SPLIT_COLUMNS)
+    if split is not None and split != "split" and not _is_text(schema.field(split).type):
+        split = None  # a number called "set" is none
     feature = features.get(label) if label else None
     names = feature.get("names") if isinstance(feature, dict) else None
     return Columns(
@@ -139,7 +147,8 @@ def _with_labels(schema: pa.Schema, content: str) -> Columns:
         label=label,
         ignored_label=ignored,
         names_files=bool(content) and _is_text(schema.field(content).type),
-        split="split" if "split" in schema.names else None,
+        split=split,
+        other=() if label or ignored else _others(schema, (content, split)),
         label_names=tuple(str(name) for name in names) if isinstance(names, list) else (),
     )
 
@@ -170,7 +179,19 @@ def _features(schema: pa.Schema) -> dict[str, Any]:
 
 
 def _first(schema: pa.Schema, names: Sequence[str]) -> str | None:
-    return next((name for name in names if name in schema.names), None)
+    """The first of the names that the table has, written so or in other letters, such as "Class Name"."""
+    written = {name.strip().lower().replace(" ", "_").replace("-", "_"): name for name in reversed(schema.names)}
+    return next((name for name in names if name in schema.names), None) or next(
+        (written[name] for name in names if name in written), None
+    )
+
+
+def _others(schema: pa.Schema, read: Sequence[str | None]) -> tuple[str, ...]:
+    """Columns that could be labels by their type."""
+    known = {*read, *_NO_LABEL_NAMES, *_PATH_NAMES}
+    return tuple(
+        field.name for field in schema if not {field.name, field.name.lower()} & known and _holds_labels(field.type)
+    )
 
 
 def _of_feature(schema: pa.Schema, features: dict[str, Any], kind: str) -> str | None:

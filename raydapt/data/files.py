@@ -30,8 +30,8 @@ SPLIT_NAMES = (
     *("trainval", "eval", "evaluation", "holdout"),
     *sorted(UNLABELLED_NAMES),
 )
-JUNK_FOLDERS = frozenset({"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "$Recycle.Bin", "lost+found",
-                          "System Volume Information"})  # fmt: skip
+JUNK_FOLDERS = frozenset({"__MACOSX", "@eaDir", "#recycle", "@Recycle", "#snapshot", "@Recently-Snapshot",
+                          "$RECYCLE.BIN", "$Recycle.Bin", "lost+found", "System Volume Information"})  # fmt: skip
 """Folders that systems put beside people's own, spelt as they do: thumbnails, forks and what was thrown away."""
 _OWN_FOLDER = re.compile(r"[0-9a-f]{16}")
 _OWN_PART = re.compile(r"part-\d{5,}\.parquet")

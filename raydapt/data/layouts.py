@@ -1,7 +1,7 @@
 """What the folders of an image set mean: splits, classes, or nothing.
 
-A layout is written as a path: ``class``, ``split``, ``split/class``, with ``*`` for a folder that means nothing, such
-as a wrapper around all others; ``flat`` where no folder means anything.
+A layout is written as a path: ``class``, ``split``, ``split/class``, ``class/split``, with ``*`` for a folder that
+means nothing, such as a wrapper around all others; ``flat`` where no folder means anything.
 """
 
 import re
@@ -12,8 +12,12 @@ from raydapt.data.parts import printable
 from raydapt.errors import UserError
 
 FLAT, CLASS, SPLIT, SPLIT_CLASS = "flat", "class", "split", "split/class"
-_SPLITS = frozenset(SPLIT_NAMES)
-_WORD = re.compile(r"(?<![a-z])(" + "|".join(sorted(SPLIT_NAMES, key=len, reverse=True)) + r")(?![a-z])")
+_SPLITS = frozenset(SPLIT_NAMES) | {"labeled", "labelled"}
+_ANY_SPLIT = "(" + "|".join(sorted(_SPLITS, key=len, reverse=True)) + ")"
+_WORD = re.compile(rf"(?<![a-z]){_ANY_SPLIT}(?![a-z])")
+_WORD_AND_MORE = re.compile(_ANY_SPLIT + r"[ _-]*(?:\d+|set|data|dataset|images?|imgs?|photos?|pictures?|[ab])")
+"""Such as ``test1`` and ``training_set``."""
+_MOST_SHOWN = 3
 
 
 def layout_of(names: Iterable[str]) -> str:
@@ -35,8 +39,16 @@ def layout_of(names: Iterable[str]) -> str:
         return FLAT if min(len(path) for path in folders) == 0 else CLASS
     prefix = "*/" * depth
     if not _are_splits(level):
-        return prefix + CLASS
+        return prefix + CLASS + _below_classes(folders, depth)
     return prefix + SPLIT + _below_splits(folders, depth)
+
+
+def _below_classes(folders: Collection[tuple[str, ...]], depth: int) -> str:
+    """What follows ``class`` in a layout: splits, if every image of every class is in a folder called so."""
+    if min(len(path) for path in folders) <= depth + 1:
+        return ""
+    inner = {path[depth + 1] for path in folders}
+    return "/" + SPLIT if len(inner) > 1 and _are_splits(inner) else ""
 
 
 def _below_splits(folders: Collection[tuple[str, ...]], depth: int) -> str:
@@ -64,7 +76,7 @@ def label_and_split(name: str, layout: str) -> tuple[str | None, str | None]:
 
 def split_name(folder: str) -> str:
     """The split that a folder is: ``train`` for "Train" and "seg_train", its own name in lower case for any other."""
-    lower = folder.lower()
+    lower = _bare(folder)
     match = None if lower in _SPLITS else _WORD.search(lower)
     return match[1] if match else lower
 
@@ -98,15 +110,60 @@ def describe_layout(names: Sequence[str], layout: str) -> str:
             f"The folders are not taken for classes, as {strays[0]!r} and {len(strays) - 1:,} more images lie beside "
             "them: move those away if the folders are classes."
         )
-    return f"Folders are read as {layout.upper()}/, where * means nothing." if "*" in layout else ""
+    if layout == FLAT:
+        return ""
+    said = []
+    if "*" in layout:
+        said.append(f"Folders are read as {layout.upper()}/, where * means nothing.")
+    elif layout not in (CLASS, SPLIT, SPLIT_CLASS):
+        said.append(f"Folders are read as {layout.upper()}/.")
+    return " ".join([*said, *_describe_splits(names, layout), *_describe_classes(names, layout)])
+
+
+def _describe_splits(names: Sequence[str], layout: str) -> list[str]:
+    """Which folders are taken for splits of another name."""
+    if SPLIT not in layout.split("/"):
+        return []
+    place = layout.split("/").index(SPLIT)
+    folders = sorted({name.split("/")[place] for name in names})
+    other = [f"{folder!r} as {split_name(folder)!r}" for folder in folders if folder.lower() != split_name(folder)]
+    return [f"Splits: {_some(other)}."] if other else []
+
+
+def _describe_classes(names: Sequence[str], layout: str) -> list[str]:
+    """Whether what is taken for classes may stand around them: the same folders are in each, as in ``sketch/dog``."""
+    meanings = layout.split("/")
+    if meanings[-1] != CLASS:
+        return []
+    inner: dict[str, set[str]] = {}
+    for path in {tuple(name.split("/")[len(meanings) - 1 : -1]) for name in names}:
+        inner.setdefault(path[0], set()).update(path[1:2] or [""])
+    first = next(iter(inner.values()))
+    if len(inner) < 2 or len(first) < 2 or any(folders != first for folders in inner.values()):
+        return []
+    outer, within = (_some([repr(name) for name in sorted(folders)]) for folders in (inner, first))
+    return [
+        f"The classes are {outer}, and each of them holds the folders {within}: give one of the outer folders to "
+        "data.source if the inner ones are the classes."
+    ]
+
+
+def _some(words: Sequence[str]) -> str:
+    return ", ".join(words[:_MOST_SHOWN]) + (f" and {len(words) - _MOST_SHOWN:,} more" * (len(words) > _MOST_SHOWN))
 
 
 def _are_splits(level: Collection[str]) -> bool:
-    lower = {folder.lower() for folder in level}
+    lower = {_bare(folder) for folder in level}
     if lower <= _SPLITS:
         return True
     trains, others = lower & TRAIN_NAMES, (lower & _SPLITS) - TRAIN_NAMES - UNLABELLED_NAMES
     if trains and others:  # what lies beside a training and a test split is another one
         return True
-    around = {_WORD.sub("", folder, count=1) for folder in lower}
-    return len(lower) > 1 and len(around) == 1 and all(_WORD.search(folder) for folder in lower)
+    around = {_WORD.sub("", folder.lower(), count=1) for folder in level}
+    return len(level) > 1 and len(around) == 1 and all(_WORD.search(folder.lower()) for folder in level)
+
+
+def _bare(folder: str) -> str:
+    """``test`` for "Test1" and "test_images"; any other name in lower case."""
+    match = _WORD_AND_MORE.fullmatch(folder.lower())
+    return match[1] if match else folder.lower()

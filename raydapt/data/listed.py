@@ -31,7 +31,7 @@ from raydapt.data.files import (
 )
 from raydapt.data.layouts import label_and_split, layout_of, split_name
 from raydapt.data.parts import Source
-from raydapt.data.row_columns import RowColumns, find_row_columns, is_image_name
+from raydapt.data.row_columns import NoPathColumnError, RowColumns, find_row_columns, is_image_name
 from raydapt.data.zips import is_zip
 from raydapt.errors import UserError
 
@@ -133,7 +133,10 @@ def plan_metadata(
     told: dict[str, NamedImage] = {}
     labelled = split = False
     for table in tables:
-        columns, cells = _cells(found, table, source)
+        try:
+            columns, cells = _cells(found, table, source)
+        except NoPathColumnError:  # a table of something else that is only called so
+            continue
         labelled |= columns.label is not None
         split |= columns.split is not None
         folder = posixpath.dirname(table.name)

@@ -8,11 +8,15 @@ from raydapt.errors import UserError
 
 _PATHS = ("file_name", "filename", "file", "filepath", "file_path", "path", "image_path", "img_path", "image_name",
           "img_name", "image", "img", "image_id", "img_id", "imageid", "id_code", "id", "name", "url")  # fmt: skip
-_LABELS = ("class_name", "classname", "label_name", "category_name", "label", "labels", "class", "category",
+LABEL_NAMES = ("class_name", "classname", "label_name", "category_name", "label", "labels", "class", "category",
            "target", "class_id", "classid", "label_id", "category_id", "cls", "species", "breed", "diagnosis",
            "dx", "y")  # fmt: skip
-_SPLITS = ("split", "subset", "set", "partition")
+SPLIT_COLUMNS = ("split", "subset", "set", "partition")
 _LOOKED_AT = 50
+
+
+class NoPathColumnError(UserError):
+    """A list that names no images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +46,12 @@ def find_row_columns(header: Sequence[str] | None, rows: Sequence[Sequence[str |
     of_images = next((i for i in range(len(keys)) if _holds_names(rows, i)), None)
     path = of_images if found is None or (of_images is not None and not _holds_names(rows, found)) else found
     if path is None:
-        raise UserError(
+        raise NoPathColumnError(
             f"{where!r} has the columns {', '.join(header)}: call the one with the image files 'path' and the one with "
             "the classes 'label'."
         )
-    split = _first(keys, _SPLITS, but=(path,))
-    label = _first(keys, _LABELS, but=(path, split))
+    split = _first(keys, SPLIT_COLUMNS, but=(path,))
+    label = _first(keys, LABEL_NAMES, but=(path, split))
     rest = [i for i in range(len(keys)) if i not in (path, split)]
     if label is None and len(rest) == 1:
         label = rest[0]

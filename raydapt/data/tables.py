@@ -277,6 +277,9 @@ def _notes(files: Sequence[_File], without: Sequence[str]) -> Iterator[str]:
     ignored = sorted({file.columns.ignored_label for file in files if file.columns.ignored_label})
     if ignored:
         yield f"The column {ignored[0]} holds no labels that can be read, so the images count as unlabelled."
+    if not any(file.columns.label for file in files) and (other := files[0].columns.other):
+        columns = ", ".join(other[:8])
+        yield f"No column is called as labels are ({columns}): call it 'label' if one of them holds the classes."
 
 
 def _inspect_all(found: Listing, *, sequential: bool) -> Iterator[_File | NoImageColumnError]:

@@ -73,8 +73,8 @@ class _Group:
             if own and sample is not own and sample.label is None and sample.split is None:
                 sample.label, sample.split, sample.caption = own.label, own.split, own.caption
             sample.offset = self.offset if shared else sample.offset  # what they share must be read with each
-            if sample.label_rank == _LABEL_EXTENSIONS.index("txt") and sample.label == sample.caption:
-                sample.label = None
+            if sample.label_rank == _LABEL_EXTENSIONS.index("txt") and sample.caption is not None:
+                sample.label = None  # a text beside a caption is one, too
         return images
 
 

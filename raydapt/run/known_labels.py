@@ -5,6 +5,7 @@ Labels are for measuring, and for the labelled part of SSL and TRZSL; nothing el
 Legend: N rows of the features artefact.
 """
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 
@@ -18,6 +19,9 @@ from raydapt.data.spelling import position
 from raydapt.data.splits import unused_splits
 from raydapt.run.plan import Plan
 from raydapt.store.artefact import Artefact
+
+_WORDNET_ID = re.compile(r"n\d{8}")
+"""As the folders of ImageNet are called."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +83,8 @@ def notes_of(plan: Plan, table: FeatureTable) -> list[str]:
     counts = Counter(split for split in table.split_N if split is not None)
     unused = unused_splits(counts, data.train_splits, data.test_splits)
     names = plan.classes.names
-    numbers = all(position(name) is not None for name in names) and set_of_names(names) is None
+    numbers = all(position(name) is not None or _WORDNET_ID.fullmatch(name) for name in names)
+    numbers = numbers and set_of_names(names) is None
     nameless = [f"The classes are called by numbers ({names[0]!r}, {names[1]!r}, …), which say nothing to the model: "
                 "set data.class_names to what they are."] if numbers else []  # fmt: skip
     return [*plan.source.notes, *([unused] if unused else []), *nameless]

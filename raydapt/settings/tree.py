@@ -70,6 +70,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Reads a YAML mapping; a missing file or another content is a `UserError`."""
     try:
         text = Path(path).read_text(encoding="utf-8")
+    except IsADirectoryError:
+        raise UserError(
+            f"{str(path)!r} is a folder and no job file: write data.source={str(path)!r} if the images are there."
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Job file {str(path)!r} cannot be read ({error}): give the path of a YAML file.") from None
     try:
@@ -97,6 +101,8 @@ def apply_override(tree: dict[str, Any], item: str, *, kind: Any = None) -> None
         kind: The settings that the tree is of, if they are to be asked for their types.
     """
     key, equals, text = item.partition("=")
+    if _is_path(item, key):
+        raise UserError(f"{item!r} is a path and no setting: write data.source={item!r} if the images are there.")
     if not equals or not key:
         raise UserError(f"Override {item!r} has no '=': write key=value, such as train.epochs=5.")
     value = _value_of(text, None if kind is None else _hint_of(kind, key))
@@ -107,6 +113,11 @@ def apply_override(tree: dict[str, Any], item: str, *, kind: Any = None) -> None
         if not isinstance(node, dict):
             raise UserError(f"Override {item!r}: {name!r} is a value, not a group of settings: check the key.")
     node[last] = value
+
+
+def _is_path(item: str, key: str) -> bool:
+    """Whether an override is an address, which may have an ``=`` in it (``/photos/date=2024``)."""
+    return "/" in key or "\\" in key or ("=" not in item and Path(item).exists())
 
 
 def _value_of(text: str, hint: Any) -> Any:

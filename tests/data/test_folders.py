@@ -46,6 +46,7 @@ SPLIT_TREES = {
     "*/class": ["CUB/images/001.Auk/1.png", "CUB/images/002.Owl/1.png"],
     "*/split/class": ["set/train/cat/1.png", "set/val/cat/1.png"],
     "class": ["train/1.png", "bus/1.png", "test tube/2.png"],
+    "class/split": ["cat/train/1.png", "cat/test/2.png", "dog/train/1.png"],
 }  # fmt: skip
 
 
@@ -64,6 +65,45 @@ def test_splits_and_wrappers_are_no_classes() -> None:
     assert [label_and_split(name, layout_of(kaggle)) for name in kaggle] == [("cat", "train"), ("cat", "test")]
     assert layout_of(["steam_train/1.png", "test_tube/1.png"]) == "class"
     assert layout_of(["cat/deep/1.png"]) == "class"
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [(("train", "test1"), ("train", "test")), (("training_set", "test_set"), ("training", "test")),
+     (("labeled", "unlabeled"), ("labeled", "unlabeled")), (("Training Data", "Testing Data"), ("training", "testing")),
+     (("train_a", "val2"), ("train", "val"))],
+)  # fmt: skip
+def test_splits_with_numbers_and_other_words(folders: tuple[str, str], splits: tuple[str, str]) -> None:
+    names = [f"{folder}/{label}/1.png" for folder in folders for label in ("cat", "dog")]
+    assert layout_of(names) == "split/class"
+    assert [label_and_split(name, "split/class") for name in names[::2]] == [("cat", split) for split in splits]
+    assert layout_of([f"{folder}/1.png" for folder in folders]) == "split"
+    assert layout_of(["train1/1.png", "bus/1.png", "test tube/1.png"]) == "class"
+
+
+def test_what_folders_are_taken_for_is_said(tmp_path: Path) -> None:
+    write(tmp_path / "a", [f"{site}/{label}/1.png" for site in ("sketch", "photo") for label in ("cat", "dog")])
+    assert "'photo', 'sketch', and each of them holds the folders 'cat', 'dog'" in notes(tmp_path / "a")
+    write(tmp_path / "b", ["train/cat/1.png", "train/dog/1.png", "test1/cat/1.png"])
+    assert notes(tmp_path / "b") == "Splits: 'test1' as 'test'."
+    write(tmp_path / "c", ["cat/train/1.png", "cat/test/1.png", "dog/train/1.png", "dog/test/1.png"])
+    assert notes(tmp_path / "c") == "Folders are read as CLASS/SPLIT/."
+    source = resolve_source(str(tmp_path / "c"), rows_per_part=9)
+    assert source.splits == ("test", "train")
+    assert {row["label"] for row in read_part(source.parts[0], DATA).to_pylist()} == {"cat", "dog"}
+    write(tmp_path / "d", ["cat/leaf/1.png", "cat/bark/1.png", "dog/leaf/1.png", "dog/2.png"])
+    assert notes(tmp_path / "d") == ""
+
+
+def notes(folder: Path) -> str:
+    return " ".join(resolve_source(str(folder), rows_per_part=9).notes)
+
+
+@pytest.mark.parametrize("junk", ["@eaDir", "@Recycle", "#snapshot", "@Recently-Snapshot"])
+def test_folders_of_storage_boxes_are_no_classes(tmp_path: Path, junk: str) -> None:
+    write(tmp_path, ["cat/1.png", "dog/1.png", f"{junk}/1.png", f"cat/{junk}/1.png"])
+    source = resolve_source(str(tmp_path), rows_per_part=9)
+    assert (source.rows, source.label_names) == (2, ("cat", "dog"))
 
 
 def test_a_folder_that_may_be_a_split_or_a_class_is_refused(tmp_path: Path) -> None:

@@ -218,3 +218,13 @@ def test_shards_of_img2dataset_are_no_classes(tmp_path: Path) -> None:
     source = resolve_source(str(tmp_path), rows_per_part=9)
     assert (source.label_names, source.has_labels) == ((), False)
     assert "img2dataset's shards" in " ".join(source.notes)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_table_that_is_only_called_metadata_hides_no_folders(tmp_path: Path, kind: str) -> None:
+    images(tmp_path, "cat/1.png", "dog/1.png")
+    if kind == "csv":
+        table(tmp_path / "metadata.csv", [["width", "height"], [1, 2]])
+    else:
+        pq.write_table(pa.table({"width": [1]}), tmp_path / "metadata.parquet")
+    assert resolve_source(str(tmp_path), rows_per_part=2).label_names == ("cat", "dog")

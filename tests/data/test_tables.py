@@ -157,6 +157,27 @@ def test_faults_are_sentences(tmp_path: Path) -> None:
             resolve_source(str(path), rows_per_part=10)
 
 
+@pytest.mark.parametrize("name", ["target", "class_id", "Label", "Class Name", "category", "species", "y"])
+def test_label_columns_by_other_names(tmp_path: Path, name: str) -> None:
+    pq.write_table(
+        pa.table({"Image": [png(0)] * 2, name: ["cat", "dog"], "Subset": ["train", "test"]}), tmp_path / "x.parquet"
+    )
+    source = resolve_source(str(tmp_path), rows_per_part=10)
+    rows = [row for part in source.parts for row in read_part(part, DATA).to_pylist()]
+    assert [(row["label"], row["split"]) for row in rows] == [("cat", "train"), ("dog", "test")]
+    assert source.notes == ()
+
+
+def test_columns_that_may_be_labels_are_said(tmp_path: Path) -> None:
+    table = pa.table({"image": [png(0)] * 2, "quality": ["cat", "dog"], "id": [1, 2], "caption": ["a", "b"]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    source = resolve_source(str(tmp_path), rows_per_part=10)
+    assert "No column is called as labels are (quality): call it 'label'" in " ".join(source.notes)
+    assert not source.has_labels
+    pq.write_table(table.drop_columns("quality"), tmp_path / "x.parquet")
+    assert resolve_source(str(tmp_path), rows_per_part=10).notes == ()
+
+
 def test_captions_are_no_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raydapt.data.tables._MOST_LABEL_NAMES", 3)
     pq.write_table(pa.table({"image": [png(0)] * 5, "label": list("abcde")}), tmp_path / "x.parquet")

@@ -6,6 +6,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from raydapt.data.classes import resolve_classes
 from raydapt.data.sources import Source, read_label_names, read_parts, resolve_source
 from raydapt.errors import UserError
 from raydapt.settings.groups import DataSettings
@@ -191,3 +192,24 @@ def test_captions_are_no_labels_and_what_is_left_out_is_counted(tmp_path: Path) 
     assert [row["label"] for row in rows_of(source)] == [None] * 3
     assert not source.has_labels
     assert "3 .psd" in source.notes[0]
+
+
+def test_texts_beside_captions_are_no_labels(tmp_path: Path) -> None:
+    members: dict[str, bytes] = {}
+    for i in range(3):
+        members |= {f"{i}.png": png(i), f"{i}.txt": b"a cat", f"{i}.json": json.dumps({"caption": "a photo"}).encode()}
+    write_tar(tmp_path / "x.tar", members)
+    assert not resolve_source(str(tmp_path), rows_per_part=2).has_labels
+
+
+def test_captions_are_no_class_names(tmp_path: Path) -> None:
+    members: dict[str, bytes] = {}
+    for i in range(8):
+        members |= {f"{i}.png": png(i), f"{i}.txt": f"a grey cat on mat {i % 5}".encode()}
+    write_tar(tmp_path / "x.tar", members)
+    source = resolve_source(str(tmp_path), rows_per_part=8)
+    with pytest.raises(
+        UserError, match=r"5 different labels, such as 'a grey cat.*look like captions: set data\.class_names"
+    ):
+        resolve_classes(DataSettings(source=str(tmp_path)), source)
+    assert len(resolve_classes(DataSettings(source=str(tmp_path), class_names=["cat", "dog"]), source).names) == 2
