@@ -41,13 +41,13 @@ def test_numbers_and_nothing_are_what_they_were() -> None:
 
 @pytest.mark.parametrize("text", ["/photos/date=2024", "photos/", "."])
 def test_a_path_without_its_setting_is_told_from_a_setting(text: str) -> None:
-    with pytest.raises(UserError, match="is a path and no setting: write data.source=") as caught:
+    with pytest.raises(UserError, match=r"is a path and no setting: write data\.source=") as caught:
         apply_override({}, text)
     assert repr(text) in str(caught.value)
 
 
 def test_a_folder_in_the_place_of_a_job_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is a folder and no job file: write data.source="):
+    with pytest.raises(UserError, match=r"is a folder and no job file: write data\.source="):
         load_config(str(tmp_path), [])
 
 
