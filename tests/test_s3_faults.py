@@ -54,6 +54,7 @@ def server() -> Iterator[Faulty]:
 
     import boto3
     import ray
+    import s3fs
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
@@ -64,11 +65,13 @@ def server() -> Iterator[Faulty]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{served.port}"}.items():
             patch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()  # those of other tests know another server
         boto3.client("s3").create_bucket(Bucket=BUCKET)
         ray.shutdown()
         ensure_ray(SETTINGS)
         yield faulty
         ray.shutdown()  # whoever needs one next starts it again
+        s3fs.S3FileSystem.clear_instance_cache()
     served.shutdown()
     thread.join()
 
