@@ -20,6 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from raydapt.methods.even_sample import even_sample
+from raydapt.methods.scores import nearest_images
+
 Verdict = Literal["adapted", "mean of both", "zero-shot"]
 SURENESS_POWER = 4
 """Weight of an image is the zero-shot probability of its class to this power."""
@@ -34,8 +37,8 @@ CLEAR_GAIN = 0.1
 MOST_MOVED = 1.2
 """Class shares that move by more than this many times what zero-shot expects to be wrong are not believed."""
 _NEIGHBOURS = 5
-_SAMPLE = 4096
-"""Images whose neighbours are looked at, and among which they are looked for."""
+SAMPLE = 4096
+"""Images that the evidence is read off: enough for shares to a percent, and neighbours are looked for among them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,14 +95,37 @@ class Guarded:
         return {"verdict": self.verdict, "reason": self.sentence, **asdict(self.evidence)}
 
 
-def evidence(zero_NC: Tensor, adapted_NC: Tensor, feature_ND: Tensor) -> Evidence:
+@dataclass(frozen=True, kw_only=True)
+class Neighbourhood:
+    """Which images of a set are looked at (S of them), and the K nearest of each among these."""
+
+    row_S: Tensor
+    """int64 rows."""
+    index_SK: Tensor
+    """int64 positions in `row_S`."""
+
+
+def neighbourhood_of(feature_ND: Tensor) -> Neighbourhood:
+    """The neighbours of an even sample, drawn in the order of one coordinate: it does not depend on the images' order.
+
+    Args:
+        feature_ND: L2-normalised features of the frozen model.
+    """
+    row_S = torch.arange(len(feature_ND), device=feature_ND.device)
+    if len(row_S) > SAMPLE:
+        row_S = even_sample(feature_ND[:, 0].argsort(), SAMPLE)
+    return Neighbourhood(row_S=row_S, index_SK=nearest_images(F.normalize(feature_ND[row_S], dim=1), _NEIGHBOURS))
+
+
+def evidence(zero_NC: Tensor, adapted_NC: Tensor, images: Tensor | Neighbourhood) -> Evidence:
     """What can be told without labels.
 
     Args:
         zero_NC: Zero-shot probabilities.
         adapted_NC: The adapted classifier's, of the same images.
-        feature_ND: L2-normalised features of the frozen model.
+        images: Their L2-normalised features of the frozen model, or the neighbours, for who judges them repeatedly.
     """
+    near = images if isinstance(images, Neighbourhood) else neighbourhood_of(images)
     sure_N, zero_N = zero_NC.max(dim=1)
     adapted_N = adapted_NC.argmax(dim=1)
     weight_N = sure_N.double() ** SURENESS_POWER
@@ -107,25 +133,24 @@ def evidence(zero_NC: Tensor, adapted_NC: Tensor, feature_ND: Tensor) -> Evidenc
     differs_N = (zero_N != adapted_N).double()
     n_classes = zero_NC.shape[1]
     shares = [torch.bincount(class_N, minlength=n_classes).double() / len(class_N) for class_N in (zero_N, adapted_N)]
-    neighbour_SK, row_S = _neighbours(feature_ND)
     return Evidence(
         contradicted=float(weight_N @ differs_N),
         expected=float(weight_N @ (1 - sure_N.double())),
         moved=float((shares[0] - shares[1]).abs().sum()) / 2,
         doubt=float((1 - sure_N.double()).mean()),
         changed=float(differs_N.mean()),
-        neighbours_before=_alike(zero_N[row_S], neighbour_SK, n_classes),
-        neighbours_after=_alike(adapted_N[row_S], neighbour_SK, n_classes),
+        neighbours_before=_alike(zero_N[near.row_S], near.index_SK, n_classes),
+        neighbours_after=_alike(adapted_N[near.row_S], near.index_SK, n_classes),
     )
 
 
-def judge(zero_NC: Tensor, adapted_NC: Tensor, feature_ND: Tensor) -> Guarded:
+def judge(zero_NC: Tensor, adapted_NC: Tensor, images: Tensor | Neighbourhood) -> Guarded:
     """The verdict on an adapted classifier; arguments as of `evidence`.
 
     Thresholds were chosen on development sets and their shifted variants (docs/trust.md). The mean of both
     softmaxes is the first fallback: it has no parameter, and its worst case is a fraction of the adapted one's.
     """
-    found = evidence(zero_NC, adapted_NC, feature_ND)
+    found = evidence(zero_NC, adapted_NC, images)
     contradicts = (
         f"it contradicts {found.contradicted:.0%} of what zero-shot is sure of, where {found.expected:.0%} are "
         "expected to be wrong"
@@ -155,20 +180,6 @@ def judge(zero_NC: Tensor, adapted_NC: Tensor, feature_ND: Tensor) -> Guarded:
     else:
         verdict, reason = "adapted", f"The adapted classifier is kept: {alike}, and {contradicts}."
     return Guarded(verdict=verdict, sentence=reason, evidence=found)
-
-
-def _neighbours(feature_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest images among a sample, and the sample's rows.
-
-    The sample is drawn evenly from the images in the order of one coordinate: it does not depend on their order.
-    """
-    row_S = torch.arange(len(feature_ND), device=feature_ND.device)
-    if len(row_S) > _SAMPLE:
-        place = torch.linspace(0, len(row_S) - 1, _SAMPLE, device=row_S.device).round().long()
-        row_S = feature_ND[:, 0].argsort()[place]
-    unit_SD = F.normalize(feature_ND[row_S], dim=1)
-    cosine_SS = (unit_SD @ unit_SD.T).fill_diagonal_(-torch.inf)
-    return cosine_SS.topk(min(_NEIGHBOURS, len(row_S) - 1), dim=1).indices, row_S
 
 
 def _alike(class_S: Tensor, neighbour_SK: Tensor, n_classes: int) -> float:

@@ -11,14 +11,11 @@ from torch import Tensor
 from raydapt.artefacts.inputs import images_of
 from raydapt.methods.contract import Method
 from raydapt.methods.even_sample import even_sample
-from raydapt.methods.guard import Guarded, Verdict, judge
+from raydapt.methods.guard import SAMPLE, Guarded, Verdict, judge
 from raydapt.methods.predictions import Classifier, Predictions, predict_mean
 from raydapt.methods.spec import FinishedRun
 from raydapt.settings.config import Config
 from raydapt.store.run_record import Run
-
-_SAMPLE = 4096
-"""Images that the evidence is read off: enough for shares to a percent, and S x C probabilities fit anywhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +38,7 @@ class Classifiers:
 
     def judged(self, row_U: Tensor, feature_ND: Tensor) -> Guarded:
         """The verdict on the adapted classifier by an even sample of the unlabelled images."""
-        row_S = even_sample(row_U, _SAMPLE)
+        row_S = even_sample(row_U, SAMPLE)
         zero_SC, adapted_SC = (self._probabilities(one, row_S) for one in (self.zero_shot, self.adapted))
         return judge(zero_SC, adapted_SC, feature_ND[row_S])
 

@@ -14,12 +14,13 @@ from torch import Tensor
 from raydapt.artefacts.inputs import InputKind
 from raydapt.methods.contract import Method, TrainingImages
 from raydapt.methods.even_sample import even_sample
-from raydapt.methods.guard import judge
+from raydapt.methods.guard import SAMPLE, judge, neighbourhood_of
 from raydapt.methods.table import spec_of
 from raydapt.settings.config import Config
 from raydapt.train.loop import JudgeRound, predict
 
-_MOST_IMAGES, _MOST_PIXELS = 4096, 512
+_MOST_PIXELS = 512
+"""Images that are looked at where each has to be encoded."""
 
 
 def is_guarded(config: Config) -> bool:
@@ -41,12 +42,11 @@ def round_guard(
     """
     if not is_guarded(config) or len(images.unlabelled_U) < 2:
         return None
-    index_S = even_sample(images.unlabelled_U.cpu(), _MOST_PIXELS if input_kind == "pixels" else _MOST_IMAGES)
+    index_S = even_sample(images.unlabelled_U.cpu(), _MOST_PIXELS if input_kind == "pixels" else SAMPLE)
 
     def answers(method: Method) -> Tensor:
         take = partial(images.take, input_kind=method.input_kind)
         return predict(method, take, index_S, batch_size=config.train.predict_batch_size, device=device)
 
-    zero_SC, feature_SD = answers(zero_shot), images.feature_ND[index_S]
-
-    return lambda method: judge(zero_SC, answers(method), feature_SD).verdict
+    zero_SC, near = answers(zero_shot), neighbourhood_of(images.feature_ND[index_S])
+    return lambda method: judge(zero_SC, answers(method), near).verdict

@@ -60,7 +60,7 @@ def test_orders_do_not_matter(drawn, zero_NC, adapted_NC):
 
 
 def test_the_sample_does_not_depend_on_the_order_of_images(drawn, zero_NC, adapted_NC, monkeypatch):
-    monkeypatch.setattr(guard, "_SAMPLE", 50)
+    monkeypatch.setattr(guard, "SAMPLE", 50)
     image_N = torch.randperm(len(zero_NC), generator=torch.Generator().manual_seed(0))
     expected = evidence(zero_NC, adapted_NC, drawn.feature_ND)
     found = evidence(zero_NC[image_N], adapted_NC[image_N], drawn.feature_ND[image_N])
