@@ -64,7 +64,7 @@ def parts_here(
     """Parts of answers without Ray: by a server, or by an engine in a process beside this one, which starts at once.
 
     Args:
-        blocks: Rows to be asked about, with the columns `raydapt.stages.run.PART` and ``PART_ROWS``.
+        blocks: Rows to be asked about, with the columns `raydapt.stages.commit.PART` and ``PART_ROWS``.
         questions: What is asked of each row.
         settings: The engine.
         address: As of `ask`.

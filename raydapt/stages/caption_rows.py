@@ -24,7 +24,7 @@ from raydapt.data.classes import fill_template
 from raydapt.data.decode import BadImage, decode_rgb
 from raydapt.data.sources import Part, group_parts, read_parts
 from raydapt.settings.groups import DataSettings
-from raydapt.stages.commit import PART, PART_ROWS
+from raydapt.stages.commit import PART, PART_ROWS, with_part
 from raydapt.stages.questions import ASKED, ERROR, SKIPPED
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def _rows_of(
         )
         for piece in pieces:
             own = rows.slice(piece.start, None if piece.stop is None else piece.stop - piece.start)
-            yield from _blocks(_of_part(own, piece.number, own.num_rows))
+            yield from _blocks(with_part(own, piece.number))
 
 
 def group_rows(
@@ -274,7 +274,7 @@ def grouped_rows(item: Mapping[str, int], prompt: str, known: KnownRows, shelf: 
             ERROR: pa.array(errors, pa.string()),
         }
     )
-    return _of_part(table, item[PART], item[PART_ROWS])
+    return with_part(table, item[PART], item[PART_ROWS])
 
 
 def _fetch(known: KnownRows, wanted_M: npt.NDArray[np.int64], shelf_of: Shelf) -> Mapping[int, bytes | None]:
@@ -286,11 +286,6 @@ def _fetch(known: KnownRows, wanted_M: npt.NDArray[np.int64], shelf_of: Shelf) -
         for place in wanted_M[shelf_M == shelf].tolist():
             images[place] = array[place - int(known.first_row_of[shelf])].as_py()
     return images
-
-
-def _of_part(table: pa.Table, part: int, part_rows: int) -> pa.Table:
-    table = table.append_column(PART, pa.array(np.full(table.num_rows, part)))
-    return table.append_column(PART_ROWS, pa.array(np.full(table.num_rows, part_rows)))
 
 
 def _blocks(table: pa.Table) -> Iterator[pa.Table]:

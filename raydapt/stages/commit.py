@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -42,6 +43,14 @@ class Committed:
     example: str = ""
     model_s: float = 0.0
     stopped: str = ""
+
+
+def with_part(table: pa.Table, part: int, part_rows: int | None = None) -> pa.Table:
+    """Adds the columns `PART` and `PART_ROWS`; the rows are the whole part where nothing else is said."""
+    values = (part, table.num_rows if part_rows is None else part_rows)
+    for name, value in zip((PART, PART_ROWS), values, strict=True):
+        table = table.append_column(name, pa.array(np.full(table.num_rows, value)))
+    return table
 
 
 def commit_part(artefact: Artefact, part: int, table: pa.Table) -> Committed:

@@ -21,10 +21,10 @@ from raydapt.data.sources import Source
 from raydapt.errors import UserError
 from raydapt.models.frozen import shared_clip
 from raydapt.settings.groups import StageSettings
-from raydapt.stages.commit import MODEL_S, committing
+from raydapt.stages.commit import MODEL_S, committing, with_part
 from raydapt.stages.context import ActorPlan, StageContext, configure, plan_actors, plan_here
 from raydapt.stages.inference import ImageEncoder, Inference, set_arithmetic
-from raydapt.stages.reading import dataset_of_images, decoded_here, part_bytes, unpack, with_part
+from raydapt.stages.reading import dataset_of_images, decoded_here, part_bytes, unpack
 from raydapt.stages.run import Parts, run_stage, stage_of_images
 from raydapt.stages.work import DECODE_S, device_kind, encoding_s
 from raydapt.store.artefact import StageResult

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from raydapt.artefacts.pixels import pixels_recipe
 from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source
+from raydapt.stages.commit import with_part
 from raydapt.stages.context import StageContext, configure
-from raydapt.stages.reading import dataset_of_images, decoded_here, part_bytes, with_part
+from raydapt.stages.reading import dataset_of_images, decoded_here, part_bytes
 from raydapt.stages.run import Parts, run_stage, stage_of_images
 from raydapt.stages.work import DECODE_S
 from raydapt.store.artefact import StageResult

@@ -18,7 +18,7 @@ import pyarrow as pa
 from raydapt.data.decode import BadImage, ImageSpec, decode_image
 from raydapt.data.sources import Part, group_parts, read_parts
 from raydapt.settings.groups import DataSettings, RaySettings
-from raydapt.stages.commit import PART, PART_ROWS, committed_row
+from raydapt.stages.commit import PART, committed_row, with_part
 from raydapt.store.artefact import Artefact
 
 if TYPE_CHECKING:
@@ -157,12 +157,6 @@ def fixed_binary(value_N: np.ndarray[Any, np.dtype[np.uint8]], valid: np.ndarray
     mask = pa.py_buffer(np.packbits(valid, bitorder="little").tobytes())
     buffers = [mask, pa.py_buffer(np.ascontiguousarray(value_N))]
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(value_N), buffers)
-
-
-def with_part(table: pa.Table, part: int) -> pa.Table:
-    """Adds the columns that `run_stage` wants."""
-    counts = pa.array(np.full(table.num_rows, table.num_rows))
-    return table.append_column(PART, pa.array(np.full(table.num_rows, part))).append_column(PART_ROWS, counts)
 
 
 def pack(part: int, table: pa.Table) -> pa.Table:

@@ -30,7 +30,7 @@ from raydapt.models.diffusion import ImageMaker, image_seed
 from raydapt.models.diffusion_lora import WEIGHTS_FILE, apply_lora
 from raydapt.models.pipelines import denoiser_bytes, load_pipeline, pipeline_identity
 from raydapt.settings.groups import RaySettings, StageSettings, SynthesisSettings
-from raydapt.stages.commit import MODEL_S, PART, PART_ROWS, committing
+from raydapt.stages.commit import MODEL_S, PART, committing, with_part
 from raydapt.stages.context import ActorPlan, configure, plan_actors, plan_here
 from raydapt.stages.run import Parts, Stage, run_stage
 from raydapt.stages.work import device_kind, drawing_s
@@ -78,11 +78,7 @@ class Synthesizer:
         before = self._maker.unet_seconds
         table = make_part(self._maker, self._job, class_, indices)
         seconds_each = (self._maker.unet_seconds - before) / table.num_rows
-        return (
-            table.append_column(PART, pa.array(np.full(table.num_rows, part)))
-            .append_column(PART_ROWS, pa.array(np.full(table.num_rows, table.num_rows)))
-            .append_column(MODEL_S, pa.array(np.full(table.num_rows, seconds_each)))
-        )
+        return with_part(table, part).append_column(MODEL_S, pa.array(np.full(table.num_rows, seconds_each)))
 
 
 def make_part(maker: ImageMaker, job: SynthesisJob, class_: int, indices: range) -> pa.Table:

@@ -24,9 +24,8 @@ from ray.data import ActorPoolStrategy
 from raydapt.cluster.joining import ensure_ray
 from raydapt.settings.groups import RaySettings
 from raydapt.stages import through_ray
-from raydapt.stages.commit import PART, committing
+from raydapt.stages.commit import PART, committing, with_part
 from raydapt.stages.context import configure
-from raydapt.stages.reading import with_part
 from raydapt.stages.run import Stage, run_stage
 from raydapt.store.artefact import Artefact, Store
 from raydapt.store.fingerprint import Recipe

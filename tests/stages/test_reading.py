@@ -10,7 +10,8 @@ from raydapt.artefacts.pixels import pixels_of
 from raydapt.data.decode import ImageSpec, decode_image
 from raydapt.data.sources import read_parts, resolve_source
 from raydapt.settings.groups import DataSettings
-from raydapt.stages.reading import decode_table, fixed_binary, pack, unpack, with_part
+from raydapt.stages.commit import with_part
+from raydapt.stages.reading import decode_table, fixed_binary, pack, unpack
 from tests.stages.images import BAD, png, write_images
 
 SPEC = ImageSpec(size_px=8)
