@@ -117,7 +117,7 @@ def caption_recipes(
     if classes is not None and data.class_prior != "unknown":  # it shifts the zero-shot classes
         words["class_prior"] = data.class_prior
     canvas: dict[str, Any] = {"canvas_px": captioner.canvas_px, "gap_px": captioner.gap_px, "seed": captioner.seed}
-    if not all_splits and data.reject not in ("auto", False):  # it decides whom a group is drawn from
+    if not all_splits and data.rejects:  # it decides whom a group is drawn from
         canvas["reject"] = data.reject
     recipes = {}
     for kind, prompt, own in ((IMAGE_CAPTIONS, image_prompt, {}), (GROUP_CAPTIONS, group_prompt, canvas)):

@@ -49,7 +49,7 @@ def lora_recipe(
         data.class_prior != "unknown"
     ):  # it decides how many images of a class teach; without one names stay as they were
         settings["class_prior"] = data.class_prior
-    if data.reject not in ("auto", False):  # it decides which images teach
+    if data.rejects:  # it decides which images teach
         settings["reject"] = data.reject
     return Recipe(kind=KIND, settings=settings, inputs=(features.fingerprint,), weights=identity)
 

@@ -195,11 +195,6 @@ def fit_rule(feature_AD: Tensor, text_CD: Tensor, row_N: Tensor, *, share: float
     return OpenSetRule(groups=groups, mean_D=mean_D, mean_2=mean_2, deviation_2=deviation_2)
 
 
-def rejects(data: DataSettings) -> bool:
-    """Whether images of no named class are kept out of what is learned from."""
-    return data.reject not in ("auto", False)
-
-
 def rule_of(data: DataSettings, feature_AD: Tensor, text_CD: Tensor, row_N: Tensor) -> OpenSetRule | None:
     """The rule that the settings ask for, fitted on the images that are adapted to; arguments as of `fit_rule`."""
     stated = None if isinstance(data.reject, str | bool) else data.reject
@@ -215,7 +210,7 @@ def kept_rows(data: DataSettings, feature_AD: Tensor, row_N: Tensor, text_CD: Te
         row_N: int64 rows of those that are adapted to.
         text_CD: L2-normalised class embeddings of the first wording.
     """
-    rule = rule_of(data, feature_AD, text_CD, row_N) if rejects(data) else None
+    rule = rule_of(data, feature_AD, text_CD, row_N) if data.rejects else None
     return row_N if rule is None else row_N[rule.none_probability(feature_AD, text_CD, row_N) <= 0.5]
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from raydapt.artefacts.features import FeatureTable
 from raydapt.data.splits import LabelSplit
-from raydapt.methods.open_set import LEAST_IMAGES, NONE, OpenSetRule, rejects, rule_of
+from raydapt.methods.open_set import LEAST_IMAGES, NONE, OpenSetRule, rule_of
 from raydapt.models.frozen import load_frozen
 from raydapt.run.known_labels import KnownLabels
 from raydapt.run.plan import Plan
@@ -42,7 +42,7 @@ class OpenSet:
     @property
     def rejects(self) -> bool:
         """Whether images are kept out, and answered "none of these"."""
-        return self.rule is not None and rejects(self.data)
+        return self.rule is not None and self.data.rejects
 
     def none_probability(self, row_T: Tensor) -> Tensor | None:
         """float32 [T]; None without a rule."""
@@ -50,8 +50,12 @@ class OpenSet:
 
     def rejected(self, row_T: Tensor) -> Tensor:
         """Which of the images are answered "none of these", bool [T]."""
-        probability_T = self.none_probability(row_T) if self.rejects else None
-        return torch.zeros(len(row_T), dtype=torch.bool) if probability_T is None else probability_T > 0.5
+        return self._rejected(self.none_probability(row_T) if self.rejects else None, len(row_T))
+
+    def _rejected(self, probability_T: Tensor | None, count: int) -> Tensor:
+        if probability_T is None or not self.rejects:
+            return torch.zeros(count, dtype=torch.bool)
+        return probability_T > 0.5
 
     def with_columns(self, predictions: pa.Table, row_T: Tensor) -> pa.Table:
         """``predictions.parquet`` with ``none_of_these``, a probability, and ``predicted_or_none``, a class or NONE.
@@ -60,7 +64,8 @@ class OpenSet:
         """
         probability_T = self.none_probability(row_T)
         column = pa.nulls(len(row_T), pa.float32()) if probability_T is None else pa.array(probability_T.numpy())
-        answer = np.where(self.rejected(row_T).numpy(), NONE, np.asarray(predictions["predicted"].to_pylist(), object))
+        rejected_T = self._rejected(probability_T, len(row_T)).numpy()
+        answer = np.where(rejected_T, NONE, np.asarray(predictions["predicted"].to_pylist(), object))
         table = predictions.append_column("none_of_these", column)
         return table.append_column("predicted_or_none", pa.array(answer.tolist(), pa.string()))
 
@@ -95,7 +100,7 @@ class OpenSet:
             ]
         if self.rule is None:
             least = f"{setting} has no effect: fewer than {LEAST_IMAGES} images tell nothing."
-            return [least] if rejects(self.data) else []
+            return [least] if self.data.rejects else []
         sentence = self.rule.groups.sentence() if self.data.reject == "auto" else None
         return [sentence] if sentence else []
 

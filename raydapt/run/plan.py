@@ -238,6 +238,8 @@ def _what_matters(config: Config, spec: MethodSpec) -> dict[str, Any]:
     del matters["data"]["max_error_share"]
     if matters["data"]["first_label"] in ("auto", 0):  # which mean the same, and what it was before it could be said
         del matters["data"]["first_label"]
+    if not config.data.rejects:  # all such settings learn and answer the same
+        del matters["data"]["reject"]
     _leave_out_defaults(matters["data"], matters["model"])
     if spec.learns and not spec.fits_at_once:
         matters["train"] = {key: value for key, value in tree["train"].items() if key not in _RESOURCES}
@@ -263,8 +265,6 @@ def _leave_out_defaults(data: dict[str, Any], model: dict[str, Any]) -> None:
     if data["class_prior"] == "unknown":
         del data["class_prior"]
     del model["second"]  # an input of the runs that read it
-    if data["reject"] in ("auto", False):  # which learn and answer the same
-        del data["reject"]
     if not data["other_labels"]:
         del data["other_labels"]
     given = data.pop("class_features") is not None  # what matters of the file is its content, an input of the run

@@ -55,7 +55,7 @@ def predict(run_folder: str, overrides: list[str], *, output: str | None = None)
         UserError: For a folder that is no run, or a source that cannot be read.
     """
     applied = _apply(run_folder, overrides, all_images=True)
-    return _write(applied, output)
+    return _write(applied, _table(applied), output)
 
 
 def predictions_of(run_folder: str, overrides: list[str]) -> pa.Table:
@@ -98,7 +98,8 @@ def measure(run_folder: str, overrides: list[str]) -> tuple[dict[str, Any], str]
         )
     for note in notes:
         _LOG.warning(note)
-    path = _write(applied, None)
+    table = _table(applied)
+    path = _write(applied, table, None)
     metrics = {
         "run": applied.run.name,
         "dataset": applied.plan.config.data.source,
@@ -106,7 +107,7 @@ def measure(run_folder: str, overrides: list[str]) -> tuple[dict[str, Any], str]
         "transductive": applied.transductive,
         "zero_shot": before.as_dict(),
         "adapted": after.as_dict(),
-        "open_set": measured(_table(applied), applied.known, applied.row_T),
+        "open_set": measured(table, applied.known, applied.row_T),
         "notes": notes,
     }
     applied.run.write_json(f"{_folder_name(applied.plan)}/metrics.json", metrics)
@@ -263,8 +264,7 @@ def _table(applied: _Applied) -> pa.Table:
     return evaluation.with_unreadable(answered, applied.table, applied.known.label_N, applied.plan.classes)
 
 
-def _write(applied: _Applied, output: str | None) -> str:
-    table = _table(applied)
+def _write(applied: _Applied, table: pa.Table, output: str | None) -> str:
     target = applied.run if output is None else Run.at(output)
     name = "predictions.parquet" if output is not None else f"{_folder_name(applied.plan)}/predictions.parquet"
     target.write_table(name, table)

@@ -62,6 +62,11 @@ class DataSettings:
     max_image_bytes: PositiveInt = 64 * 1024 * 1024
     """Larger files are rows with an error."""
 
+    @property
+    def rejects(self) -> bool:
+        """Whether images of no named class are kept out of what is learned from."""
+        return self.reject not in ("auto", False)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
