@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from raydapt.data.row_columns import LABEL_NAMES, SPLIT_COLUMNS
+from raydapt.data.row_columns import LABEL_NAMES, SPLIT_COLUMNS, column_key
 from raydapt.data.vectors import holds_vectors
 from raydapt.errors import UserError
 
@@ -180,7 +180,7 @@ def _features(schema: pa.Schema) -> dict[str, Any]:
 
 def _first(schema: pa.Schema, names: Sequence[str]) -> str | None:
     """The first of the names that the table has, written so or in other letters, such as "Class Name"."""
-    written = {name.strip().lower().replace(" ", "_").replace("-", "_"): name for name in reversed(schema.names)}
+    written = {column_key(name): name for name in reversed(schema.names)}
     return next((name for name in names if name in schema.names), None) or next(
         (written[name] for name in names if name in written), None
     )

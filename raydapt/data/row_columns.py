@@ -41,7 +41,7 @@ def find_row_columns(header: Sequence[str] | None, rows: Sequence[Sequence[str |
     """
     if header is None:
         return _without_header(rows, where)
-    keys = [name.strip().lower().replace(" ", "_").replace("-", "_") for name in header]
+    keys = [column_key(name) for name in header]
     found = _first(keys, _PATHS)
     of_images = next((i for i in range(len(keys)) if _holds_names(rows, i)), None)
     path = of_images if found is None or (of_images is not None and not _holds_names(rows, found)) else found
@@ -60,6 +60,11 @@ def find_row_columns(header: Sequence[str] | None, rows: Sequence[Sequence[str |
     others = ", ".join(header[i] for i in rest[:8])
     note = f"No column of {where} is called as labels are ({others}): call it 'label' if one of them holds the classes."
     return RowColumns(path=path, split=split, note=note)
+
+
+def column_key(name: str) -> str:
+    """How a column is looked up: "Class Name" and "class-name" are ``class_name``."""
+    return name.strip().lower().replace(" ", "_").replace("-", "_")
 
 
 def is_image_name(cell: str) -> bool:

@@ -36,7 +36,7 @@ from raydapt.methods.zero_shot.method import ZeroShot
 from raydapt.models.given_embeddings import GivenEmbeddings
 from raydapt.train.loop import WorkerContext, fit
 from raydapt.train.rounds import round_guard
-from tests.bench.bench_shifts import generated, inductive, whurs19
+from tests.bench.bench_shifts import accuracy, generated, inductive, whurs19
 from tests.clip_like import FeatureSet
 
 CPU = torch.device("cpu")
@@ -254,17 +254,12 @@ def _of_case(zero_MK: Tensor, learned: Learned, feature_MD: Tensor, target_M: Te
     guarded, answer_MK = learned.verdict(zero_MK, feature_MD), learned.classify(feature_MD)
     kept_MK = guarded.probabilities(zero_MK, answer_MK)
     return {
-        "zero_shot": _right(zero_MK, target_M),
-        "adapted": _right(answer_MK, target_M),
-        "mean": _right(zero_MK + answer_MK, target_M),
-        "kept": _right(kept_MK, target_M),
+        "zero_shot": accuracy(zero_MK, target_M),
+        "adapted": accuracy(answer_MK, target_M),
+        "mean": accuracy(zero_MK + answer_MK, target_M),
+        "kept": accuracy(kept_MK, target_M),
         **guarded.as_metrics(),
     }
-
-
-def _right(score_MK: Tensor, target_M: Tensor) -> float:
-    known_M = target_M >= 0
-    return 100 * float((score_MK.argmax(dim=1) == target_M)[known_M].double().mean())
 
 
 def table(cases: list[dict[str, Any]], column: str) -> str:

@@ -37,7 +37,7 @@ class FusionSpec(TransductSpec):
         return Transduct(context.clip, text_CD, 1.0, fitted)
 
     def resolve(self, config: Config, facts: PlanFacts) -> Config:
-        """Refuses to fuse nothing, and runs that only transduction would read."""
+        """Refuses runs that only transduction would read."""
         if config.of(TransductSettings).over:
             raise UserError("Setting transduct.over belongs to method=transduct: name the runs in fusion.over.")
         return config
@@ -59,8 +59,7 @@ class FusionSpec(TransductSpec):
 
     def finished(self, config: Config) -> Config:
         """New images are answered by the student alone."""
-        config = replace(config, model=replace(config.model, second="none"))
-        return config.with_own(replace(config.of(FusionSettings), classifiers=[], over=[]))
+        return super().finished(config).with_own(replace(config.of(FusionSettings), classifiers=[], over=[]))
 
     def matters(self, config: Config) -> dict[str, Any]:
         """All but where the fused runs lie, which are inputs by what they know."""
