@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,6 +23,7 @@ from raydapt.settings.groups import DataSettings
 from raydapt.store.artefact import Artefact, Store
 from raydapt.store.fingerprint import Recipe
 from raydapt.verbs.push import push, write_data_set
+from tests.servers import JsonAnswers, served
 from tests.stages.images import png
 
 
@@ -78,7 +78,7 @@ def test_synthetic_images_as_a_data_set_that_is_read_again(tmp_path: Path) -> No
     assert [(row["image"], row["label"]) for row in rows] == [(png(1), "oak"), (png(2), "elm")]
 
 
-class _Hub(BaseHTTPRequestHandler):
+class _Hub(JsonAnswers, BaseHTTPRequestHandler):
     """As much of the hub's protocol as making a repository and committing small files needs."""
 
     def do_POST(self) -> None:
@@ -87,15 +87,15 @@ class _Hub(BaseHTTPRequestHandler):
         self.server.asked.append((self.path, body))  # type: ignore[attr-defined]
         address = f"http://127.0.0.1:{self.server.server_port}"  # type: ignore[attr-defined]
         if self.server.refuses:  # type: ignore[attr-defined]
-            self._answer(403, {"error": "Forbidden"})
+            self.answer(403, {"error": "Forbidden"})
         elif self.path.endswith("/repos/create"):
-            self._answer(200, {"url": f"{address}/datasets/org/set"})
+            self.answer(200, {"url": f"{address}/datasets/org/set"})
         elif "/preupload/" in self.path:
             files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
                      for file in json.loads(body)["files"]]  # fmt: skip
-            self._answer(200, {"files": files})
+            self.answer(200, {"files": files})
         else:
-            self._answer(
+            self.answer(
                 200,
                 {
                     "success": True,
@@ -106,7 +106,7 @@ class _Hub(BaseHTTPRequestHandler):
             )
 
     def do_GET(self) -> None:
-        self._answer(
+        self.answer(
             200, {"id": "org/set", "sha": "0" * 40, "siblings": [], "private": True, "name": "me", "type": "user"}
         )
 
@@ -116,28 +116,11 @@ class _Hub(BaseHTTPRequestHandler):
         self.rfile.readline()
         return data
 
-    def _answer(self, status: int, body: object) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
 
 @pytest.fixture
 def hub() -> Iterator[ThreadingHTTPServer]:
-    found = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
-    found.asked, found.refuses = [], False  # type: ignore[attr-defined]
-    thread = threading.Thread(target=found.serve_forever, daemon=True)
-    thread.start()
-    yield found
-    found.shutdown()
-    found.server_close()
-    thread.join()
+    with served(ThreadingHTTPServer(("127.0.0.1", 0), _Hub), asked=[], refuses=False) as server:
+        yield server
 
 
 def command(what: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -11,6 +11,7 @@ from raydapt.cluster.joining import ensure_ray
 from raydapt.errors import UserError
 from raydapt.stages.run import run_stage
 from raydapt.store.artefact import Store
+from tests.servers import served
 from tests.stages.test_commit import PARTS, RECIPE, ROWS, expected_shards, stage_of_actors
 from tests.stages.test_run import SETTINGS
 from tests.test_s3 import CREDENTIALS
@@ -50,8 +51,6 @@ class Faulty:
 @pytest.fixture
 def server() -> Iterator[Faulty]:
     """A server with the bucket `BUCKET`, and a Ray cluster of which every process knows it."""
-    import threading
-
     import boto3
     import ray
     import s3fs
@@ -59,11 +58,11 @@ def server() -> Iterator[Faulty]:
     from werkzeug.serving import make_server
 
     faulty = Faulty(DomainDispatcherApplication(create_backend_app))
-    served = make_server("127.0.0.1", 0, faulty, threaded=True)
-    thread = threading.Thread(target=served.serve_forever, daemon=True)
-    thread.start()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{served.port}"}.items():
+    with (
+        served(make_server("127.0.0.1", 0, faulty, threaded=True)) as running,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{running.port}"}.items():
             patch.setenv(name, value)
         s3fs.S3FileSystem.clear_instance_cache()  # those of other tests know another server
         boto3.client("s3").create_bucket(Bucket=BUCKET)
@@ -72,8 +71,6 @@ def server() -> Iterator[Faulty]:
         yield faulty
         ray.shutdown()  # whoever needs one next starts it again
         s3fs.S3FileSystem.clear_instance_cache()
-    served.shutdown()
-    thread.join()
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -28,6 +27,7 @@ from raydapt.methods.configuration import load_config
 from raydapt.run import pipeline
 from raydapt.verbs import submit as submission
 from raydapt.verbs.submit import EXCLUDES, connect, prepare, submission_id
+from tests.servers import JsonAnswers, served
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["data.limit=200", "train.max_steps_per_round=3", "cpl.rounds=1", "ray.progress=false"]
@@ -126,30 +126,18 @@ def test_a_cluster_that_has_just_started_is_given_time(monkeypatch: pytest.Monke
 def test_the_address_that_is_given_beats_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[str] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(JsonAnswers, BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             heard.append(self.path)
-            facts = {"version": "4", "ray_version": "2.60.0", "ray_commit": "x", "session_name": "s"}
-            body = json.dumps(facts).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.answer(200, {"version": "4", "ray_version": "2.60.0", "ray_commit": "x", "session_name": "s"})
 
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
+    with served(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as server:
         for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "http_proxy"):
             monkeypatch.setenv(name, "http://127.0.0.1:9")
         for name in ("no_proxy", "NO_PROXY"):
             monkeypatch.setenv(name, "intranet")
         connect(f"http://127.0.0.1:{server.server_port}")
         assert os.environ["RAY_ADDRESS"] == "http://127.0.0.1:9"
-        server.shutdown()
-        thread.join()
     assert heard
 
 

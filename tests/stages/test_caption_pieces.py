@@ -17,6 +17,7 @@ from raydapt.settings.groups import RaySettings
 from raydapt.stages.caption import caption_stage
 from raydapt.stages.captioning import caption_jobs
 from raydapt.store.artefact import StageResult, Store
+from tests.servers import JsonAnswers, served
 from tests.stages.images import write_images
 
 pytest.importorskip("openai")
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.ray
 ROWS, DIES_AFTER, OPEN = 200, 150, 4
 
 
-class _Mortal(BaseHTTPRequestHandler):
+class _Mortal(JsonAnswers, BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         asked, lock = self.server.asked, self.server.lock  # type: ignore[attr-defined]
@@ -35,27 +36,14 @@ class _Mortal(BaseHTTPRequestHandler):
         message = {"role": "assistant", "content": "A square."}
         choice = {"index": 0, "finish_reason": "stop", "message": message}
         answer = {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
-        body = json.dumps({"error": {"message": "no key"}} if dead else answer).encode()
-        self.send_response(401 if dead else 200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args: object) -> None:
-        pass
+        self.answer(401 if dead else 200, {"error": {"message": "no key"}} if dead else answer)
 
 
 @pytest.fixture
 def mortal() -> Iterator[ThreadingHTTPServer]:
-    found = ThreadingHTTPServer(("127.0.0.1", 0), _Mortal)
-    found.asked, found.lock, found.dies_after = [], threading.Lock(), DIES_AFTER  # type: ignore[attr-defined]
-    thread = threading.Thread(target=found.serve_forever, daemon=True)
-    thread.start()
-    yield found
-    found.shutdown()
-    found.server_close()
-    thread.join()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Mortal)
+    with served(server, asked=[], lock=threading.Lock(), dies_after=DIES_AFTER):
+        yield server
 
 
 def captions(place: Path, server: ThreadingHTTPServer) -> StageResult:

@@ -20,6 +20,7 @@ from raydapt.stages.commit import STOPPED
 from raydapt.stages.endpoint import EndpointClient, without_thoughts
 from raydapt.stages.questions import ANSWER, ASKED, ERROR, SECONDS, Prompt
 from raydapt.verbs.caption import captions
+from tests.servers import JsonAnswers, served
 
 pytest.importorskip("openai")
 
@@ -30,26 +31,14 @@ SCHEMA = pa.schema(
 
 @pytest.fixture
 def server() -> Iterator[HTTPServer]:
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(JsonAnswers, BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             status, kind, body = self.server.answer  # type: ignore[attr-defined]
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.answer(status, body, {"Content-Type": kind})
 
-        def log_message(self, *args: object) -> None:
-            pass
-
-    found = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=found.serve_forever, daemon=True)
-    thread.start()
-    yield found
-    found.shutdown()
-    found.server_close()
-    thread.join()
+    with served(HTTPServer(("127.0.0.1", 0), Handler)) as found:
+        yield found
 
 
 def ask(server: HTTPServer, status: int, body: object, kind: str = "application/json") -> dict[str, object]:
@@ -104,7 +93,7 @@ def test_no_answer_of_the_protocol_is_one_sentence(server: HTTPServer, status: i
     assert "\n" not in str(row[ERROR])
 
 
-class _Moody(BaseHTTPRequestHandler):
+class _Moody(JsonAnswers, BaseHTTPRequestHandler):
     """Answers with the next of the server's moods, an answer for ever after them."""
 
     def do_POST(self) -> None:
@@ -115,15 +104,7 @@ class _Moody(BaseHTTPRequestHandler):
         if status == "hang":
             self.server.over.wait(10)  # type: ignore[attr-defined]
             return
-        body = json.dumps(said("A cat.") if status == 200 else {"error": {"message": "later"}}).encode()
-        self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args: object) -> None:
-        pass
+        self.answer(status, said("A cat.") if status == 200 else {"error": {"message": "later"}}, headers)
 
 
 @contextmanager
@@ -131,21 +112,16 @@ def moody(
     moods: list[tuple[object, dict[str, str]]], questions: int = 1
 ) -> Iterator[tuple[ThreadingHTTPServer, pa.Table]]:
     """A server with these moods, and what becomes of so many questions to it."""
-    found = ThreadingHTTPServer(("127.0.0.1", 0), _Moody)
-    found.moods, found.asked, found.over = list(moods), 0, threading.Event()  # type: ignore[attr-defined]
-    thread = threading.Thread(target=found.serve_forever, daemon=True)
-    thread.start()
-    address = f"http://127.0.0.1:{found.server_port}/v1"
-    settings = CaptionSettings(engine="openai", base_url=address, model="m", max_num_seqs=1)
-    client = EndpointClient(lambda row: Prompt(text="what?", image=None, seed=0), settings, SCHEMA, "caption")
-    try:
-        yield found, client(pa.table({"row": list(range(questions))}))
-    finally:
-        client.close()
-        found.over.set()  # type: ignore[attr-defined]
-        found.shutdown()
-        found.server_close()
-        thread.join()
+    over = threading.Event()
+    with served(ThreadingHTTPServer(("127.0.0.1", 0), _Moody), moods=list(moods), asked=0, over=over) as found:
+        address = f"http://127.0.0.1:{found.server_port}/v1"
+        settings = CaptionSettings(engine="openai", base_url=address, model="m", max_num_seqs=1)
+        client = EndpointClient(lambda row: Prompt(text="what?", image=None, seed=0), settings, SCHEMA, "caption")
+        try:
+            yield found, client(pa.table({"row": list(range(questions))}))
+        finally:
+            client.close()
+            over.set()
 
 
 def test_a_server_that_is_busy_or_away_for_a_while_is_asked_again() -> None:
