@@ -2,6 +2,8 @@ import io
 import logging
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -31,12 +33,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.fixture
-def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     logger, handler = logging.getLogger("raydapt"), Kept()
-    monkeypatch.setattr(logger, "level", logging.INFO)
     monkeypatch.setattr(logger, "handlers", [handler])
     monkeypatch.setattr(logger, "propagate", False)
-    return handler.lines
+    before = logger.level
+    logger.setLevel(logging.INFO)  # not by setattr: loggers remember which levels they write, and setLevel forgets that
+    yield handler.lines
+    logger.setLevel(before)
 
 
 def test_line_tells_rate_percent_time_left_and_failed(clock: list[float]) -> None:
@@ -122,8 +126,10 @@ def test_slow_steps_are_told_and_quick_ones_are_not(logged: list[str]) -> None:
     with said_if_slow("loading", after_s=60):
         pass
     with said_if_slow("loading a large model", after_s=0):
-        while not logged:
-            pass
+        for _ in range(200):
+            if logged:
+                break
+            threading.Event().wait(0.05)
     assert logged == ["loading a large model"]
 
 
