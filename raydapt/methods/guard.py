@@ -34,8 +34,10 @@ LEAST_GAIN = 0.0
 """Relative gain in the agreement of neighbours up to which adaptation has shown nothing: zero-shot is kept."""
 CLEAR_GAIN = 0.1
 """Relative gain from which on the adapted classifier is kept alone."""
-MOST_MOVED = 1.2
-"""Class shares that move by more than this many times what zero-shot expects to be wrong are not believed."""
+ALLOWED_MOVE = 1.2
+"""Class shares may move by this many times what zero-shot expects to be wrong; beyond, half of it is kept."""
+REJECTED_MOVE = 1.3
+"""From here on not even half of the adapted answer is kept."""
 _NEIGHBOURS = 5
 SAMPLE = 4096
 """Images that the evidence is read off: enough for shares to a percent, and neighbours are looked for among them."""
@@ -159,19 +161,21 @@ def judge(zero_NC: Tensor, adapted_NC: Tensor, images: Tensor | Neighbourhood) -
         f"neighbours are answered alike in {found.neighbours_after:.2f} of the cases beyond chance, "
         f"{found.neighbours_before:.2f} before"
     )
+    moves = (
+        f"adaptation moves the class shares by {found.moved:.0%} of the images, where zero-shot expects "
+        f"{found.doubt:.0%} to be wrong"
+    )
     if found.excess > REJECTED_EXCESS:
         verdict: Verdict = "zero-shot"
         reason = f"Zero-shot is kept, against the adapted classifier: {contradicts}."
-    elif found.moved > MOST_MOVED * found.doubt:
-        verdict = "zero-shot"
-        reason = (
-            f"Zero-shot is kept, since adaptation moves the class shares by {found.moved:.0%} of the images, where "
-            f"zero-shot expects {found.doubt:.0%} to be wrong."
-        )
+    elif found.moved > REJECTED_MOVE * found.doubt:
+        verdict, reason = "zero-shot", f"Zero-shot is kept, since {moves}."
     elif found.relative_gain <= LEAST_GAIN:
         verdict, reason = "zero-shot", f"Zero-shot is kept, since adaptation shows no gain: {alike}."
     elif found.excess > ALLOWED_EXCESS:
         verdict, reason = "mean of both", f"The mean of adapted and zero-shot is kept: alone, {contradicts}."
+    elif found.moved > ALLOWED_MOVE * found.doubt:
+        verdict, reason = "mean of both", f"The mean of adapted and zero-shot is kept, since {moves}."
     elif found.relative_gain < CLEAR_GAIN:
         verdict, reason = (
             "mean of both",

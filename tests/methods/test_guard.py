@@ -124,6 +124,15 @@ def test_class_shares_that_move_farther_than_zero_shot_doubts_are_not_believed()
     assert found.verdict == "zero-shot"
 
 
+@pytest.mark.parametrize(("moved", "verdict"), [(0.11, "adapted"), (0.125, "mean of both"), (0.14, "zero-shot")])
+def test_a_little_farther_than_that_keeps_half_of_it(monkeypatch, moved, verdict):
+    told = {"contradicted": 0.0, "expected": 0.1, "doubt": 0.1, "changed": 0.1}
+    found = guard.Evidence(**told, moved=moved, neighbours_before=0.5, neighbours_after=0.8)
+    monkeypatch.setattr(guard, "evidence", lambda *_: found)
+    probability_NC = torch.full((2, 2), 0.5)
+    assert judge(probability_NC, probability_NC, torch.ones(2, 3)).verdict == verdict
+
+
 def test_a_gain_counts_by_what_was_left_to_gain():
     """From 0.9 to 0.92 is a fifth of what there was to gain; from 0.2 to 0.22 it is a fortieth."""
     told = {"contradicted": 0.0, "expected": 0.1, "moved": 0.0, "doubt": 0.2, "changed": 0.1}
