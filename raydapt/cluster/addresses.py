@@ -42,7 +42,8 @@ def check_address(address: str, given: str) -> None:
     if place is None:
         if "://" in address:
             return
-        raise UserError(f"{given} is no address of a cluster: give HOST:PORT, such as {address.strip('/')}:6379.")
+        host = address.strip("/").partition(":")[0] or "127.0.0.1"
+        raise UserError(f"{given} is no address of a cluster: give HOST:PORT, such as {host}:6379.")
     try:
         with socket.create_connection((place["host"].strip("[]"), int(place["port"])), timeout=_SIGN_OF_LIFE_S):
             return

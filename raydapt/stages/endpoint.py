@@ -24,6 +24,7 @@ from raydapt.stages.questions import (
     ANSWER,
     ASKED,
     ERROR,
+    NO_ANSWER,
     SECONDS,
     Prompt,
     PromptBuilder,
@@ -31,6 +32,7 @@ from raydapt.stages.questions import (
     SkipRow,
     as_result,
     engine_reason,
+    without_thoughts,
 )
 
 if TYPE_CHECKING:
@@ -133,7 +135,8 @@ class EndpointClient:
             return {**asked, ERROR: str(verdict)}
         except self._openai.APIStatusError as error:
             if error.status_code in _OF_ONE_ROW:
-                return {**asked, ERROR: engine_reason(str(error))}
+                code = f"Error code: {error.status_code}"  # engine_reason takes numbers away, so that reasons add up
+                return {**asked, ERROR: engine_reason(str(error)).replace("Error code: N", code, 1)}
             return self._give_up(asked, error)
         except (self._openai.OpenAIError, ValueError, TypeError) as error:
             return self._give_up(asked, error)
@@ -204,11 +207,21 @@ def _text_of(answer: Any) -> str:
     if not isinstance(choices, list) or not choices or getattr(choices[0], "message", None) is None:
         said = getattr(answer, "error", None) or answer
         raise TypeError(f"no answer but {' '.join(str(said).split())[:200]!r}")
-    text = without_thoughts(choices[0].message.content or "")
+    text = without_thoughts(_joined(choices[0].message.content or ""))
     if not text.strip():
         used_up = getattr(choices[0], "finish_reason", None) == "length"
-        raise NoAnswer("no_text_within_max_tokens" if used_up else "empty_answer")
+        raise NoAnswer("no_text_within_max_tokens" if used_up else NO_ANSWER)
     return text
+
+
+def _joined(content: Any) -> str:
+    """The text of a content, which some servers give in parts, thoughts among them."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else [content]
+    if not all(isinstance(part, dict) for part in parts):
+        raise TypeError(f"no answer but {' '.join(str(content).split())[:200]!r}")
+    return "".join(str(part.get("text") or "") for part in parts if part.get("type", "text") in ("text", "output_text"))
 
 
 def _retry_after_s(error: Exception) -> float | None:
@@ -218,13 +231,6 @@ def _retry_after_s(error: Exception) -> float | None:
         return min(max(float(response.headers["retry-after"]), 0.0), _LONGEST_PAUSE_S) if response is not None else None
     except (KeyError, ValueError):
         return None
-
-
-def without_thoughts(text: str) -> str:
-    """What a reasoning model says after its thoughts, empty if it never came to it; any other text as it stands."""
-    if "</think>" in text:
-        return text.rpartition("</think>")[2].strip()
-    return "" if text.lstrip().startswith("<think>") else text
 
 
 def data_url(image: Image.Image) -> str:

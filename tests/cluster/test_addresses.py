@@ -22,7 +22,7 @@ def _closed_port() -> int:
         ("http://127.0.0.1:8265", "RAY_ADDRESS='http://127.0.0.1:8265' is the address of a dashboard.*raydapt submit"),
         ("https://ray.example/x", "address of a dashboard.*ray.example:6379"),
         ("10.0.0.1", "RAY_ADDRESS='10.0.0.1' is no address of a cluster: give HOST:PORT, such as 10.0.0.1:6379"),
-        ("head:port", "is no address of a cluster"),
+        ("head:port", "is no address of a cluster: give HOST:PORT, such as head:6379"),
         ("127.0.0.1:99999", "nothing answers there"),
     ],
 )

@@ -76,6 +76,13 @@ def test_results_have_exactly_the_columns_of_the_schema():
     assert len(engine_reason("x" * 10_000)) < 200
 
 
+def test_an_engine_that_says_nothing_but_thoughts_gave_no_caption():
+    texts = ["<think>hm</think> A cat.", "<think>hm", " ", "", None, "A dog."]
+    result = as_result(pa.table({"row": range(6), "answer": texts}), SCHEMA)
+    assert result["answer"].to_pylist() == ["A cat.", None, None, None, None, "A dog."]
+    assert result["error"].to_pylist() == [None, "empty_answer", "empty_answer", "empty_answer", None, None]
+
+
 def test_parts_are_read_in_blocks_and_what_nobody_wants_is_skipped(tmp_path: Path):
     source = resolve_source(str(write_images(tmp_path / "a.parquet", 70, bad={1: BAD[0]})), rows_per_part=70)
     asked = [None if row == 2 else "what?" for row in range(70)]

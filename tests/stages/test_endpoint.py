@@ -17,8 +17,8 @@ from raydapt.methods.configuration import load_config
 from raydapt.settings.language import CaptionSettings
 from raydapt.stages.asking import answer_s
 from raydapt.stages.commit import STOPPED
-from raydapt.stages.endpoint import EndpointClient, without_thoughts
-from raydapt.stages.questions import ANSWER, ASKED, ERROR, SECONDS, Prompt
+from raydapt.stages.endpoint import EndpointClient
+from raydapt.stages.questions import ANSWER, ASKED, ERROR, SECONDS, Prompt, without_thoughts
 from raydapt.verbs.caption import captions
 from tests.servers import JsonAnswers, served
 
@@ -52,7 +52,7 @@ def ask(server: HTTPServer, status: int, body: object, kind: str = "application/
         client.close()
 
 
-def said(text: str | None, reason: str = "stop") -> dict[str, object]:
+def said(text: object, reason: str = "stop") -> dict[str, object]:
     choice = {"index": 0, "finish_reason": reason, "message": {"role": "assistant", "content": text}}
     return {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
 
@@ -62,6 +62,9 @@ def test_a_text_is_an_answer_and_thoughts_are_none(server: HTTPServer) -> None:
     assert ask(server, 200, said("<think>hm\nwell</think>\n\nA cat."))[ANSWER] == "A cat."
     assert without_thoughts("hm, well</think>A cat.") == "A cat."
     assert without_thoughts("<think>and so on") == ""
+    for mark in ("<thinking>{}</thinking>", "[THINK]{}[/THINK]", "<Reasoning>{}</Reasoning>", "<thought>{}</thought>"):
+        assert without_thoughts(mark.format("hm") + " A cat.") == "A cat."
+        assert without_thoughts(mark.partition("{")[0] + "hm") == ""
     assert without_thoughts("A <b>cat</b>.") == "A <b>cat</b>."
 
 
@@ -78,7 +81,14 @@ def test_an_empty_answer_is_a_row_with_a_reason(server: HTTPServer, text: str | 
 def test_a_question_that_is_refused_is_a_row(server: HTTPServer, status: int) -> None:
     row = ask(server, status, {"error": {"message": "image too large"}})
     assert row[ANSWER] is None
-    assert row[ERROR]
+    assert str(row[ERROR]).startswith(f"engine: Error code: {status}")
+
+
+def test_an_answer_in_parts_is_their_text(server: HTTPServer) -> None:
+    parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "A "}, {"type": "text", "text": "cat."}]
+    assert ask(server, 200, said(parts))[ANSWER] == "A cat."
+    assert ask(server, 200, said(parts[:1]))[ERROR] == "empty_answer"
+    assert "no answer but '[1, 2]'" in str(ask(server, 200, said([1, 2]))[ERROR])
 
 
 @pytest.mark.parametrize(("status", "body", "kind"), [
