@@ -10,12 +10,13 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from raydapt import __version__
 from raydapt.errors import UserError
+from raydapt.verbs.labelled_command import labelled_set_options, precision_option, threshold
 from raydapt.verbs.push_command import push
 
 if TYPE_CHECKING:  # torch and Ray take seconds to import: a typing error is answered without them
@@ -45,18 +46,33 @@ def cli() -> None:
 @_OVERRIDES
 @click.option("--dry-run", is_flag=True, help="Print the plan: stages, inputs, what is already there.")
 @click.option("--overwrite", is_flag=True, help="Train and evaluate anew; stored artefacts are reused.")
-def run(config: str | None, overrides: tuple[str, ...], dry_run: bool, overwrite: bool) -> None:
+@precision_option
+@labelled_set_options
+def run(
+    config: str | None,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    overwrite: bool,
+    precision: float | None,
+    **places: Any,
+) -> None:
     """Takes images and class names through features, pseudo-labels and learning to a report.
 
     Give the name of a method, a job file such as jobs/cpl.yaml, or settings alone. The same command again resumes.
     """
     settings = _load(config, overrides)
     from raydapt.run import pipeline
+    from raydapt.verbs import labelled_files
 
     if dry_run:
         click.echo(pipeline.describe(settings))
         return
-    click.echo(pipeline.in_words(pipeline.run(settings, overwrite=overwrite)))
+    wanted = labelled_files.Places(**places)
+    wanted.check()
+    record = pipeline.run(settings, overwrite=overwrite)
+    click.echo(pipeline.in_words(record))
+    for line in labelled_files.after_prediction(record.folder.address("").rstrip("/"), (), wanted, precision=precision):
+        click.echo(line)
 
 
 @cli.command()
@@ -170,11 +186,21 @@ def status(run_folder: str) -> None:
 @click.argument("run_folder")
 @_OVERRIDES
 @click.option("--output", help="Where to write; the default is the run folder itself.")
-def predict(run_folder: str, overrides: tuple[str, ...], output: str | None) -> None:
+@precision_option
+@labelled_set_options
+def predict(
+    run_folder: str, overrides: tuple[str, ...], output: str | None, precision: float | None, **places: Any
+) -> None:
     """Predicts new images (data.source=…) with an adapted run."""
     from raydapt.run import prediction
+    from raydapt.verbs import labelled_files
 
-    click.echo(prediction.predict(run_folder, list(overrides), output=output))
+    wanted = labelled_files.Places(**places)
+    wanted.check()
+    table = prediction.predict(run_folder, list(overrides), output=output)
+    click.echo(table)
+    for line in labelled_files.after_prediction(run_folder, overrides, wanted, precision=precision, table=table):
+        click.echo(line)
 
 
 @cli.command()
@@ -230,43 +256,6 @@ def review(run_folders: tuple[str, ...], results: bool, no_browser: bool, choose
         click.echo(reviews.results_of(run_folders, choose=choose))
         return
     click.echo(reviews.review(run_folders, browser=not no_browser, choose=choose, say=click.echo, **given))
-
-
-@cli.command()
-@click.argument("run_folder")
-@_OVERRIDES
-@click.option(
-    "--precision",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=0.95,
-    show_default=True,
-    help="Share of right ones that is wanted among the answers taken.",
-)
-@click.option("--folder", help="Write the taken images there, a folder for each class, as links.")
-@click.option("--copy", is_flag=True, help="With --folder: copies in place of links.")
-@click.option("--csv", metavar="FOLDER", help="Write labels.csv, and rest.csv for people, there.")
-@click.option("--label-studio", metavar="FOLDER", help="Write tasks.json of the rest, with predictions, there.")
-def threshold(
-    run_folder: str,
-    overrides: tuple[str, ...],
-    precision: float,
-    folder: str | None,
-    copy: bool,
-    csv: str | None,
-    label_studio: str | None,
-) -> None:
-    """Chooses which answers of a run are sure enough, going by its review, and writes the labelled set.
-
-    Nothing is learned anew: the threshold can be moved as often as one likes. Other images with data.source=….
-    """
-    from raydapt.verbs import threshold as thresholds
-
-    chosen = thresholds.threshold(run_folder, overrides, precision=precision)
-    click.echo(thresholds.in_words(chosen.told))
-    for place in thresholds.write_files(
-        run_folder, overrides, chosen, folder=folder, copy=copy, csv=csv, label_studio=label_studio
-    ):
-        click.echo(place)
 
 
 @cli.command()
@@ -367,6 +356,7 @@ def doctor(config: str | None, overrides: tuple[str, ...]) -> None:
 
 
 cli.add_command(push)
+cli.add_command(threshold)
 
 
 def main() -> None:

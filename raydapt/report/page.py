@@ -23,6 +23,7 @@ from raydapt.report.classes import (
     pair_counts,
     read_predictions,
 )
+from raydapt.report.coverage import coverage_of
 from raydapt.report.facts import RunFacts
 from raydapt.report.gallery import gallery_cards, image_uri
 from raydapt.report.run_files import RunRecord, flat_settings, open_run, read_run, write_text
@@ -143,4 +144,5 @@ def _mistakes(run: RunRecord, predictions: Predictions | None, *, adapts: bool) 
         "confusion": None if counts is None else confusion_view(counts, names),
         "pairs": pairs_table(pairs, adapts=adapts) if pairs else None,
         "confidence_picture": sure,
+        "coverage": None if predictions is None else coverage_of(predictions),
     }

@@ -5,7 +5,9 @@ the run give together, fitted with the answers' sampling weights and drawn towar
 
     probability = (1 - share of no class) sigmoid(a x + b),  x = log(p / (1 - p)).
 
-Without a review p itself is taken, which nobody has checked.
+Without a review a is `1 / UNREVIEWED_TEMPERATURE` and b is 0: temperature scaling (Guo et al., ICML 2017) by a
+temperature that development sets have chosen, since p is too sure (docs/review.md). Nobody has checked it on these
+images.
 
 Legend: N images, M answered.
 """
@@ -22,6 +24,8 @@ from raydapt.review.population import Floats, Population, consensus
 
 LEAST_ANSWERS = 20
 """A review with fewer says too little about probabilities."""
+UNREVIEWED_TEMPERATURE = 1.5
+"""Divides the log odds where there is no review."""
 _CLIP = 1e-4
 _PULL = 1.0
 
@@ -44,10 +48,11 @@ class Calibration:
 
     def probabilities(self, together_N: Floats) -> Floats:
         """Probability that each answer is right, [N]."""
-        if not self.answers:
-            return together_N
         scaled: Floats = self.ceiling * expit(self.slope * _log_odds(together_N) + self.offset)
         return scaled
+
+
+UNREVIEWED = Calibration(slope=1 / UNREVIEWED_TEMPERATURE, offset=0.0, ceiling=1.0, answers=0)
 
 
 def together(population: Population, answerer: int) -> Floats:
@@ -59,7 +64,7 @@ def together(population: Population, answerer: int) -> Floats:
 def fit(estimator: Estimator, answers: Answers, answerer: int) -> Calibration:
     """The calibration of a run by a review; the one without a review where there are fewer than `LEAST_ANSWERS`."""
     if len(answers.index_M) < LEAST_ANSWERS:
-        return Calibration(slope=1.0, offset=0.0, ceiling=1.0, answers=0)
+        return UNREVIEWED
     population = estimator.population
     weight_M = estimator.weights(answers)
     weight_M = weight_M * len(weight_M) / weight_M.sum()

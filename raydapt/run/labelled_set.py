@@ -80,6 +80,27 @@ def as_label_studio(table: pa.Table, classes: Sequence[str], run: str) -> tuple[
     return json.dumps(tasks, indent=1, ensure_ascii=False).encode("utf-8", errors="replace"), interface.encode()
 
 
+def as_fiftyone(table: pa.Table, classes: Sequence[str], file_of: Mapping[str, Path]) -> tuple[bytes, bytes]:
+    """``data.json`` and ``labels.json``, which FiftyOne imports as a ``FiftyOneImageClassificationDataset``.
+
+    Args:
+        table: The images.
+        classes: All class names.
+        file_of: The image file of every id.
+    """
+    labels = {
+        row["id"]: {
+            "label": row["class"],
+            "confidence": row["probability"],
+            "attributes": {"taken": row["taken"], "by": row["by"]},
+        }
+        for row in table.to_pylist()
+    }
+    files = {id_: str(file_of[id_]) for id_ in labels}
+    told = {"classes": list(classes), "labels": labels}  # escaped: a path that is no UTF-8 comes back as it was
+    return json.dumps(files, indent=1).encode(), json.dumps(told, indent=1).encode()
+
+
 def write_folder(
     table: pa.Table, target: Path, source: Source, data: DataSettings, row_of: Mapping[str, int], *, copy: bool
 ) -> int:
@@ -103,7 +124,7 @@ def write_folder(
     try:
         for name in set(names.values()):
             (target / name).mkdir(parents=True, exist_ok=True)
-        if source.kind == "files" and "://" not in source.parts[0].root:
+        if files_of(source):
             return _link(rows, target, source, row_of, names, copy=copy)
         return _write(rows, target, source, data, row_of, names)
     except OSError as error:
@@ -111,14 +132,28 @@ def write_folder(
         raise UserError(f"Option --folder={str(target)!r} cannot be written ({reason}): give another place.") from None
 
 
+def files_of(source: Source) -> dict[int, Path]:
+    """The image files of this machine that a source names, by row; empty where it has none."""
+    if source.kind != "files" or "://" in source.parts[0].root:
+        return {}
+    return {
+        part.first_row + at: (Path(part.root) / uri).absolute()
+        for part in source.parts
+        for at, uri in enumerate(part.uris)
+    }
+
+
 def _link(
     rows: Sequence[Mapping[str, Any]], target: Path, source: Source, row_of: Mapping[str, int],
     names: Mapping[str, str], *, copy: bool,
 ) -> int:  # fmt: skip
-    file_of = {part.first_row + at: Path(part.root) / uri for part in source.parts for at, uri in enumerate(part.uris)}
+    file_of, taken = files_of(source), set[Path]()
     for row in rows:
-        file = file_of[row_of[row["id"]]].absolute()
-        place = target / names[row["class"]] / f"{row['id'][:8]}-{file.name}"
+        file = file_of[row_of[row["id"]]]
+        place = target / names[row["class"]] / file.name
+        if Path(str(place).lower()) in taken:  # some file systems tell no case
+            place = place.with_name(f"{row['id']}{file.suffix}")
+        taken.add(Path(str(place).lower()))
         if copy:
             shutil.copyfile(file, place)
         else:

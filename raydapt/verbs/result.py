@@ -88,6 +88,33 @@ class FinishedResult:
         table["path"] = pd.Series([given[position] for position in table.index], index=table.index, dtype=object)
         return table.sort_index()
 
+    def labelled(
+        self, *, precision: float | None = 0.95, folder: str | Path | None = None, copy: bool = False
+    ) -> pd.DataFrame:
+        """Which of the run's answers are sure enough, and perhaps the labelled folder, as ``raydapt threshold``.
+
+        Args:
+            precision: The share of right ones that is wanted among those taken, 0 to 1; None takes every answer.
+            folder: A new folder for the images taken, one folder a class; None: none is written.
+            copy: Copies of image files in place of links.
+
+        Returns:
+            One row per image: id, path, class, probability (that the class is right), taken, by (``run`` or
+            ``person``).
+
+        Raises:
+            UserError: For a folder that holds something, or a run of features without images where one is wanted.
+        """
+        from raydapt.verbs.labelled_files import Places, write_files
+        from raydapt.verbs.threshold import threshold
+
+        places = Places(folder=None if folder is None else str(folder), copy=copy)
+        places.check()
+        chosen = threshold(self.folder, precision=precision)
+        write_files(self.folder, (), chosen, places)
+        table: pd.DataFrame = chosen.table.to_pandas()
+        return table
+
     def __repr__(self) -> str:
         return f"<run {self.metrics['name']}: {self._accuracy()}>"
 

@@ -114,14 +114,19 @@ def write_chosen(record: Run, chosen: str) -> str:
 
 
 def predictions_of_run(run: Run) -> pa.Table:
-    """``predictions.parquet`` of a folder, the first row of every id.
+    """``predictions.parquet`` of a folder, the first row of every id; see `all_predictions_of_run`."""
+    return first_of_each(all_predictions_of_run(run))
+
+
+def all_predictions_of_run(run: Run) -> pa.Table:
+    """``predictions.parquet`` of a folder, copies of an image too.
 
     Raises:
         UserError: If the folder has none.
     """
     if not run.exists("predictions.parquet"):
         raise UserError(f"Folder {run.path!r} has no predictions.parquet: run its command again with --overwrite.")
-    return first_of_each(pq.read_table(pa.BufferReader(run.read_bytes("predictions.parquet"))))
+    return pq.read_table(pa.BufferReader(run.read_bytes("predictions.parquet")))
 
 
 def _classes(run: Run) -> tuple[str, ...]:

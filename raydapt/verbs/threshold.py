@@ -1,8 +1,7 @@
-"""The verb ``threshold``: which answers of a run are taken over, moved after the run, and the files to go on with."""
+"""The verb ``threshold``: which answers of a run are taken over, moved after the run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,19 +9,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raydapt.errors import UserError
-from raydapt.review.calibration import Calibration, choose_threshold, curve, fit, together
+from raydapt.review.calibration import UNREVIEWED, Calibration, choose_threshold, curve, fit, together
 from raydapt.review.estimates import Estimator
 from raydapt.review.population import Floats, Population
 from raydapt.review.results import percent
 from raydapt.review.session import REVIEW, Session, open_session
 from raydapt.run.finished import open_run
-from raydapt.run.labelled_set import as_csv, as_label_studio, rest_of, write_folder
-from raydapt.run.prediction import overridden, predictions_of
+from raydapt.run.prediction import predictions_of
 from raydapt.settings.config import Config
 from raydapt.store.run_record import Run
-from raydapt.verbs.review import image_rows
-from raydapt.verbs.review_population import first_of_each, population_of, predictions_of_run
+from raydapt.verbs.review_population import all_predictions_of_run, first_of_each, population_of
 
 THRESHOLD = "threshold.json"
 _CURVE_POINTS = 100
@@ -35,7 +31,7 @@ class Chosen:
 
     Attributes:
         told: What ``threshold.json`` holds; shares in percent.
-        table: Every image with its class, the probability that it is right, and whether it is taken.
+        table: Every image, copies too, with its class, the probability that it is right, and whether it is taken.
         classes: The class names.
     """
 
@@ -44,30 +40,42 @@ class Chosen:
     classes: Sequence[str]
 
 
-def threshold(run_folder: str, overrides: Sequence[str] = (), *, precision: float = 0.95) -> Chosen:
+def threshold(
+    run_folder: str,
+    overrides: Sequence[str] = (),
+    *,
+    precision: float | None = 0.95,
+    predicted: pa.Table | None = None,
+) -> Chosen:
     """Chooses from which probability on a run's answers are taken over, and writes ``threshold.json`` beside the run.
 
-    Probabilities come from the run's review; without one, from what zero-shot and the run say together, unchecked.
+    Probabilities come from the run's review; without one, from what zero-shot and the run say together, at the
+    temperature of the development sets.
 
     Args:
         run_folder: A finished run.
         overrides: Settings of other images to predict, such as ``data.source=photos/``; by default the run's own
             predictions are taken.
-        precision: The share of right ones that is wanted among those taken, 0 to 1.
+        precision: The share of right ones that is wanted among those taken, 0 to 1; None takes every answer.
+        predicted: The predictions of these other images, where they are at hand.
 
     Raises:
         UserError: For a folder that is no finished run, or images that cannot be predicted.
     """
     record, config = open_run(run_folder)
     population, calibration, session = _calibrated(record, config)
-    table = first_of_each(predictions_of(run_folder, list(overrides)) if overrides else predictions_of_run(record))
-    target = population_of([(record, config)], table) if overrides else population
+    if predicted is None and overrides:
+        predicted = predictions_of(run_folder, list(overrides))
+    everything = all_predictions_of_run(record) if predicted is None else predicted
+    everything = everything.filter(pc.is_valid(everything["predicted"]))  # others cannot be read
+    table = first_of_each(everything)
+    target = population if predicted is None else population_of([(record, config)], table)
     named_N = _named(table)
     probability_N = np.where(named_N, calibration.probabilities(together(target, _RUN)), 0.0)
-    least, kept, expected = choose_threshold(probability_N[named_N], precision)
+    least, kept, expected = _least(probability_N[named_N], precision)
     taken_N = named_N & (probability_N >= least)
     told = {
-        "precision_wanted": 100.0 * precision,
+        "precision_wanted": None if precision is None else 100.0 * precision,
         "threshold": least if kept else None,
         "images": len(probability_N),
         "taken": kept,
@@ -76,17 +84,20 @@ def threshold(run_folder: str, overrides: Sequence[str] = (), *, precision: floa
         "calibration": dict(vars(calibration)),
         "curve": _curve(probability_N),
     }
-    if calibration.answers and session is not None and not overrides and kept:
+    if calibration.answers and session is not None and predicted is None and kept:
         estimator = Estimator(population, session.design)
         found = estimator.precision_among(session.told(), _RUN, taken_N)
         told["seen_right"] = None if found is None else percent(found)
     record.write_json(THRESHOLD, told)
-    rows = _rows(table, target, probability_N, taken_N)
+    rows = _rows(everything, target, probability_N, taken_N)
     return Chosen(told=told, table=_with_people(rows, session), classes=population.classes)
 
 
 def in_words(told: dict[str, Any]) -> str:
     """The choice as lines for a terminal."""
+    if told["precision_wanted"] is None:
+        sure = f", {told['expected_right']:.1f} % of them expected to be right" if told["taken"] else ""
+        return f"Taken: {told['taken']:,} of {told['images']:,} images{sure}, going by {told['from']}."
     if not told["taken"]:
         return f"No answer is sure enough for {told['precision_wanted']:g} % right, going by {told['from']}."
     lines = [
@@ -102,60 +113,21 @@ def in_words(told: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_files(
-    run_folder: str,
-    overrides: Sequence[str],
-    chosen: Chosen,
-    *,
-    folder: str | None = None,
-    copy: bool = False,
-    csv: str | None = None,
-    label_studio: str | None = None,
-) -> list[str]:
-    """Writes what is wanted and returns the places.
-
-    Args:
-        run_folder: The run.
-        overrides: As `threshold` was given.
-        chosen: What it returned.
-        folder: For the taken images, one folder a class.
-        copy: Copy image files instead of linking them.
-        csv: Folder for ``labels.csv`` and ``rest.csv``.
-        label_studio: Folder for ``tasks.json`` (the images that are not taken) and ``interface.xml``.
-
-    Raises:
-        UserError: For features without images where a folder is wanted, or places that cannot be written.
-    """
-    places = []
-    if folder is not None:
-        record, config = open_run(run_folder)
-        config = overridden(record, config, list(overrides))
-        plan, row_of = image_rows(record, config, chosen.table["id"].to_pylist())
-        if plan.source.width:
-            raise UserError("Option --folder needs images, and this run has features in their place: use --csv.")
-        count = write_folder(chosen.table, Path(folder), plan.source, plan.config.data, row_of, copy=copy)
-        places.append(f"{folder}: {count:,} images")
-    if csv is not None:
-        record = Run.at(csv)
-        record.write_bytes("labels.csv", as_csv(chosen.table))
-        record.write_bytes("rest.csv", as_csv(rest_of(chosen.table)))
-        places += [record.file("labels.csv"), record.file("rest.csv")]
-    if label_studio is not None:
-        record = Run.at(label_studio)
-        tasks, interface = as_label_studio(rest_of(chosen.table), chosen.classes, Run.at(run_folder).name)
-        record.write_bytes("tasks.json", tasks)
-        record.write_bytes("interface.xml", interface)
-        places += [record.file("tasks.json"), record.file("interface.xml")]
-    return places
-
-
 def _calibrated(record: Run, config: Config) -> tuple[Population, Calibration, Session | None]:
     """The run's own predictions, the calibration, and the review, if there is one."""
     population = population_of([(record, config)])
     if not record.exists(REVIEW):
-        return population, Calibration(slope=1.0, offset=0.0, ceiling=1.0, answers=0), None
+        return population, UNREVIEWED, None
     session = open_session(record, population, seed=0)
     return population, fit(Estimator(population, session.design), session.told(), _RUN), session
+
+
+def _least(probability_N: Floats, precision: float | None) -> tuple[float, int, float]:
+    """As `choose_threshold`; every answer where no precision is wanted."""
+    if precision is not None:
+        return choose_threshold(probability_N, precision)
+    count = len(probability_N)
+    return 0.0, count, float(probability_N.mean()) if count else 0.0
 
 
 def _named(table: pa.Table) -> npt.NDArray[np.bool_]:
@@ -174,14 +146,16 @@ def _curve(probability_N: Floats) -> list[dict[str, float]]:
 
 
 def _rows(table: pa.Table, population: Population, probability_N: Floats, taken_N: Any) -> dict[str, list[Any]]:
-    """The images of the population in their order, with where they lie and what the run says."""
+    """Every image of a table, copies too, with where it lies and what is known of its content."""
+    at_of = {id_: at for at, id_ in enumerate(population.id_N)}
+    index_R = np.array([at_of[id_] for id_ in table["id"].to_pylist()], dtype=np.int64)
     return {
-        "id": list(population.id_N),
+        "id": table["id"].to_pylist(),
         "path": table["path"].to_pylist(),
-        "class": [population.classes[c] for c in population.class_RN[_RUN].tolist()],
-        "probability": probability_N.tolist(),
-        "taken": taken_N.tolist(),
-        "by": ["run"] * len(probability_N),
+        "class": [population.classes[c] for c in population.class_RN[_RUN][index_R].tolist()],
+        "probability": probability_N[index_R].tolist(),
+        "taken": taken_N[index_R].tolist(),
+        "by": ["run"] * len(index_R),
     }
 
 

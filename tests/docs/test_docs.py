@@ -33,7 +33,7 @@ IDIOMS = (
 )
 PLACEHOLDER = re.compile(r"(^|/|\[)[A-Z][A-Z0-9_-]*([\].=/|]|$)|…|\.\.\.|<\w+>")
 """What a reader replaces: SET, runs/NAME, JOB.yaml, [KEY=VALUE]."""
-NOT_SETTINGS = ("ray.data", "ray.io", "tune.json", "model.onnx", "model.safetensors")
+NOT_SETTINGS = ("ray.data", "ray.io", "tune.json", "data.json", "model.onnx", "model.safetensors")
 
 page_of = pytest.mark.parametrize("page", PAGES, ids=IDS)
 
