@@ -8,12 +8,15 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from raydapt.artefacts.loaded import loaded, remember
 from raydapt.data.decode import ImageSpec
 from raydapt.data.files import TRAIN_NAMES
+from raydapt.data.measures import MEASURES
 from raydapt.data.sources import Source, read_row_labels
 from raydapt.errors import UserError
 from raydapt.settings.groups import DataSettings, Precision
@@ -109,6 +112,20 @@ def load_features(artefact: Artefact, source: Source | None = None) -> FeatureTa
         feature_ND=remember(artefact, "feature", feature_ND) if held_ND is None or held_N is None else held_ND,
         valid_N=remember(artefact, "valid", valid_N) if held_ND is None or held_N is None else held_N,
     )
+
+
+def load_measures(artefact: Artefact) -> dict[str, np.ndarray[Any, Any]] | None:
+    """What each image shows by the names `MEASURES`, [N]: NaN, of the hash 0, where an image could not be read.
+
+    None where an earlier release made the features, or vectors were given.
+    """
+    columns: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name in MEASURES}
+    for table in artefact.iter_tables([], optional=MEASURES):
+        if table.num_columns < len(MEASURES):
+            return None
+        for name, parts in columns.items():
+            parts.append(pc.fill_null(table[name], 0 if name == "phash" else float("nan")).to_numpy())
+    return {name: np.concatenate(parts) for name, parts in columns.items()} if columns["phash"] else None
 
 
 def load_labels(artefact: Artefact, source: Source | None = None) -> list[str | None]:

@@ -30,6 +30,7 @@ from PIL import (
 
 from raydapt.data.deep_colours import to_8_bits, wide_rgb
 from raydapt.data.formats import FORMATS
+from raydapt.data.measures import Measures, measure
 from raydapt.data.tiff_bands import NEEDS_EXTRA, NoBands, has_deep_planes, is_tiff, read_bands
 
 BAD_IMAGE_REASONS = ("empty", "too_many_bytes", "too_many_pixels", "not_an_image", "corrupt", NEEDS_EXTRA)
@@ -116,8 +117,21 @@ def decode_image(data: bytes, spec: ImageSpec, *, max_pixels: int, max_bytes: in
     Raises:
         BadImage: With one of `BAD_IMAGE_REASONS`.
     """
-    image_HW3 = np.asarray(_fit(decode_rgb(data, max_pixels=max_pixels, max_bytes=max_bytes), spec, max_pixels))
-    return np.ascontiguousarray(image_HW3.transpose(2, 0, 1))
+    image = decode_rgb(data, max_pixels=max_pixels, max_bytes=max_bytes)
+    return _pixels(_resize(image, spec, max_pixels), spec)
+
+
+def decode_measured(
+    data: bytes, spec: ImageSpec, *, max_pixels: int, max_bytes: int
+) -> tuple[npt.NDArray[np.uint8], Measures]:
+    """As `decode_image`, and what the image shows before the crop."""
+    image = decode_rgb(data, max_pixels=max_pixels, max_bytes=max_bytes)
+    resized = _resize(image, spec, max_pixels)
+    return _pixels(resized, spec), measure(resized, width=image.width, height=image.height)
+
+
+def _pixels(resized: Image.Image, spec: ImageSpec) -> npt.NDArray[np.uint8]:
+    return np.ascontiguousarray(np.asarray(_crop(resized, spec.size_px)).transpose(2, 0, 1))
 
 
 def decode_rgb(data: bytes, *, max_pixels: int, max_bytes: int) -> Image.Image:
@@ -197,13 +211,18 @@ def _upright(image: Image.Image, pixels: Image.Image) -> Image.Image:
     return pixels.transpose(_TURNS[orientation])
 
 
-def _fit(image: Image.Image, spec: ImageSpec, max_pixels: int) -> Image.Image:
+def _resize(image: Image.Image, spec: ImageSpec, max_pixels: int) -> Image.Image:
     side = spec.size_px
     width, height = _resized(image.width, image.height, spec)
     if width * height > max(max_pixels, side * side):  # a long thin image would grow beyond all bounds
         raise BadImage("too_many_pixels")
-    if (width, height) != image.size:
-        image = image.resize((width, height), _RESAMPLING[spec.interpolation])
+    if (width, height) == image.size:
+        return image
+    return image.resize((width, height), _RESAMPLING[spec.interpolation])
+
+
+def _crop(image: Image.Image, side: int) -> Image.Image:
+    width, height = image.size
     if width < side or height < side:
         padded = Image.new("RGB", (max(width, side), max(height, side)))
         padded.paste(image, (max(side - width, 0) // 2, max(side - height, 0) // 2))

@@ -29,7 +29,14 @@ from raydapt.report.gallery import gallery_cards, image_uri
 from raydapt.report.run_files import RunRecord, flat_settings, open_run, read_run, write_text
 from raydapt.report.sections import Section
 from raydapt.report.summary import headline, rounds_of, settings_of, timings, verdict_of, warnings_of
-from raydapt.report.tables import left_out_table, pairs_table, rounds_table, scores_table, timings_table
+from raydapt.report.tables import (
+    data_check_table,
+    left_out_table,
+    pairs_table,
+    rounds_table,
+    scores_table,
+    timings_table,
+)
 from raydapt.store.folder import Folder
 
 __all__ = ["page_environment", "render", "write_report"]
@@ -109,6 +116,7 @@ def _content(run: RunRecord, facts: RunFacts) -> dict[str, Any]:
         "verdict": verdict_of(run),
         "warnings": warnings_of(run, rows, head, rounds),
         "left_out": left_out_table(run.metrics),
+        "data_check": data_check_table(run.metrics),
         "scores": scores_table(run),
         "splits": () if predictions is None else predictions.splits,
         "tables": class_tables(rows),

@@ -106,6 +106,34 @@ def timings_table(timings: Sequence[Timing]) -> Table:
     return Table(columns=columns, rows=rows)
 
 
+_CHECKED = {
+    "unreadable": ("cannot be read", "They are left out of everything."),
+    "copy": ("copies", "The same bytes as an image before them."),
+    "near_copy": ("near copies", "The same picture as one before them, in another size, quality or brightness."),
+    "blank": ("blank", "Hardly any contrast."),
+    "blurry": ("blurry", "Less than a third as sharp as the set's median image."),
+    "odd_shape": ("long and narrow", "The model sees a square crop: most of such an image is left out."),
+}
+
+
+def data_check_table(metrics: Mapping[str, Any]) -> Table | None:
+    """What was found before learning, with some paths; None where nothing was."""
+    found = metrics.get("data_check") or {}
+    images, examples = found.get("images") or {}, found.get("examples") or {}
+    rows = [
+        (words, number(images[kind]), what, ", ".join(map(str, examples.get(kind) or [])))
+        for kind, (words, what) in _CHECKED.items()
+        if images.get(kind)
+    ]
+    columns = [
+        Column("kind", "What is wrong with the images."),
+        Column("images", "Of all images of the source.", "count"),
+        Column("what it means", "How such images were told."),
+        Column("such as", "Some of their paths; all of them are in data-check.parquet."),
+    ]
+    return Table(columns=columns, rows=rows) if rows else None
+
+
 def left_out_table(metrics: Mapping[str, Any]) -> Table | None:
     """Labels of the source that are no class of the run, with their images; None where there are none."""
     entries = [entry for entry in metrics.get("labels_left_out") or [] if isinstance(entry, dict)]

@@ -2,6 +2,7 @@
 
     plan        source, classes, method: every setting decided, every artefact named
       -> artefacts   features of the frozen CLIP, and what else the method reads (Ray Data; kept in the store)
+      -> data check  copies, blank and blurry images
       -> label split which images carry labels (UL: none)
       -> learn       rounds of pseudo-labels and optimiser steps (Ray Train, or this process)
       -> evaluate    predictions, metrics, gallery
@@ -33,6 +34,7 @@ from raydapt.models.frozen import load_frozen
 from raydapt.progress import TrainingProgress
 from raydapt.run import evaluation
 from raydapt.run.accuracy import evaluate
+from raydapt.run.data_check import DataCheck, look
 from raydapt.run.gallery import gallery_table
 from raydapt.run.guarding import Classifiers, classifiers_of, verdict_of
 from raydapt.run.known_labels import KnownLabels, notes_of, read_known_labels
@@ -137,6 +139,7 @@ def _run(record: Run, plan: Plan, tracking: Tracking) -> None:
     artefacts = artefacts_of(stages)
     table = load_features(artefacts[FEATURES], plan.source)
     row_N, row_T, transductive = rows_of_splits(plan.config.data, table)
+    check = look(record, artefacts[FEATURES], table, row_N, row_T)
     open_set = find_open_set(plan, table, row_N, record)
     images = len(row_N)
     row_N, split = split_labels(record, plan, artefacts[FEATURES], row_N, open_set)
@@ -144,7 +147,7 @@ def _run(record: Run, plan: Plan, tracking: Tracking) -> None:
     state = _train(job, tracking)
     known = read_known_labels(plan, artefacts[FEATURES])
     finished = finished_run(job, plan, state, table=table, row_N=row_N, row_T=row_T, known=known)
-    told = _Told(open_set=open_set, left_out=images - len(row_N), transductive=transductive)
+    told = _Told(open_set=open_set, check=check, left_out=images - len(row_N), transductive=transductive)
     metrics = _evaluate(job, finished, state, split, known, told)
     metrics |= plan.spec.outcome(finished)
     metrics["stages"] = {name: _stage_metrics(result) for name, result in stages.items()}
@@ -267,6 +270,7 @@ class _Told:
     """What was known of the images before anything was learned."""
 
     open_set: OpenSet
+    check: DataCheck
     left_out: int
     transductive: bool
 
@@ -291,7 +295,7 @@ def _evaluate(
     earlier_round = state.kept_round is not None
     guarded, verdict, after = _guarded(both, finished, row_N[unlabelled_U], (before, adapted), earlier_round)
     notes = [*notes_of(known.plan, table), *notes, *prior_notes(finished)]
-    notes += told.open_set.notes(len(row_N) + told.left_out, len(row_N))
+    notes += [*told.open_set.notes(len(row_N) + told.left_out, len(row_N)), *told.check.notes()]
     if guarded is not None and guarded.verdict != "adapted":
         notes = [guarded.sentence, *notes]
     notes = [*_of_round(state), *notes]
@@ -329,6 +333,7 @@ def _evaluate(
         "guard": None if guarded is None else guarded.as_metrics(),
         "kept_round": state.kept_round,
         "open_set": told.open_set.metrics(predictions, known, row_T, left_out=told.left_out),
+        "data_check": told.check.metrics(),
         "unguarded": evaluate(adapted.class_T, class_T, len(names), seen, unseen).as_dict(),
         "pseudo_labels": rounds[-1] if rounds else {"selected": 0, "accuracy": None},
         "label_free_score": after.mutual_information,

@@ -113,6 +113,7 @@ def features_stage(
         (clip_name, clip_identity, context.settings),
         recipe=features_recipe(source, clip_identity, image_spec, context.data, precision=context.settings.arithmetic),
         image_spec=image_spec,
+        measured=True,
     )
 
 
@@ -125,6 +126,7 @@ def encoding_stage(
     recipe: Recipe,
     image_spec: ImageSpec,
     block_bytes: int = _BLOCK_BYTES,
+    measured: bool = False,
 ) -> StageResult:
     """Any stage whose actors hold a CLIP and turn parts of decoded images into features (see `features_stage`).
 
@@ -136,6 +138,7 @@ def encoding_stage(
         recipe: What the artefact depends on.
         image_spec: How the images are decoded for the actors.
         block_bytes: Largest block of results.
+        measured: Whether the rows also tell what each image shows (`raydapt.data.measures`).
     """
     part_of = {part.index: part for part in source.parts}
     settings, ray_settings = context.settings, context.ray
@@ -143,7 +146,8 @@ def encoding_stage(
     def here(pending: Sequence[int]) -> Parts:
         actor: Callable[..., Encoder] = encoder
         encode = actor(*arguments, plan_here(settings, gpu=device_kind() == "cuda")).encode_part
-        for part, table in decoded_here([part_of[index] for index in pending], context.data, image_spec):
+        parts = [part_of[index] for index in pending]
+        for part, table in decoded_here(parts, context.data, image_spec, measured=measured):
             yield part, encode(part, table)
 
     def dataset_of(pending: Sequence[int]) -> tuple[ray.data.Dataset, int]:
@@ -161,6 +165,7 @@ def encoding_stage(
             image_spec,
             rows_per_part=settings.rows_per_part,
             ray_settings=ray_settings,
+            measured=measured,
         )
         encoded = images.map_batches(
             committing(encoder, context.store.artefact_of(recipe)),

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from raydapt.data.decode import BadImage, ImageSpec, decode_image
+from raydapt.data.decode import BadImage, ImageSpec, decode_image, decode_measured
+from raydapt.data.measures import MEASURES, Measures
 from raydapt.data.sources import Part, group_parts, read_parts
 from raydapt.settings.groups import DataSettings, RaySettings
 from raydapt.stages.commit import PART, committed_row, with_part
@@ -39,6 +40,7 @@ def dataset_of_images(
     rows_per_part: int,
     ray_settings: RaySettings,
     commit: Artefact | None = None,
+    measured: bool = False,
 ) -> ray.data.Dataset:
     """A dataset of decoded images: each part in one row with the columns `PART` and `PACKED`.
 
@@ -51,6 +53,7 @@ def dataset_of_images(
         rows_per_part: Images of a part.
         ray_settings: The nodes.
         commit: What the decoded parts are committed to instead; the rows tell of that (`committed_row`).
+        measured: Whether the parts also have the columns `MEASURES`.
 
     Raises:
         UserError: When the cluster has no node to decode on.
@@ -61,7 +64,7 @@ def dataset_of_images(
 
     nodes = require_cpu(ray_settings, ray_settings.decode_nodes, setting="ray.decode_nodes")
     items = [{"parts": pickle.dumps(group)} for group in group_parts(parts)]
-    decode = partial(read_and_decode, data=data, spec=spec, commit=commit)
+    decode = partial(read_and_decode, data=data, spec=spec, commit=commit, measured=measured)
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     # The decoded part, its packed copy, and as much for encoded bytes. Tasks with demands of their own are also what
     # keeps Ray from fusing them into the model's actors, which would leave the other CPUs idle.
@@ -77,19 +80,21 @@ def part_bytes(rows: int, spec: ImageSpec) -> int:
 
 
 def read_and_decode(
-    batch: pa.Table, *, data: DataSettings, spec: ImageSpec, commit: Artefact | None = None
+    batch: pa.Table, *, data: DataSettings, spec: ImageSpec, commit: Artefact | None = None, measured: bool = False
 ) -> Iterator[pa.Table]:
     """Reads one group of parts and yields each part decoded and packed, or commits it."""
     parts: tuple[Part, ...] = pickle.loads(batch["parts"][0].as_py())
     for part, table in read_parts(parts, data):
-        decoded = decode_table(table, data, spec)
+        decoded = decode_table(table, data, spec, measured=measured)
         if commit is None:
             yield pack(part.index, decoded)
         else:
             yield committed_row(commit, with_part(decoded, part.index))
 
 
-def decoded_here(parts: Sequence[Part], data: DataSettings, spec: ImageSpec) -> Iterator[tuple[int, pa.Table]]:
+def decoded_here(
+    parts: Sequence[Part], data: DataSettings, spec: ImageSpec, *, measured: bool = False
+) -> Iterator[tuple[int, pa.Table]]:
     """Reads parts and yields them decoded, by threads of this process: the next part is decoded meanwhile.
 
     Pillow leaves the interpreter to others while it decodes and resizes.
@@ -97,7 +102,7 @@ def decoded_here(parts: Sequence[Part], data: DataSettings, spec: ImageSpec) -> 
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as threads:
         waiting: tuple[int, _Decoding] | None = None
         for part, table in read_parts(parts, data):
-            begun = part.index, _Decoding(table, data, spec, threads)
+            begun = part.index, _Decoding(table, data, spec, measured, threads)
             if waiting is not None:
                 yield waiting[0], waiting[1].table()
             waiting = begun
@@ -105,21 +110,28 @@ def decoded_here(parts: Sequence[Part], data: DataSettings, spec: ImageSpec) -> 
             yield waiting[0], waiting[1].table()
 
 
-def decode_table(table: pa.Table, data: DataSettings, spec: ImageSpec) -> pa.Table:
+def decode_table(table: pa.Table, data: DataSettings, spec: ImageSpec, *, measured: bool = False) -> pa.Table:
     """Replaces the column ``image`` (encoded bytes) by ``pixel`` (uint8 [3, S, S] as fixed binary).
 
-    A row that cannot be decoded keeps its place, with the reason in ``error`` and a null pixel.
+    A row that cannot be decoded keeps its place, with the reason in ``error`` and a null pixel. Where `measured`, the
+    columns `MEASURES` are added, null for such a row.
     """
-    return _Decoding(table, data, spec).table()
+    return _Decoding(table, data, spec, measured).table()
 
 
 class _Decoding:
     """The decoding of one table, done at once or begun on threads."""
 
     def __init__(
-        self, table: pa.Table, data: DataSettings, spec: ImageSpec, threads: ThreadPoolExecutor | None = None
+        self,
+        table: pa.Table,
+        data: DataSettings,
+        spec: ImageSpec,
+        measured: bool = False,
+        threads: ThreadPoolExecutor | None = None,
     ) -> None:
         self._table, self._data, self._spec = table, data, spec
+        self._measures: list[Measures | None] | None = [None] * table.num_rows if measured else None
         self._pixel_N3SS = np.zeros((table.num_rows, 3, spec.size_px, spec.size_px), dtype=np.uint8)
         self._errors: list[str | None] = table["error"].to_pylist()
         self._begun: list[Future[None]] = []
@@ -137,7 +149,10 @@ class _Decoding:
                 continue
             try:
                 image = self._table["image"][index].as_py()
-                self._pixel_N3SS[index] = decode_image(image, self._spec, **most)
+                if self._measures is None:
+                    self._pixel_N3SS[index] = decode_image(image, self._spec, **most)
+                else:
+                    self._pixel_N3SS[index], self._measures[index] = decode_measured(image, self._spec, **most)
             except BadImage as error:
                 self._errors[index] = error.reason
 
@@ -148,6 +163,9 @@ class _Decoding:
         valid = np.array([error is None for error in self._errors], dtype=bool)
         columns = self._table.drop_columns(["image", "error"])
         columns = columns.append_column("error", pa.array(self._errors, pa.string()))
+        for name in MEASURES if self._measures is not None else ():
+            values = [None if of is None else getattr(of, name) for of in self._measures or ()]
+            columns = columns.append_column(name, pa.array(values, pa.uint64() if name == "phash" else pa.float32()))
         return columns.append_column("pixel", fixed_binary(self._pixel_N3SS, valid))
 
 

@@ -227,15 +227,19 @@ class Artefact:
         self.folder.remove(_shard_name(part))
         self._verified.pop(part, None)
 
-    def iter_tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    def iter_tables(self, columns: Sequence[str] | None = None, *, optional: Sequence[str] = ()) -> Iterator[pa.Table]:
         """The rows of a finished artefact, one shard at a time, in the order of the parts.
+
+        Args:
+            columns: That are read; None: all.
+            optional: Read as well, where the shard has them: earlier releases did not write them.
 
         Raises:
             UserError: If a shard turns out to be damaged; it is set aside, and the same command makes it again.
         """
         for shard in self.manifest.shards:
             try:
-                yield _read_table(self.folder.read(shard.name), columns)
+                yield _read_table(self.folder.read(shard.name), columns, optional)
             except (FileNotFoundError, pa.ArrowException, OSError) as error:
                 self.discard(shard.part)
                 raise UserError(
@@ -261,8 +265,11 @@ def _shard_of(data: bytes, part: int, rows: int, errors: dict[str, int]) -> Shar
     return Shard(name=_shard_name(part), part=part, rows=rows, bytes=len(data), sha256=digest, errors=errors)
 
 
-def _read_table(data: bytes, columns: Sequence[str] | None) -> pa.Table:
+def _read_table(data: bytes, columns: Sequence[str] | None, optional: Sequence[str] = ()) -> pa.Table:
     wanted = list(columns) if columns is not None else None
+    if wanted is not None and optional:
+        there = set(pq.read_schema(pa.BufferReader(data)).names)
+        wanted += [name for name in optional if name in there]
     return pq.read_table(pa.BufferReader(data), columns=wanted, page_checksum_verification=True)
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from raydapt.artefacts.pixels import pixels_of
 from raydapt.data.decode import ImageSpec, decode_image
+from raydapt.data.measures import MEASURES
 from raydapt.data.sources import read_parts, resolve_source
 from raydapt.settings.groups import DataSettings
 from raydapt.stages.commit import with_part
@@ -42,6 +43,15 @@ def test_decoding_keeps_every_row(tmp_path: Path) -> None:
             assert pixel is None
         else:
             assert pixel == decode_image(png(index), SPEC, max_pixels=10**6, max_bytes=10**6).tobytes()
+
+
+def test_measures_are_columns_and_change_nothing_else(tmp_path: Path) -> None:
+    path = write_images(tmp_path / "a.parquet", 6, bad={2: BAD[0]})
+    ((_, table),) = read_parts(resolve_source(str(path), rows_per_part=9).parts, DATA)
+    measured = decode_table(table, DATA, SPEC, measured=True)
+    assert measured.drop_columns(list(MEASURES)).equals(decode_table(table, DATA, SPEC))
+    for name in MEASURES:
+        assert measured[name].is_null().to_pylist() == [False, False, True, False, False, False]
 
 
 def test_limits_reach_the_decoder(tmp_path: Path) -> None:
