@@ -9,7 +9,7 @@ from raydapt.report.page import page_environment
 from raydapt.report.run_files import flat_settings, write_text
 from raydapt.store.folder import Folder
 from raydapt.tune.figures import cost_picture, count_picture, parallel_picture
-from raydapt.tune.selection import COMBINED, COMBINED_OF, CONSENSUS, Trial, ranking
+from raydapt.tune.selection import COMBINED, COMBINED_OF, CONSENSUS, UNADAPTED, Trial, ranking
 
 _TITLES = {
     "synthetic_accuracy": "held-out synthetic images right",
@@ -39,6 +39,7 @@ def content(result: Mapping[str, Any], config: Mapping[str, Any], chosen: str) -
     """What the page shows of ``tune.json``, ``config.yaml`` and ``chosen.yaml``."""
     trials = [Trial(**entries) for entries in result["trials"]]
     ranked = ranking(trials)
+    tried = [pair for pair in ranked if pair[0].number != UNADAPTED]  # it has no place on the axes of settings
     defaults = flat_settings(config)
     names = result["scores"]
     return {
@@ -58,7 +59,7 @@ def content(result: Mapping[str, Any], config: Mapping[str, Any], chosen: str) -
         "titles": [_TITLES[name] for name in names],
         "decisive": [_TITLES[name] for name in names if name in COMBINED_OF],
         "missing": [_TITLES[name] for name in _TITLES if name not in (*names, COMBINED)],
-        "pictures": [parallel_picture(ranked, defaults), count_picture(ranked), cost_picture(ranked)],
+        "pictures": [parallel_picture(tried, defaults), count_picture(tried), cost_picture(tried)],
         "seconds": sum(trial.seconds for trial in trials),
         "study": result["study"],
         "correlations": [(_TITLES[k], v) for k, v in ((result["study"] or {}).get("correlations") or {}).items()],

@@ -18,6 +18,8 @@ CONSENSUS = "consensus"
 COMBINED = "combined"
 COMBINED_OF = (CONSENSUS, *DECISIVE)
 """What the choice goes by, all weighing the same: chosen on the development sets, fixed for every other."""
+UNADAPTED = "zero-shot"
+"""The number of the model as it is, which every sweep has among its candidates: no setting may be worth anything."""
 Floats = NDArray[np.float64]
 
 

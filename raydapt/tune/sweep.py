@@ -2,7 +2,7 @@
 
     space -> trials, drawn (random, grid) or asked for one by one (Optuna)
       -> artefacts: features, crops, synthetic images of the largest count, those held out for the scores
-      -> trials on Ray Tune, each scored without labels
+      -> trials on Ray Tune, each scored without labels; and the model as it is
       -> ranks of the scores, the best trial as chosen.yaml, a report
 
 Running the same command again goes on where it was; no label is read unless ``tune.oracle=true`` asks for the study.
@@ -33,8 +33,8 @@ from raydapt.store.fingerprint import fingerprint
 from raydapt.store.run_record import Run, run_name
 from raydapt.tune.report import write_sweep_report
 from raydapt.tune.search_space import Settings, check_ends, draw_trials, parse_space, trial_config
-from raydapt.tune.selection import CONSENSUS, Trial, available, ranking, study_of
-from raydapt.tune.trials import Sweep, answers_of
+from raydapt.tune.selection import CONSENSUS, UNADAPTED, Trial, available, ranking, study_of
+from raydapt.tune.trials import Sweep, answers_of, unadapted_trial
 from raydapt.tune.tuner import run_trials
 
 _LOG = logging.getLogger(__name__)
@@ -97,12 +97,12 @@ def _run(
     sweep = Sweep(
         config=config, folder=_absolute(config.runs) + f"/{record.name}", held_out=held_out, first_held_out=first
     )
-    trials = _with_consensus(sweep, n_classes, run_trials(sweep, drawn, space, show=show))
+    trials = run_trials(sweep, drawn, space, show=show)
     if not ranking(trials):
         errors = [trial.error for trial in trials if trial.error]
         why = f"the first one: {errors[0]}" if errors else "all were stopped early, raise tune.grace"
         raise UserError(f"Not one of the {len(trials)} trials of {record.path!r} finished ({why}).")
-    return trials
+    return _with_consensus(sweep, n_classes, [*trials, unadapted_trial(sweep)])
 
 
 def _with_consensus(sweep: Sweep, n_classes: int, trials: Sequence[Trial]) -> list[Trial]:
@@ -201,11 +201,11 @@ def _in_words(record: Run) -> str:
     result = record.read_json(RESULT)
     chosen = next(trial for trial in result["trials"] if trial["number"] == result["chosen"])
     told = ", ".join(f"{key}={value}" for key, value in chosen["settings"].items()) or "the job's own settings"
-    states = [trial["state"] for trial in result["trials"]]
+    states = [trial["state"] for trial in result["trials"] if trial["number"] != UNADAPTED]
     lines = [
         f"{record.name}: {states.count('finished')} of {len(states)} trials finished, "
         f"{states.count('stopped')} stopped early, {states.count('failed')} failed",
-        f"Chosen without labels: trial {chosen['number']}: {told}",
+        f"Chosen without labels: {'' if chosen['number'] == UNADAPTED else 'trial '}{chosen['number']}: {told}",
         f"Run it: raydapt run {record.file(CHOSEN)}",
         f"Report: {record.file('report.html')}",
     ]

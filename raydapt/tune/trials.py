@@ -35,7 +35,7 @@ from raydapt.train.checkpoint import TrainState
 from raydapt.train.job import FileCheckpoints, TrainingJob
 from raydapt.train.ray_train import local_context, train_on_workers
 from raydapt.tune.search_space import trial_config
-from raydapt.tune.selection import Trial
+from raydapt.tune.selection import UNADAPTED, Trial
 
 TRIAL, ANSWERS, NAMED_ANSWERS = "trial.json", "answers.safetensors", "answers.parquet"
 Report = Callable[[dict[str, float]], None]
@@ -92,6 +92,16 @@ def run_trial(
         raise
     record.write_json(TRIAL, told | {"state": "finished", **result, "seconds": time.perf_counter() - started})
     return report(_numbers(result["scores"]))
+
+
+def unadapted_trial(sweep: Sweep) -> Trial:
+    """The model as it is, scored like the others; see `raydapt.tune.selection.UNADAPTED`.
+
+    Raises:
+        UserError: As `run_trial`.
+    """
+    run_trial(sweep, UNADAPTED, {"method": "zero_shot"}, lambda _: None)
+    return read_trial(sweep.record(UNADAPTED))
 
 
 def read_trial(record: Run) -> Trial:

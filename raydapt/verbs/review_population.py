@@ -66,7 +66,8 @@ def answers_of_sweep(record: Run) -> list[tuple[str, pa.Table]]:
     """
     from raydapt.tune.trials import NAMED_ANSWERS
 
-    numbers = [trial["number"] for trial in record.read_json(SWEEP)["trials"] if trial["state"] == "finished"]
+    finished = [trial["number"] for trial in record.read_json(SWEEP)["trials"] if trial["state"] == "finished"]
+    numbers = [number for number in finished if number != ZERO_SHOT]  # whose answers stand beside each trial's
     trials = {number: Run(f"{record.folder.url}/trials", number) for number in numbers}
     if not all(trial.exists(NAMED_ANSWERS) for trial in trials.values()):
         raise UserError(f"Sweep {record.path!r} kept no answers of its trials (an earlier release): run it again.")

@@ -63,7 +63,9 @@ def main() -> None:
             separate.append(raydapt("run", str(folder / "run.yaml")))
         sweep = raydapt("tune", str(folder / "sweep.yaml"))
         result = json.loads((folder / "runs" / "sweep" / "tune.json").read_text())
-        finished = sum(trial["state"] == "finished" for trial in result["trials"])
+        finished = (
+            sum(trial["state"] == "finished" for trial in result["trials"]) - 1
+        )  # zero-shot is no trial of its own
     naive = arguments.trials * sum(separate) / len(separate)
     measured = f"{arguments.trials} separate runs ({arguments.separate} measured, multiplied)"
     rows = [

@@ -63,7 +63,7 @@ def test_no_label_is_read_and_other_labels_or_none_give_the_same_choice(tmp_path
     assert results[0]["chosen"] == results[1]["chosen"] == results[2]["chosen"]
     assert results[0]["study"] is None
     chosen = next((tmp_path / "true" / "runs").glob("tune-*/chosen.yaml"))
-    assert load_config(chosen).method == "cpl"
+    assert load_config(chosen).method == ("zero_shot" if results[0]["chosen"] == "zero-shot" else "cpl")
     assert (chosen.parent / "report.html").exists()
 
 
@@ -79,6 +79,25 @@ def test_only_the_study_reads_labels_and_it_makes_the_same_choice(tmp_path):
     assert all(trial["accuracy"] is None for trial in blind["trials"])
 
 
+def test_the_model_as_it_is_stands_among_the_candidates_and_may_be_chosen(tmp_path, monkeypatch):
+    config = job(tmp_path, digits(tmp_path / "digits.parquet"))
+    real = sweep_.ranking
+    monkeypatch.setattr(
+        sweep_, "ranking", lambda trials: sorted(real(trials), key=lambda pair: pair[0].number != "zero-shot")
+    )
+    told = sweep_.tune(config)
+    (folder,) = Path(config.runs).glob("tune-*")
+    last = json.loads((folder / "tune.json").read_text())["trials"][-1]
+    assert (last["number"], last["settings"], last["state"]) == ("zero-shot", {"method": "zero_shot"}, "finished")
+    assert last["scores"].keys() >= {"agreement", "cluster_agreement", "consensus"}
+    assert "4 of 4 trials finished" in told
+    assert "Chosen without labels: zero-shot: method=zero_shot" in told
+    assert load_config(folder / "chosen.yaml").method == "zero_shot"
+    assert "method=zero_shot" in (folder / "report.html").read_text()
+    population = open_review([str(folder)], choose=True).population
+    assert population.names == ("zero-shot", *(f"trial {number:03d}" for number in range(4)))
+
+
 def test_a_failing_trial_is_one_sentence_and_the_others_go_on(tmp_path, monkeypatch):
     config, build = job(tmp_path, digits(tmp_path / "digits.parquet")), pipeline.final_method
 
@@ -89,7 +108,7 @@ def test_a_failing_trial_is_one_sentence_and_the_others_go_on(tmp_path, monkeypa
 
     monkeypatch.setattr(pipeline, "final_method", out_of_memory)
     result = choice(config)
-    assert [trial["state"] for trial in result["trials"]] == ["finished", "failed", "finished", "finished"]
+    assert [trial["state"] for trial in result["trials"]] == ["finished", "failed", "finished", "finished", "finished"]
     assert result["trials"][1]["error"] == "RuntimeError: CUDA out of memory. Tried to allocate 2 GiB"
     report = next(Path(config.runs).glob("tune-*/report.html")).read_text()
     assert "CUDA out of memory" in report
