@@ -143,7 +143,7 @@ def undisturbed_features(source: Source, store: Store) -> list[Shard]:
     """The same parts made one after the other in this process, without Ray."""
     encoder = Encoder("mini", clip_identity("mini"), StageSettings(), ActorPlan(actors=1, cpus=1, gpus=0))
     artefact = store.artefact("features", "0" * 16)
-    decode = {"data": DataSettings(), "spec": load_clip("mini").image_spec}
+    decode = {"data": DataSettings(), "spec": load_clip("mini").image_spec, "measured": True}
     shards = []
     for part in source.parts:
         (packed,) = read_and_decode(pa.table({"parts": [pickle.dumps((part,))]}), **decode)
