@@ -43,12 +43,15 @@ def test_near_copies_are_those_of_a_loop_over_all_pairs(seed: int) -> None:
     )
     order_A = rng.permutation(72)
     near_A, cosine_A = data_check._near_copies(hash_A, feature_AD, order_A)
+    nearest = [max(float(a @ b) for j, b in enumerate(feature_AD) if j != i) for i, a in enumerate(feature_AD)]
+    least = (1 + sorted(nearest)[35]) / 2  # torch's median of 72 is the lower one
+    assert 0.95 < least < 0.995
     of_hash = {}  # the first image of every hash stands for all with that hash
     expected, cosines = np.full(72, -1), np.full(72, np.nan)
     for at in order_A.tolist():
         for other, hash_ in of_hash.items():
             cosine = float(feature_AD[at] @ feature_AD[other])
-            if (int(hash_A[at]) ^ hash_).bit_count() <= 4 and cosine >= 0.95:
+            if (int(hash_A[at]) ^ hash_).bit_count() <= 4 and cosine >= least:
                 expected[at], cosines[at] = other, cosine
                 break
         if int(hash_A[at]) not in of_hash.values():
@@ -57,6 +60,15 @@ def test_near_copies_are_those_of_a_loop_over_all_pairs(seed: int) -> None:
     assert (expected < 0).any()
     np.testing.assert_array_equal(near_A, expected)
     np.testing.assert_allclose(cosine_A, cosines, rtol=1e-5)
+
+
+def test_the_cosine_of_copies_lies_between_its_bounds() -> None:
+    generator = torch.Generator().manual_seed(0)
+    apart_ND = F.normalize(torch.randn(50, 200, generator=generator), dim=1)
+    alike_ND = F.normalize(torch.ones(50, 200) + 0.01 * torch.randn(50, 200, generator=generator), dim=1)
+    assert data_check.least_cosine(apart_ND) == 0.95
+    assert data_check.least_cosine(alike_ND) == 0.995
+    assert data_check.least_cosine(alike_ND[:1]) == 0.95
 
 
 def test_of_very_many_hashes_equal_ones_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,9 @@
 """What is wrong with the images before anything is learned: unreadable, copies, blank, blurry, of odd shape.
 
-A near copy is an image whose perceptual hash differs in at most `MOST_BITS` of 64 bits and whose feature has a cosine
-of at least `LEAST_COSINE` with that of an image before it. Hashes of simple drawings meet by chance, and features of
-aerial photos lie close together; both together hardly ever agree on different images (docs/own-data.md).
+A near copy is an image whose perceptual hash differs in at most `MOST_BITS` of 64 bits from that of an image before it,
+and whose feature has a cosine with that one's as neighbours in the set do not have (`least_cosine`). Hashes of simple
+drawings meet by chance, and features of aerial photos lie close together; both together hardly ever agree on different
+images (docs/own-data.md).
 
 Legend: A all images, H different hashes, P pairs.
 """
@@ -16,16 +17,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from torch import Tensor
 
 from raydapt.artefacts.features import FeatureTable, load_measures
+from raydapt.methods.even_sample import even_sample
 from raydapt.store.artefact import Artefact
 from raydapt.store.run_record import Run
 
 _LOG = logging.getLogger(__name__)
 FILE = "data-check.parquet"
 MOST_BITS = 4
-LEAST_COSINE = 0.95
+LEAST_COSINE, SURE_COSINE = 0.95, 0.995
 LEAST_CONTRAST = 1.0
 """Grey levels of 256; below, an image is blank."""
 LEAST_SHARPNESS = 1 / 3
@@ -38,6 +41,7 @@ _WORDS = {"unreadable": "unreadable", "copy": "copies", "near_copy": "near copie
 _MOST_HASHES = 200_000
 """Up to here similar hashes are looked for, which takes N^2; beyond, equal ones."""
 _EXAMPLES = 5
+_SAMPLE = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +161,7 @@ def _near_copies(
     if not len(hash_H):
         return near_A, cosine_A
     like_P, of_P = _similar(hash_H)
+    least = least_cosine(feature_AD[torch.from_numpy(order_B)])
     likes: dict[int, list[int]] = {}
     for like, of in zip(like_P.tolist(), of_P.tolist(), strict=True):
         likes.setdefault(of, []).append(int(first_H[like]))
@@ -167,10 +172,23 @@ def _near_copies(
             if before >= at:
                 break
             cosine = float(feature_AD[order_B[at]] @ feature_AD[order_B[before]])
-            if cosine >= LEAST_COSINE:
+            if cosine >= least:
                 near_A[order_B[at]], cosine_A[order_B[at]] = order_B[before], cosine
                 break
     return near_A, cosine_A
+
+
+def least_cosine(feature_BD: Tensor) -> float:
+    """From which cosine on two images are one picture: half-way from the median of nearest neighbours to 1.
+
+    Never below `LEAST_COSINE`, nor above `SURE_COSINE`: among simple drawings, different ones come close to 1.
+    """
+    sample_SD = feature_BD[even_sample(feature_BD[:, 0].argsort(), min(_SAMPLE, len(feature_BD)))]
+    if len(sample_SD) < 2:
+        return LEAST_COSINE
+    cosine_SS = sample_SD @ sample_SD.T
+    nearest_S = cosine_SS.fill_diagonal_(-1.0).max(dim=1).values
+    return min(max(LEAST_COSINE, (1 + float(nearest_S.median())) / 2), SURE_COSINE)
 
 
 def _similar(hash_H: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
