@@ -14,6 +14,19 @@ os.environ["RAY_ADDRESS"] = "local"
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
+_LONGEST = (
+    *("test_caption_engine", "test_lost_nodes", "test_submission", "test_engine_here", "test_tuner"),
+    *("test_caption_models", "test_killed_run", "test_pipeline", "test_describe_engine", "test_here"),
+)
+"""Files that take minutes, the longest first: begun last, they would keep one worker busy while the others wait."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the files that take longest."""
+    place = {name: at for at, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
 def _start_ray() -> None:
     """Starts the session's cluster where it does not run."""
     import ray
