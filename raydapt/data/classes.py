@@ -1,5 +1,6 @@
 """The classes of a run: the names that stand in prompts, the labels that images carry, the prompt wordings."""
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,11 @@ from raydapt.data.spelling import loose, normal, position, prompt_name, same_nam
 from raydapt.errors import UserError
 from raydapt.settings.groups import DataSettings
 
+_PART_OF_A_SET = re.compile(
+    r"(images?|imgs?|jpegimages|photos?|pictures?|masks?|labels?|annotations?|segmentations?|thumbnails?"
+    r"|(fold|part|batch|shard|chunk|split)[ _-]?\d+)",
+    re.IGNORECASE,
+)
 _FEWEST_CAPTIONS = 4
 MAX_NAME_CHARACTERS = 200
 MAX_TEMPLATE_CHARACTERS = 1000
@@ -127,6 +133,7 @@ def resolve_classes(data: DataSettings, source: Source) -> ClassSpace:
         other = {normal(label) for label in data.other_labels}
         labels = tuple(label for label in read_label_names(source) if normal(label) not in other)
         _refuse_captions(labels, source)
+        _refuse_parts(labels, source)
         names = tuple(prompt_name(label) for label in labels)
         if source.kind == "tar" and (beside := webdataset.listed_names(source)) and _are_places(labels, len(beside)):
             names = labels = tuple(normal(name) for name in beside)
@@ -205,6 +212,16 @@ def _refuse_captions(labels: Sequence[str], source: Source) -> None:
         raise UserError(
             f"data.class_names='auto': the {source.rows:,} images of {source.uri!r} have {len(labels):,} different "
             f"labels, such as {labels[0][:80]!r}, which look like captions: set data.class_names to a list."
+        )
+
+
+def _refuse_parts(labels: Sequence[str], source: Source) -> None:
+    """Refuses to take for classes the folders that a set is divided into."""
+    if source.kind == "files" and len(labels) >= 2 and all(_PART_OF_A_SET.fullmatch(label) for label in labels):
+        told = ", ".join(repr(label) for label in labels[:4])
+        raise UserError(
+            f"data.class_names='auto': the folders of {source.uri!r} ({told}) are called like parts of a set, not like "
+            "classes: point data.source at the folder whose images are meant, or set data.class_names to a list."
         )
 
 

@@ -119,6 +119,20 @@ def test_folders_that_give_no_classes(tmp_path: Path) -> None:
         resolve_classes(DataSettings(source=str(tmp_path)), resolve_source(str(tmp_path), rows_per_part=10))
 
 
+@pytest.mark.parametrize("names", [["images", "masks"], ["fold1", "fold2", "fold_3"], ["JPEGImages", "Annotations"]])
+def test_folders_that_divide_a_set_are_no_classes(tmp_path: Path, names: list[str]) -> None:
+    source = folders(tmp_path, names)
+    with pytest.raises(UserError, match=r"called like parts of a set.*point data\.source at the folder"):
+        resolve_classes(DataSettings(source=str(tmp_path)), source)
+    stated = DataSettings(source=str(tmp_path), class_names=names)  # who says so means it
+    assert resolve_classes(stated, source).names == tuple(names)
+
+
+def test_one_class_that_is_called_like_a_part_is_a_class(tmp_path: Path) -> None:
+    source = folders(tmp_path, ["masks", "visors"])
+    assert resolve_classes(DataSettings(source=str(tmp_path)), source).names == ("masks", "visors")
+
+
 def test_folders_with_the_same_name_twice(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="more than once"):
         resolve_classes(DataSettings(source=str(tmp_path)), folders(tmp_path, ["polka_dot", "polka dot"]))
