@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from raydapt.report.classes import Predictions
 from raydapt.report.figures import LIGHT, dress, picture
 from raydapt.report.sections import Picture
-from raydapt.review.calibration import UNREVIEWED, choose_threshold, curve, together
-from raydapt.review.population import Population
+from raydapt.review.calibration import UNREVIEWED, choose_threshold, curve
+from raydapt.review.population import right_shares
 
 WANTED = 0.95
 """Share of right ones that the sentence below the picture is about, as ``raydapt threshold`` by default."""
@@ -29,14 +29,8 @@ def coverage_of(predictions: Predictions) -> Coverage | None:
     confidence_RN = np.stack([predictions.before_confidence_N, predictions.confidence_N])
     if confidence_RN.shape[1] < _LEAST_IMAGES or not np.isfinite(confidence_RN).all():
         return None
-    population = Population(
-        id_N=tuple(map(str, range(confidence_RN.shape[1]))),
-        names=("zero-shot", "run"),
-        classes=predictions.names,
-        class_RN=np.stack([predictions.before_N, predictions.after_N]),
-        confidence_RN=confidence_RN,
-    )
-    probability_N = UNREVIEWED.probabilities(together(population, 1))
+    class_RN = np.stack([predictions.before_N, predictions.after_N])
+    probability_N = UNREVIEWED.probabilities(right_shares(class_RN, confidence_RN, len(predictions.names))[1])
     order_N, expected_N = curve(probability_N)
     right_N = predictions.right(predictions.after_N)[order_N]
     measured_N = np.nancumsum(right_N) / np.maximum(np.isfinite(right_N).cumsum(), 1)

@@ -39,16 +39,21 @@ def consensus(population: Population) -> tuple[Indices, Floats]:
     The probability of a class is the mean over the answerers of what they give it; an answerer of whom only the best
     class is known spreads the rest evenly over the others. An image on which answerers differ is therefore unsure.
     """
-    class_RN, confidence_RN = population.class_RN, population.confidence_RN
-    others = max(len(population.classes) - 1, 1)
-    right_RN = np.stack(
+    class_RN = population.class_RN
+    right_RN = right_shares(class_RN, population.confidence_RN, len(population.classes))
+    best_N = right_RN.argmax(axis=0)
+    return class_RN[best_N, np.arange(class_RN.shape[1])], right_RN
+
+
+def right_shares(class_RN: Indices, confidence_RN: Floats, n_classes: int) -> Floats:
+    """What the answerers together give to each answer, [R, N]; see `consensus`."""
+    others = max(n_classes - 1, 1)
+    return np.stack(
         [
             np.where(class_RN == class_N, confidence_RN, (1.0 - confidence_RN) / others).mean(axis=0)
             for class_N in class_RN
         ]
     )
-    best_N = right_RN.argmax(axis=0)
-    return class_RN[best_N, np.arange(class_RN.shape[1])], right_RN
 
 
 def softened(right_RN: Floats) -> Floats:

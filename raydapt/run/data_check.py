@@ -22,6 +22,7 @@ from torch import Tensor
 
 from raydapt.artefacts.features import FeatureTable, load_measures
 from raydapt.methods.even_sample import even_sample
+from raydapt.methods.scores import nearest_images
 from raydapt.store.artefact import Artefact
 from raydapt.store.run_record import Run
 
@@ -35,9 +36,9 @@ LEAST_SHARPNESS = 1 / 3
 """Of the median of the set; below, an image is blurry. How sharp is sharp depends on what the images show."""
 LEAST_ASPECT = 0.35
 """Shorter by longer side; below, the crop that a model sees leaves most of an image out (CleanVision's threshold)."""
-KINDS = ("unreadable", "copy", "near_copy", "blank", "blurry", "odd_shape")
 _WORDS = {"unreadable": "unreadable", "copy": "copies", "near_copy": "near copies", "blank": "blank",
           "blurry": "blurry", "odd_shape": "long and narrow"}  # fmt: skip
+KINDS = tuple(_WORDS)
 _MOST_HASHES = 200_000
 """Up to here similar hashes are looked for, which takes N^2; beyond, equal ones."""
 _EXAMPLES = 5
@@ -100,7 +101,6 @@ def check_data(features: Artefact, table: FeatureTable, row_N: Tensor, row_T: Te
         row_T: Those that are tested on.
     """
     images = len(table.id_N)
-    row_N, row_T = row_N.cpu(), row_T.cpu()
     train_A = np.zeros(images, dtype=bool)
     train_A[row_N.numpy()] = True
     order_A = np.concatenate([np.flatnonzero(train_A), np.flatnonzero(~train_A)])  # what is learned from comes first
@@ -109,23 +109,22 @@ def check_data(features: Artefact, table: FeatureTable, row_N: Tensor, row_T: Te
     first_A[~valid_A] = -1
     near_A, cosine_A = np.full(images, -1), np.full(images, np.nan)
     measures = load_measures(features)
-    columns: dict[str, Any] = {}
+    columns: dict[str, Any] = dict.fromkeys(("blank", "blurry", "odd_shape"), pa.nulls(images, pa.bool_()))
     if measures is not None:
         alone_A = order_A[valid_A[order_A] & (first_A[order_A] < 0)]
         near_A, cosine_A = _near_copies(measures["phash"], table.feature_ND, alone_A)
-        columns |= {name: pa.array(value_A, from_pandas=True) for name, value_A in measures.items() if name != "phash"}
+        columns = {name: pa.array(value_A, from_pandas=True) for name, value_A in measures.items() if name != "phash"}
         columns |= _flaws(measures, valid_A)
     like_A = np.where(first_A >= 0, first_A, near_A)
     test_A = np.zeros(images, dtype=bool)
     test_A[row_T.numpy()] = True
     crossing_A = test_A & ~train_A & (like_A >= 0) & train_A[like_A]
-    nothing = pa.nulls(images, pa.bool_())
     columns |= {
         "unreadable": pa.array(table.error_N, pa.string()),
         "copy": _paths(table.path_N, first_A),
         "near_copy": _paths(table.path_N, near_A),
         "cosine": pa.array(cosine_A.astype(np.float32), from_pandas=True),
-    } | {kind: nothing for kind in KINDS if kind not in columns and kind in ("blank", "blurry", "odd_shape")}
+    }
     told = {"id": table.id_N, "path": table.path_N, "split": pa.array(table.split_N, pa.string())}
     return DataCheck(table=pa.table(told | columns), crossing=int(crossing_A.sum()), tests=int(test_A.sum()))
 
@@ -165,8 +164,7 @@ def _near_copies(
     likes: dict[int, list[int]] = {}
     for like, of in zip(like_P.tolist(), of_P.tolist(), strict=True):
         likes.setdefault(of, []).append(int(first_H[like]))
-    place_B = np.arange(len(order_B))
-    for at in place_B.tolist():
+    for at in range(len(order_B)):
         group = int(group_B[at])
         for before in sorted([int(first_H[group]), *likes.get(group, [])]):
             if before >= at:
@@ -183,12 +181,11 @@ def least_cosine(feature_BD: Tensor) -> float:
 
     Never below `LEAST_COSINE`, nor above `SURE_COSINE`: among simple drawings, different ones come close to 1.
     """
-    sample_SD = feature_BD[even_sample(feature_BD[:, 0].argsort(), min(_SAMPLE, len(feature_BD)))]
+    sample_SD = feature_BD[even_sample(feature_BD[:, 0].argsort(), _SAMPLE)]
     if len(sample_SD) < 2:
         return LEAST_COSINE
-    cosine_SS = sample_SD @ sample_SD.T
-    nearest_S = cosine_SS.fill_diagonal_(-1.0).max(dim=1).values
-    return min(max(LEAST_COSINE, (1 + float(nearest_S.median())) / 2), SURE_COSINE)
+    cosine_S = (sample_SD * sample_SD[nearest_images(sample_SD, 1)[:, 0]]).sum(dim=1)
+    return min(max(LEAST_COSINE, (1 + float(cosine_S.median())) / 2), SURE_COSINE)
 
 
 def _similar(hash_H: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -117,19 +117,28 @@ def write_folder(
     Raises:
         UserError: If the folder holds something already, or cannot be written.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"Option --folder={str(target)!r} holds something already: give a new folder.")
+    require_new(target)
     rows = [row for row in table.to_pylist() if row["taken"]]
     names = _folder_names([str(row["class"]) for row in rows])
     try:
         for name in set(names.values()):
             (target / name).mkdir(parents=True, exist_ok=True)
-        if files_of(source):
-            return _link(rows, target, source, row_of, names, copy=copy)
+        if files := files_of(source):
+            return _link(rows, target, files, row_of, names, copy=copy)
         return _write(rows, target, source, data, row_of, names)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise UserError(f"Option --folder={str(target)!r} cannot be written ({reason}): give another place.") from None
+
+
+def require_new(folder: Path) -> None:
+    """Refuses a folder that holds something.
+
+    Raises:
+        UserError: With the way out.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"Option --folder={str(folder)!r} holds something already: give a new folder.")
 
 
 def files_of(source: Source) -> dict[int, Path]:
@@ -144,16 +153,16 @@ def files_of(source: Source) -> dict[int, Path]:
 
 
 def _link(
-    rows: Sequence[Mapping[str, Any]], target: Path, source: Source, row_of: Mapping[str, int],
+    rows: Sequence[Mapping[str, Any]], target: Path, file_of: Mapping[int, Path], row_of: Mapping[str, int],
     names: Mapping[str, str], *, copy: bool,
 ) -> int:  # fmt: skip
-    file_of, taken = files_of(source), set[Path]()
+    taken = set[str]()  # in small letters: some file systems tell no case
     for row in rows:
         file = file_of[row_of[row["id"]]]
         place = target / names[row["class"]] / file.name
-        if Path(str(place).lower()) in taken:  # some file systems tell no case
+        if str(place).lower() in taken:
             place = place.with_name(f"{row['id']}{file.suffix}")
-        taken.add(Path(str(place).lower()))
+        taken.add(str(place).lower())
         if copy:
             shutil.copyfile(file, place)
         else:

@@ -163,9 +163,12 @@ class _Decoding:
         valid = np.array([error is None for error in self._errors], dtype=bool)
         columns = self._table.drop_columns(["image", "error"])
         columns = columns.append_column("error", pa.array(self._errors, pa.string()))
-        for name in MEASURES if self._measures is not None else ():
-            values = [None if of is None else getattr(of, name) for of in self._measures or ()]
-            columns = columns.append_column(name, pa.array(values, pa.uint64() if name == "phash" else pa.float32()))
+        if self._measures is not None:
+            for name in MEASURES:
+                values = [None if of is None else getattr(of, name) for of in self._measures]
+                columns = columns.append_column(
+                    name, pa.array(values, pa.uint64() if name == "phash" else pa.float32())
+                )
         return columns.append_column("pixel", fixed_binary(self._pixel_N3SS, valid))
 
 

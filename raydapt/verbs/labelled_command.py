@@ -35,12 +35,9 @@ def threshold(run_folder: str, overrides: tuple[str, ...], precision: float, **p
 
     Nothing is learned anew: the threshold can be moved as often as one likes. Other images with data.source=….
     """
-    from raydapt.verbs import threshold as thresholds
-    from raydapt.verbs.labelled_files import Places, write_files
+    from raydapt.verbs.labelled_files import Places, after_prediction
 
     wanted = Places(**places)
     wanted.check()
-    chosen = thresholds.threshold(run_folder, overrides, precision=precision)
-    click.echo(thresholds.in_words(chosen.told))
-    for place in write_files(run_folder, overrides, chosen, wanted):
-        click.echo(place)
+    for line in after_prediction(run_folder, overrides, wanted, precision=precision):
+        click.echo(line)

@@ -10,7 +10,7 @@ from fsspec.core import url_to_fs
 
 from raydapt.errors import UserError
 from raydapt.run.finished import open_run
-from raydapt.run.labelled_set import as_csv, as_fiftyone, as_label_studio, files_of, rest_of, write_folder
+from raydapt.run.labelled_set import as_csv, as_fiftyone, as_label_studio, files_of, require_new, rest_of, write_folder
 from raydapt.run.prediction import overridden
 from raydapt.store.run_record import Run
 from raydapt.verbs.review import image_rows
@@ -46,9 +46,8 @@ class Places:
         """
         if self.copy and self.folder is None:
             raise UserError("Option --copy goes with --folder FOLDER: give both, or none.")
-        folder = None if self.folder is None else Path(self.folder)
-        if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"Option --folder={self.folder!r} holds something already: give a new folder.")
+        if self.folder is not None:
+            require_new(Path(self.folder))
 
 
 def after_prediction(
@@ -59,7 +58,7 @@ def after_prediction(
     precision: float | None,
     table: str | None = None,
 ) -> list[str]:
-    """What ``run`` and ``predict`` do at their end: the choice in words, and the files.
+    """What ``run``, ``predict`` and ``threshold`` do at their end: the choice in words, and the files.
 
     Args:
         run_folder: The finished run.

@@ -64,10 +64,11 @@ def answers_of_sweep(record: Run) -> list[tuple[str, pa.Table]]:
     Raises:
         UserError: For a sweep that kept no answers.
     """
+    from raydapt.tune.selection import UNADAPTED
     from raydapt.tune.trials import NAMED_ANSWERS
 
     finished = [trial["number"] for trial in record.read_json(SWEEP)["trials"] if trial["state"] == "finished"]
-    numbers = [number for number in finished if number != ZERO_SHOT]  # whose answers stand beside each trial's
+    numbers = [number for number in finished if number != UNADAPTED]  # whose answers stand beside each trial's
     trials = {number: Run(f"{record.folder.url}/trials", number) for number in numbers}
     if not all(trial.exists(NAMED_ANSWERS) for trial in trials.values()):
         raise UserError(f"Sweep {record.path!r} kept no answers of its trials (an earlier release): run it again.")

@@ -17,8 +17,8 @@ import torch
 from tqdm import tqdm
 
 from raydapt.data.shifts import shifted
-from raydapt.review.calibration import Calibration, choose_threshold, together
-from raydapt.review.population import Population
+from raydapt.review.calibration import Calibration, choose_threshold
+from raydapt.review.population import right_shares
 from tests.bench.bench_guard import folder_sets, learner
 from tests.bench.bench_shifts import generated, whurs19
 from tests.clip_like import FeatureSet
@@ -47,14 +47,9 @@ def answers(features: FeatureSet) -> Iterator[tuple[np.ndarray, np.ndarray]]:
                     continue
                 kept_MK = guarded.probabilities(zero_MK, learned.classify(feature_MD))
             (zero_M, zero_class_M), (kept_M, class_M) = zero_MK.max(dim=1), kept_MK.max(dim=1)
-            people = Population(
-                id_N=tuple(map(str, range(len(row_M)))),
-                names=("zero-shot", "run"),
-                classes=tuple(map(str, range(len(text_KD)))),
-                class_RN=torch.stack([zero_class_M, class_M]).numpy(),
-                confidence_RN=torch.stack([zero_M, kept_M]).double().numpy(),
-            )
-            yield together(people, 1), (class_M == target_M).numpy()
+            class_RM = torch.stack([zero_class_M, class_M]).numpy()
+            together_RM = right_shares(class_RM, torch.stack([zero_M, kept_M]).double().numpy(), len(text_KD))
+            yield together_RM[1], (class_M == target_M).numpy()
 
 
 def row(cases: list[tuple[np.ndarray, np.ndarray]], temperature: float) -> str:

@@ -18,6 +18,7 @@ import yaml
 from raydapt.methods.configuration import config_from_tree
 from raydapt.settings.tree import as_tree
 from raydapt.tune.search_space import draw_trials, parse_space, trial_config
+from raydapt.tune.selection import UNADAPTED
 from tests.bench.bench_features import markdown
 from tests.tune.cases import job
 
@@ -63,9 +64,7 @@ def main() -> None:
             separate.append(raydapt("run", str(folder / "run.yaml")))
         sweep = raydapt("tune", str(folder / "sweep.yaml"))
         result = json.loads((folder / "runs" / "sweep" / "tune.json").read_text())
-        finished = (
-            sum(trial["state"] == "finished" for trial in result["trials"]) - 1
-        )  # zero-shot is no trial of its own
+        finished = sum(t["state"] == "finished" and t["number"] != UNADAPTED for t in result["trials"])
     naive = arguments.trials * sum(separate) / len(separate)
     measured = f"{arguments.trials} separate runs ({arguments.separate} measured, multiplied)"
     rows = [
