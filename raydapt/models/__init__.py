@@ -33,9 +33,9 @@ def _import_open_clip() -> None:
 
     open_clip imports transformers for text towers of Hugging Face and for captions by CoCa: half of the time that
     every process needs to start. `lend_transformers` gives it to the towers that are made of it. Transformers itself
-    imports scikit-learn for one rule of assisted text generation.
+    imports scikit-learn for one rule of assisted text generation, and timm W&B for a log that is not written here.
     """
-    with passed_over("sklearn", "transformers"):
+    with passed_over("sklearn", "transformers", "wandb"):
         importlib.import_module("open_clip")
 
 

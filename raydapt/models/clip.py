@@ -5,11 +5,13 @@ Legend: N images, B batch, C classes, T texts, D width of the shared space, S im
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
+from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,6 +28,7 @@ from raydapt.models.clip_names import (
     not_loaded,
     quiet_log,
 )
+from raydapt.models.file_tokenizer import FileTokenizer, is_one_file
 from raydapt.models.hugging_face_text import text_tower_of
 from raydapt.models.text_tower import require_whole_prompts
 from raydapt.models.transformers_clip import Loaded, load_transformers_clip
@@ -169,8 +172,7 @@ def _load_open_clip(name: str, found: FoundClip) -> Loaded:
                 model = open_clip.create_model(
                     model_name, pretrained=pretrained, require_pretrained=True, **found.forced
                 )
-            with passed_over("sklearn"):
-                tokenizer = open_clip.get_tokenizer(model_name)
+            tokenizer = _tokenizer(model_name, found.folder, config.get("text_cfg", {}))
     except (RuntimeError, OSError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise not_loaded(name, found, error) from error
     return Loaded(
@@ -179,6 +181,15 @@ def _load_open_clip(name: str, found: FoundClip) -> Loaded:
         preprocess=open_clip.get_model_preprocess_cfg(model),
         embed_dim=int(open_clip.get_model_config(model_name)["embed_dim"]),
     )
+
+
+def _tokenizer(model_name: str, folder: Path | None, text_config: Mapping[str, Any]) -> Any:
+    options = dict(text_config.get("tokenizer_kwargs", {}))
+    if text_config.get("hf_tokenizer_name") and is_one_file(folder) and set(options) <= {"clean"}:
+        length = int(text_config.get("context_length", DEFAULT_CONTEXT_LENGTH))
+        return FileTokenizer(folder, context_length=length, clean=options.get("clean", "whitespace"))
+    with passed_over("sklearn"):
+        return open_clip.get_tokenizer(model_name)
 
 
 def imagenet_templates() -> tuple[str, ...]:
