@@ -1,6 +1,6 @@
 """Names of people, by chance: no spelling of a label, a class or a path may mean something else without a word.
 
-A few seconds by default; ``RAYDAPT_SPELLINGS_MINUTES=10`` looks for ten minutes.
+A few seconds by default; ``RAYDAPT_SPELLINGS_MINUTES=10`` looks for ten minutes, and ``-rP`` tells at how many.
 """
 
 import csv
@@ -10,6 +10,7 @@ import tarfile
 import time
 import unicodedata
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -193,14 +194,23 @@ CHECKS: dict[Callable[..., None], tuple[st.SearchStrategy, ...]] = {
 }
 
 
-def look(check: Callable[..., None], how: settings) -> None:
-    """Tries a check with values by chance."""
-    how(given(*CHECKS[check])(check))()
+def look(check: Callable[..., None], how: settings) -> int:
+    """Tries a check with values by chance, and tells with how many."""
+    tried = 0
+
+    @wraps(check)
+    def counted(**values: object) -> None:
+        nonlocal tried
+        tried += 1
+        check(**values)
+
+    how(given(*CHECKS[check])(counted))()
+    return tried
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_spellings(check: Callable[..., None]) -> None:
-    look(check, QUICK)
+    assert look(check, QUICK)
 
 
 @pytest.mark.slow
@@ -208,8 +218,10 @@ def test_spellings(check: Callable[..., None]) -> None:
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_spellings_for_long(check: Callable[..., None]) -> None:
     ends = time.monotonic() + 60 * MINUTES / len(CHECKS)
+    tried = 0
     while time.monotonic() < ends:
-        look(check, settings(QUICK, max_examples=300, derandomize=False))
+        tried += look(check, settings(QUICK, max_examples=300, derandomize=False))
+    print(f"{check.__name__}: {tried} examples")
 
 
 def test_a_class_that_is_almost_called_as_a_folder_of_the_system_is_a_class(tmp_path: Path) -> None:
