@@ -63,8 +63,8 @@ class FeatureFile(ABC):
         """The rows from `start` up to `stop`; one of `FILE_ERRORS` if they cannot be read."""
 
     @abstractmethod
-    def labels(self) -> Iterator[str | None]:
-        """All labels, without reading the features."""
+    def texts(self, word: str) -> Iterator[str | None]:
+        """All labels or splits, without reading the features."""
 
     def __enter__(self) -> "FeatureFile":
         return self
@@ -123,11 +123,12 @@ class TableRows:
         """Which of `WORDS` there are."""
         return frozenset(word for word in WORDS if getattr(self.columns, word))
 
-    def labels(self) -> Iterator[str | None]:
-        """All labels; the label column alone is read."""
-        if self.columns.label is not None:
-            for batch in self.file.iter_batches(1 << 16, columns=[self.columns.label]):
-                yield from self.columns.labels(batch)
+    def texts(self, word: str) -> Iterator[str | None]:
+        """All labels or splits; their column alone is read."""
+        name = self.columns.label if word == "label" else self.columns.split
+        if name is not None:
+            for batch in self.file.iter_batches(1 << 16, columns=[name]):
+                yield from self.columns.labels(batch) if word == "label" else self.columns.splits(batch, None)
 
     def _group_end(self, row: int) -> int:
         return next((end for _, start, end in self._groups() if start <= row < end), _NOWHERE)
@@ -174,8 +175,8 @@ class _Table(FeatureFile):
         column = table[self._table.columns.image].combine_chunks()
         return FeatureRows(vectors=vectors_of_column(column, self.width), words=self._table.words(table))
 
-    def labels(self) -> Iterator[str | None]:
-        return self._table.labels()
+    def texts(self, word: str) -> Iterator[str | None]:
+        return self._table.texts(word)
 
 
 class _Arrays(FeatureFile):
@@ -202,10 +203,10 @@ class _Arrays(FeatureFile):
             vectors=unit_vectors(self._feature.take(start, stop)), words=dict.fromkeys(WORDS, nothing) | words
         )
 
-    def labels(self) -> Iterator[str | None]:
-        if "label" in self._words:
+    def texts(self, word: str) -> Iterator[str | None]:
+        if word in self._words:
             for start in range(0, self.rows, 1 << 16):
-                yield from texts_of_array(self._words["label"].take(start, min(start + (1 << 16), self.rows)))
+                yield from texts_of_array(self._words[word].take(start, min(start + (1 << 16), self.rows)))
 
 
 class _Array(_Arrays):
@@ -234,8 +235,8 @@ class _Array(_Arrays):
             return rows
         return FeatureRows(vectors=rows.vectors, words=self._table.words(self._table.take(start, stop)))
 
-    def labels(self) -> Iterator[str | None]:
-        return super().labels() if self._table is None else self._table.labels()
+    def texts(self, word: str) -> Iterator[str | None]:
+        return super().texts(word) if self._table is None else self._table.texts(word)
 
 
 class _Archive(_Arrays):

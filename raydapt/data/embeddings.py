@@ -9,6 +9,7 @@ Legend: N rows of a part, D width.
 import hashlib
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -18,8 +19,8 @@ import pyarrow.parquet as pq
 
 from raydapt.data.columns import feature_column, image_column
 from raydapt.data.decode import image_id
-from raydapt.data.embedding_files import FILE_ERRORS, WORDS, FeatureRows, open_features
-from raydapt.data.files import Found, Listing, open_filesystem, split_of_name
+from raydapt.data.embedding_files import FILE_ERRORS, WORDS, FeatureFile, FeatureRows, open_features
+from raydapt.data.files import Found, Listing, is_local, open_filesystem, split_of_name
 from raydapt.data.parts import UNREADABLE, Part, Source, new_digest, printable
 from raydapt.data.vectors import Vectors
 from raydapt.errors import UserError
@@ -149,7 +150,7 @@ def label_names(source: Source) -> set[str]:
     names: set[str] = set()
     for uris in dict.fromkeys(part.uris for part in source.parts):
         with open_features(filesystem, *(posixpath.join(root, uri) for uri in uris)) as file:
-            for label in file.labels():
+            for label in file.texts("label"):
                 if label is not None:
                     names.add(label)
                 if len(names) > _MOST_LABEL_NAMES:
@@ -208,15 +209,24 @@ def _beside(name: str, listed: dict[str, Found], filesystem: Any, root: str) -> 
 def _inspect(filesystem: Any, root: str, shard: _Shard) -> _Seen:
     paths = [posixpath.join(root, uri) for uri in shard.uris]
     with open_features(filesystem, *paths) as file:
+        digests = [_digest(filesystem, path, found) for path, found in zip(paths, shard, strict=False) if found]
         return _Seen(
             rows=file.rows,
             width=file.width,
             label_names=file.label_names,
             known=file.known,
-            digest="".join(
-                _digest(filesystem, path, found) for path, found in zip(paths, shard, strict=False) if found
-            ),
+            digest="".join([*digests, *(_text_digests(file) if is_local(filesystem) else ())]),
         )
+
+
+def _text_digests(file: FeatureFile) -> Iterator[str]:
+    """Of labels and splits: they may be corrected in place without a trace in footers, sizes and headers."""
+    for word in sorted(file.known & {"label", "split"}):
+        digest = hashlib.sha256()
+        with suppress(*FILE_ERRORS):  # the rows will say so themselves
+            for text in file.texts(word):
+                digest.update(b"-" if text is None else text.encode("utf-8", "surrogatepass") + b"\0")
+        yield digest.hexdigest()
 
 
 def _digest(filesystem: Any, path: str, found: Found) -> str:

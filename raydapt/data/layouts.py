@@ -137,8 +137,9 @@ def _describe_classes(names: Sequence[str], layout: str) -> list[str]:
         return []
     inner: dict[str, set[str]] = {}
     for path in {tuple(name.split("/")[len(meanings) - 1 : -1]) for name in names}:
-        inner.setdefault(path[0], set()).update(path[1:2] or [""])
-    first = next(iter(inner.values()))
+        if path:  # images of unlabelled splits are in no class
+            inner.setdefault(path[0], set()).update(path[1:2] or [""])
+    first = next(iter(inner.values()), set())
     if len(inner) < 2 or len(first) < 2 or any(folders != first for folders in inner.values()):
         return []
     outer, within = (_some([repr(name) for name in sorted(folders)]) for folders in (inner, first))

@@ -187,8 +187,10 @@ def read_row_labels(source: Source) -> RowLabels | None:
     Raises:
         UserError: If they can no longer be read.
     """
-    if source.kind == "parquet":
+    if source.kind in ("parquet", "arrow"):
         return tables.read_row_labels(source)
+    if source.kind == "tar":
+        return webdataset.read_row_labels(source)
     return folders.read_row_labels(source) if source.kind == "files" else None
 
 

@@ -314,13 +314,14 @@ def _inspect_arrow(filesystem: Any, path: str, table: Found) -> _File:
     if not is_local(filesystem):
         raise UserError(f"{path!r}: Arrow files are read from local folders alone: save the set as Parquet.")
     with _open_arrow(path) as reader:
+        columns = find_columns(reader.schema, path)
         return _File(
             name=table.name,
             kind="arrow",
             group_rows=(sum(batch.num_rows for batch in reader),),
-            columns=find_columns(reader.schema, path),
+            columns=columns,
             digest=table.line.hex(),
-            labels=_Labels(""),
+            labels=_inspect_labels(filesystem, path, table, columns),
         )
 
 

@@ -3,21 +3,35 @@
 Archives are streamed; nothing is ever extracted to disk, and links in them are not followed.
 """
 
+import hashlib
+import json
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from raydapt.data.files import Found, Listing, is_local, open_filesystem, split_of_name
 from raydapt.data.formats import IMAGE_SUFFIXES, say_left_out
-from raydapt.data.parts import UNKNOWN_ROWS_STRIDE, UNREADABLE, Part, Source, make_rows, new_digest
+from raydapt.data.parts import (
+    UNKNOWN_ROWS_STRIDE,
+    UNREADABLE,
+    Part,
+    RowLabels,
+    Source,
+    make_rows,
+    new_digest,
+    printable,
+)
 from raydapt.data.tar_samples import TAR_ERRORS, Sample, samples_of
 from raydapt.errors import UserError
 
 _MOST_LABEL_NAMES = 100_000
+_LATEST: dict[str, RowLabels] = {}
+"""What was read last, by its digest: going through the headers of 50,000 images takes seconds."""
 
 
 def plan(found: Listing, *, rows_per_part: int, limit: int | None) -> Source:
@@ -33,7 +47,7 @@ def plan(found: Listing, *, rows_per_part: int, limit: int | None) -> Source:
     digest = new_digest(rows_per_part, limit)
     parts: list[Part] = []
     has_labels, rows = False, 0
-    counts: Counter[str | None] | None = Counter()
+    told: _Told | None = _Told()
     left_out: Counter[str] = Counter()
     for tar in found.tars:
         digest.update(tar.line)
@@ -42,16 +56,16 @@ def plan(found: Listing, *, rows_per_part: int, limit: int | None) -> Source:
             digest.update(b"names with several dots are names\n")
             first_row = (len(parts) + 1) * UNKNOWN_ROWS_STRIDE
             parts.append(_part(found, tar, len(parts), (0, None), first_row, None))
-            has_labels, counts = True, None
+            has_labels, told = True, None
             continue
         left = None if limit is None else limit - rows
         index = _index(filesystem, f"{root}/{tar.name}", left, left_out)
         offsets = index.offsets
         if index.dotted:
             digest.update(b"names with several dots are names\n")
-        has_labels |= any(label is not None for label in index.counts)
-        if counts is not None:
-            counts.update(index.counts)
+        has_labels |= any(label is not None for label in index.told.labels)
+        if told is not None:
+            told.add(index.told, tar.name)
         count = len(offsets) if left is None else min(len(offsets), left)
         for first, last in _cuts(offsets, count, rows_per_part if seekable else max(count, 1)):
             stop = offsets[last] if last < len(offsets) else None
@@ -65,6 +79,9 @@ def plan(found: Listing, *, rows_per_part: int, limit: int | None) -> Source:
             f"data.source={found.uri!r}: the tar archives there hold no images ({', '.join(IMAGE_SUFFIXES)})."
         )
     known = all(part.rows is not None for part in parts)
+    label_identity = "" if told is None else told.digest()
+    if told is not None and label_identity:
+        _remember(label_identity, told)
     return Source(
         uri=found.uri,
         kind="tar",
@@ -72,16 +89,65 @@ def plan(found: Listing, *, rows_per_part: int, limit: int | None) -> Source:
         rows=rows if known else None,
         identity=digest.hexdigest(),
         has_labels=has_labels,
-        label_counts=_sorted(counts),
+        label_counts=None if told is None else _counts(told.labels),
+        label_identity=label_identity,
         notes=(note,) if (note := say_left_out(left_out)) else (),
         splits=tuple(sorted({split for tar in found.tars if (split := split_of_name(tar.name))})),
     )
 
 
-def _sorted(counts: Counter[str | None] | None) -> tuple[tuple[str, int], ...] | None:
-    if counts is None or len(counts) > _MOST_LABEL_NAMES:
+@dataclass(kw_only=True)
+class _Told:
+    """What samples say of themselves, in the order of the archives."""
+
+    labels: list[str | None] = field(default_factory=list)
+    splits: list[str | None] = field(default_factory=list)
+
+    def add(self, more: "_Told", tar_name: str) -> None:
+        """Takes the samples of an archive, whose name tells the split of those that tell none."""
+        of_tar = split_of_name(tar_name)
+        self.labels += more.labels
+        self.splits += [split or of_tar for split in more.splits]
+
+    def digest(self) -> str:
+        """Of labels and splits; empty where there are none."""
+        if not any(text is not None for text in (*self.labels, *self.splits)):
+            return ""
+        return hashlib.sha256(json.dumps([self.labels, self.splits]).encode()).hexdigest()
+
+
+def _counts(labels: Sequence[str | None]) -> tuple[tuple[str, int], ...] | None:
+    counts = Counter(label for label in labels if label is not None)
+    return None if len(counts) > _MOST_LABEL_NAMES else tuple(sorted(counts.items()))
+
+
+def _remember(label_identity: str, told: _Told) -> RowLabels:
+    _LATEST.clear()
+    return _LATEST.setdefault(label_identity, RowLabels(labels=told.labels, splits=told.splits))
+
+
+def read_row_labels(source: Source) -> RowLabels | None:
+    """The labels and splits of all rows as they were planned; None where going through them reads all images.
+
+    An archive that was written again in place, with the size and time that it had, is known by nothing else.
+
+    Raises:
+        UserError: If an archive is no longer what was planned.
+    """
+    if source.rows is None or not source.label_identity:
         return None
-    return tuple(sorted((label, images) for label, images in counts.items() if label is not None))
+    if source.label_identity in _LATEST:
+        return _LATEST[source.label_identity]
+    filesystem, root = open_filesystem(source.parts[0].root)
+    rows: Counter[str] = Counter()
+    for part in source.parts:
+        rows[part.uris[0]] += part.rows or 0
+    told = _Told()
+    for name, count in rows.items():
+        told.add(_index(filesystem, f"{root}/{name}", count, Counter()).told, name)
+    if told.digest() != source.label_identity:
+        raise UserError(f"data.source={source.uri!r} changed while it was read: run the same command again.")
+    return _remember(source.label_identity, told)
 
 
 def read(part: Part, max_bytes: int) -> pa.Table:
@@ -142,21 +208,22 @@ class _Index(NamedTuple):
 
     offsets: list[int]
     """First byte of every sample; ascending, equal for samples that can only be read together."""
-    counts: Counter[str | None]
-    """Images of each label."""
+    told: _Told
+    """Labels and splits of the samples that were asked for."""
     dotted: bool
     """Whether there are samples that WebDataset's own rule would not have found."""
 
 
 def _index(filesystem: Any, path: str, most: int | None, left_out: Counter[str]) -> _Index:
     """Goes through an archive up to `most` samples and one more."""
-    found = _Index([], Counter(), False)
+    found = _Index([], _Told(), False)
     try:
         with _open_tar(filesystem, path, 0) as tar:
             for sample in samples_of(tar, 0, left_out):
                 found.offsets.append(sample.offset)
                 if most is None or len(found.offsets) <= most:
-                    found.counts[sample.label] += 1
+                    found.told.labels.append(None if sample.label is None else printable(sample.label))
+                    found.told.splits.append(None if sample.split is None else printable(sample.split))
                 found = found._replace(dotted=found.dotted or sample.dotted)
                 if most is not None and len(found.offsets) > most:
                     break

@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -175,6 +176,31 @@ def test_a_changed_file_has_another_identity(tmp_path: Path) -> None:
         write(tmp_path / "x.parquet", vectors(n))
         identities |= {resolve_source(str(tmp_path), rows_per_part=k).identity for k in (2, 3)}
     assert len(identities) == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "word"),
+    [("parquet", "label"), ("parquet", "split"), ("npz", "label"), ("npz", "split"), ("npy", "label")],
+)
+def test_a_text_corrected_in_place_is_another_identity(tmp_path: Path, kind: str, word: str) -> None:
+    """Footer, size, header and time stamp are what they were."""
+    value, path = vectors(8), tmp_path / f"x.{kind}"
+    place = path.with_name("x_labels.npy") if kind == "npy" else path
+    identities, given = [], path if kind == "npy" else tmp_path
+    for changed in ("tests", "dev", "tests"):
+        texts = ["train", "tests", "train", "zebra", "train", changed.ljust(5, "_"), "aaaaa", "train"]
+        if kind == "parquet":
+            table = pa.table({"feature": list(value), word: texts})
+            pq.write_table(table, path, compression="none", use_dictionary=False)
+        elif kind == "npy":
+            np.save(path, value)
+            np.save(place, np.array(texts))
+        else:
+            np.savez(path, feature=value, **{word: np.array(texts)})
+        for file in (path, place):
+            os.utime(file, ns=(1, 1))
+        identities.append(resolve_source(str(given), rows_per_part=3).identity)
+    assert identities[0] == identities[2] != identities[1]
 
 
 def _object_array(folder: Path) -> None:

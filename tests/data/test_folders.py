@@ -67,6 +67,21 @@ def test_splits_and_wrappers_are_no_classes() -> None:
     assert layout_of(["cat/deep/1.png"]) == "class"
 
 
+UNLABELLED_TREES = (
+    ["train/cat/1.png", "train/dog/1.png", "test/cat/1.png", "unlabeled/2.png"],
+    ["labeled/cat/1.png", "labeled/dog/1.png", "unlabeled/1.png"],
+)
+
+
+@pytest.mark.parametrize("names", [*SPLIT_TREES.values(), *UNLABELLED_TREES])
+def test_a_tree_is_planned_and_read_as_its_layout_says(tmp_path: Path, names: list[str]) -> None:
+    write(tmp_path, names)
+    source, layout = resolve_source(str(tmp_path), rows_per_part=9), layout_of(names)
+    rows = read_part(source.parts[0], DATA).to_pylist()
+    told = {row["path"]: (row["label"], row["split"]) for row in rows}
+    assert told == {name: label_and_split(name, layout) for name in names}
+
+
 @pytest.mark.parametrize(
     ("folders", "splits"),
     [(("train", "test1"), ("train", "test")), (("training_set", "test_set"), ("training", "test")),

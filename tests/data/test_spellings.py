@@ -45,6 +45,9 @@ FOLDER = NAMES.map(lambda name: name.replace("/", "∕")).filter(  # what a file
     lambda name: name.strip() == name and not name.startswith((".", "~")) and len(name.encode()) < 200
     and name.isprintable() and name not in JUNK_FOLDERS)  # fmt: skip
 
+_FOLDERS = "train val test trainval unlabeled Training_set test1 seg_train seg_test labeled cat dog dogs images a b 1"
+PATHS = st.lists(st.one_of(st.sampled_from(_FOLDERS.split()), FOLDER), max_size=4).map(tuple)
+
 
 def space(names: list[str], first_label: int | None = 0) -> ClassSpace:
     labels = tuple(names)
@@ -120,6 +123,25 @@ def check_round_trip(labels: tuple[str, ...], uri: str) -> None:
     assert at_run.indices_of(labels).tolist() == later.indices_of(labels).tolist() == list(range(len(labels)))
 
 
+def check_trees_are_read_or_refused(paths: list[tuple[str, ...]]) -> None:
+    names = sorted({"/".join((*path, "1.png")) for path in paths})
+    with TemporaryDirectory() as folder:
+        for name in names:
+            (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
+            (Path(folder) / name).write_bytes(png(1))
+        try:
+            source = resolve_source(folder, rows_per_part=2)
+        except UserError:
+            return
+        rows = [row for part in source.parts for row in read_part(part, DataSettings()).to_pylist()]
+        assert sorted(row["path"] for row in rows) == names
+        for row in rows:
+            above = row["path"].split("/")[:-1]
+            assert row["label"] is None or row["label"] in above
+            assert row["split"] is None or any(row["split"] in part.lower() for part in above)
+        assert {row["label"] for row in rows} - {None} == set(source.label_names)
+
+
 def check_columns_of_labels_come_back_as_they_are(labels: list[str]) -> None:
     with TemporaryDirectory() as folder:
         pq.write_table(pa.table({"image": [png(0)] * len(labels), "label": labels}), f"{folder}/x.parquet")
@@ -183,6 +205,7 @@ CHECKS: dict[Callable[..., None], tuple[st.SearchStrategy, ...]] = {
     check_class_folders_come_back_as_they_are: (
         st.lists(FOLDER, min_size=2, max_size=5, unique_by=lambda name: same_name(prompt_name(name))),
     ),
+    check_trees_are_read_or_refused: (st.lists(PATHS, min_size=2, max_size=7),),
     check_columns_of_labels_come_back_as_they_are: (st.lists(NAMES, min_size=2, max_size=6),),
     check_images_in_archives_are_all_there: (st.lists(FOLDER, min_size=1, max_size=6, unique=True),),
     check_lists_of_images_come_back_as_they_are: (

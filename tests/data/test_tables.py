@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import fsspec
@@ -7,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raydapt.data.sources import read_label_names, read_part, read_parts, resolve_source
+from raydapt.data.sources import read_label_names, read_part, read_parts, read_row_labels, resolve_source
 from raydapt.data.tables import _cut
 from raydapt.errors import UserError
 from raydapt.settings.groups import DataSettings
@@ -203,6 +204,23 @@ def test_folders_of_save_to_disk(tmp_path: Path) -> None:
     (tmp_path / "test" / "data-00000-of-00001.arrow").write_bytes(b"broken")
     with pytest.raises(UserError, match="cannot be read"):
         resolve_source(str(tmp_path), rows_per_part=3)
+
+
+def test_a_label_of_save_to_disk_corrected_in_place_is_noticed(tmp_path: Path) -> None:
+    """The file has the size and the time stamp that it had."""
+    path, sources = tmp_path / "data-00000-of-00001.arrow", []
+    for label in ("cat", "dog"):
+        table = pa.table({"image": [png(i) for i in range(5)], "label": ["cat", label, "dog", "dog", "cat"]})
+        with pa.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table, max_chunksize=2)
+        os.utime(path, ns=(1, 1))
+        sources.append(resolve_source(str(tmp_path), rows_per_part=2))
+    assert sources[0].identity == sources[1].identity
+    assert sources[0].label_identity != sources[1].label_identity
+    fresh = read_row_labels(sources[1])
+    assert fresh is not None
+    assert list(fresh.labels) == [row["label"] for row in rows_of(tmp_path)] == ["cat", "dog", "dog", "dog", "cat"]
+    assert dict(sources[1].label_counts or ()) == {"cat": 2, "dog": 3}
 
 
 def test_tables_in_memory() -> None:

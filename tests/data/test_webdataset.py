@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import fsspec
 import pytest
 
 from raydapt.data.classes import resolve_classes
-from raydapt.data.sources import Source, read_label_names, read_parts, resolve_source
+from raydapt.data.sources import Source, read_label_names, read_parts, read_row_labels, resolve_source
 from raydapt.errors import UserError
 from raydapt.settings.groups import DataSettings
 from tests.data.images import png
@@ -213,3 +214,43 @@ def test_captions_are_no_class_names(tmp_path: Path) -> None:
     ):
         resolve_classes(DataSettings(source=str(tmp_path)), source)
     assert len(resolve_classes(DataSettings(source=str(tmp_path), class_names=["cat", "dog"]), source).names) == 2
+
+
+@pytest.mark.parametrize("limit", [None, 4])
+@pytest.mark.parametrize("of_json", [False, True])
+def test_a_label_corrected_in_place_is_noticed_and_the_images_are_not(
+    tmp_path: Path, limit: int | None, of_json: bool
+) -> None:
+    """The archive has the size and the time stamp that it had."""
+    path, sources = tmp_path / "train-x.tar", []
+    for label in ("cat", "dog", "cat"):
+        members = samples(5) | {"s0001.cls": label.encode()}
+        if of_json:
+            del members["s0001.cls"]
+            members = {**members, "s0001.json": json.dumps({"label": label, "split": "test"}).encode()}
+            members = dict(sorted(members.items()))
+        write_tar(path, members)
+        os.utime(path, ns=(1, 1))
+        sources.append(resolve_source(str(path), rows_per_part=2, limit=limit))
+    before, after, again = sources
+    assert before == again
+    assert before.identity == after.identity
+    assert before.label_identity != after.label_identity
+    rows = rows_of(before)
+    for _ in range(2):  # as they were planned, and read anew where another source was planned since
+        fresh = read_row_labels(before)
+        assert fresh is not None
+        assert list(fresh.labels) == [row["label"] for row in rows] == ["0", "cat", "2", "0", "1"][:limit]
+        assert list(fresh.splits) == [row["split"] for row in rows]
+        write_tar(tmp_path / "other.tar", samples(2))
+        resolve_source(str(tmp_path / "other.tar"), rows_per_part=2)
+    with pytest.raises(UserError, match="changed while it was read"):
+        read_row_labels(after)
+
+
+def test_archives_that_would_be_read_as_a_whole_keep_the_labels_that_were_read(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tgz", samples(3), "w:gz")
+    write_tar(tmp_path / "y.tar", {name: data for name, data in samples(3).items() if name.endswith("png")})
+    for name in ("x.tgz", "y.tar"):
+        source = resolve_source(str(tmp_path / name), rows_per_part=2)
+        assert (source.label_identity, read_row_labels(source)) == ("", None)
