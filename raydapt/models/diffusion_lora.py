@@ -32,6 +32,8 @@ _DOWN = tuple(
 )
 _ALPHA = ".alpha"
 _HUB_FILE = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?(/.+\.safetensors)?")
+_OTHER_KINDS = {"dora_scale": "DoRA", ".hada_w": "LoHa", ".lokr_w": "LoKr", ".lora_mid": "LoCon (with a third matrix)"}
+"""What a part of a name tells of weights that are more than two matrices; diffusers drops the scale of DoRA."""
 _KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
 
 
@@ -110,7 +112,8 @@ def read_lora(folder: str, *, rank: int) -> bytes:
     """The LoRA file of a folder (`pytorch_lora_weights.safetensors`), the file itself, or one of the hub.
 
     Raises:
-        UserError: When it is not there, is none, or has another rank than the settings say.
+        UserError: When it is not there, is none, is of a kind that is not read here, or has another rank than the
+            settings say.
     """
     path = _lora_file(folder)
     try:
@@ -118,11 +121,17 @@ def read_lora(folder: str, *, rank: int) -> bytes:
             data = bytes(save(read_weights(path, setting=f"Setting synthesis.lora={folder!r}")))
         else:
             data = path.read_bytes()
-        ranks = {int(tensor.shape[0]) for name, tensor in load(data).items() if name.endswith(_DOWN)}
+        weights = load(data)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"Setting synthesis.lora={folder!r} cannot be read ({error}): give a folder that holds {WEIGHTS_FILE}."
         ) from None
+    if other := next((kind for part, kind in _OTHER_KINDS.items() if any(part in name for name in weights)), None):
+        raise UserError(
+            f"Setting synthesis.lora={folder!r} holds weights of {other}, which are not read here: give plain "
+            "LoRA weights."
+        )
+    ranks = {int(tensor.shape[0]) for name, tensor in weights.items() if name.endswith(_DOWN)}
     if not ranks:
         raise UserError(f"Setting synthesis.lora={folder!r} holds no LoRA weights: give a folder with {WEIGHTS_FILE}.")
     if len(ranks) == 1 and ranks != {rank}:  # files of several ranks are used as they are
@@ -167,7 +176,8 @@ def apply_lora(pipeline: Any, data: bytes) -> None:
             weights, _ = pipeline.lora_state_dict(folder, unet_config=pipeline.unet.config, **file)
         except (ValueError, KeyError, IndexError) as error:
             raise UserError(
-                f"The LoRA weights are of no layout that diffusers reads ({error}): give others to synthesis.lora."
+                f"The LoRA weights are of no layout that diffusers reads ({' '.join(str(error).split())[:200]}): give "
+                "others to synthesis.lora."
             ) from None
         missing = _without_a_place(pipeline, weights)
         if missing:

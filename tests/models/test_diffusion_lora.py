@@ -157,3 +157,17 @@ def test_alpha_counts_wherever_a_file_has_it(tmp_path: Path, layout: str, alpha:
     fused = tiny_pipeline()
     apply_lora(fused, read_lora(str(tmp_path), rank=4))
     torch.testing.assert_close(picture(fused), picture(expected), atol=5e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("part", "other", "kind"),
+    [("lora_up.weight", "dora_scale", "DoRA"), ("lora_down.weight", "lora_mid.weight", "LoCon"),
+     ("lora_up.weight", "hada_w1_a", "LoHa"), ("lora_down.weight", "lokr_w1", "LoKr")],
+)  # fmt: skip
+def test_weights_that_are_more_than_two_matrices_are_refused(tmp_path: Path, part: str, other: str, kind: str) -> None:
+    """diffusers would leave the scale of DoRA out, and make other images than the weights are for."""
+    weights = kohya(load(lora_bytes(adapter_weights(trained(4, text_encoder=False), text_encoder=False))), 4.0)
+    more = {name.replace(part, other): tensor.clone() for name, tensor in weights.items() if name.endswith(part)}
+    (tmp_path / WEIGHTS_FILE).write_bytes(save(weights | more))
+    with pytest.raises(UserError, match=f"holds weights of {kind}.*give plain LoRA weights"):
+        read_lora(str(tmp_path), rank=4)
