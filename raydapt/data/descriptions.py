@@ -2,13 +2,12 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from raydapt.data.named_sets import named_set
+from raydapt.data.named_sets import named_set, packaged_yaml
 from raydapt.errors import UserError
 from raydapt.settings.tree import WordsLoader
 
@@ -23,8 +22,7 @@ def packaged_descriptions(set_name: str) -> Mapping[str, list[str]] | None:
     known = named_set(set_name)
     if known is None:
         return None
-    file = files("raydapt.data").joinpath("descriptions", f"{known.name}.yaml")
-    found: Mapping[str, list[str]] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    found: Mapping[str, list[str]] = packaged_yaml("descriptions", f"{known.name}.yaml")
     return found
 
 

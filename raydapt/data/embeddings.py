@@ -7,6 +7,7 @@ Legend: N rows of a part, D width.
 """
 
 import hashlib
+import json
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -225,7 +226,7 @@ def _text_digests(file: FeatureFile) -> Iterator[str]:
         digest = hashlib.sha256()
         with suppress(*FILE_ERRORS):  # the rows will say so themselves
             for text in file.texts(word):
-                digest.update(b"-" if text is None else text.encode("utf-8", "surrogatepass") + b"\0")
+                digest.update(json.dumps(text).encode())  # quoted, so that no two columns read alike
         yield digest.hexdigest()
 
 

@@ -129,6 +129,11 @@ def _set(name: str, values: Mapping[str, Any]) -> NamedSet:
 
 @lru_cache(maxsize=1)
 def _document() -> Any:
-    text = files("raydapt.data").joinpath("named_sets.yaml").read_text(encoding="utf-8")
+    return packaged_yaml("named_sets.yaml")
+
+
+def packaged_yaml(*path: str) -> Any:
+    """The content of a YAML file beside this one."""
+    text = files("raydapt.data").joinpath(*path).read_text(encoding="utf-8")
     # By libyaml where PyYAML has it: half a second less for every command.
     return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))

@@ -1,17 +1,16 @@
 """A tokenizer of one file gives the ids that transformers makes of it."""
 
-from importlib.resources import as_file, files
-
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.tokenizer import HFTokenizer
 
 from raydapt.models.clip import load_clip
+from raydapt.models.clip_names import find_clip
 from raydapt.models.file_tokenizer import FileTokenizer, is_one_file
 
-with as_file(files("raydapt.models").joinpath("mini", "clip")) as folder:
-    FOLDER = folder
+FOLDER = find_clip("mini").folder
+assert FOLDER is not None
 OURS = FileTokenizer(FOLDER, context_length=77, clean="whitespace")
 THEIRS = HFTokenizer(str(FOLDER), context_length=77, clean="whitespace")
 TEXTS = ["", "a photo of a  Dog.", "café", "cafe\u0301", "C++", "日本 🌳", "a " * 200, "<|endoftext|>", "a&amp;b\n\tc"]
