@@ -3,16 +3,20 @@
 Legend: N images, B batch, C classes, K most candidates of an image.
 """
 
+import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor, nn
+
+_ENTRIES_PER_BLOCK = 1 << 22
+"""Of the matrix that the candidates of some images are ordered in (16 MiB)."""
 
 
 class Candidates(nn.Module):
     """Which classes are candidates of an image, and how much (1, or a probability). In no checkpoint.
 
     Args:
-        candidate_NC: Weights of the classes, 0 for those that are none.
-        n_classes: C.
+        candidate_NC: float32, sparse: weights of the candidates, all above 0.
     """
 
     class_NK: Tensor
@@ -20,11 +24,15 @@ class Candidates(nn.Module):
     value_NK: Tensor
     """Their weights; 0 where an image has fewer."""
 
-    def __init__(self, candidate_NC: Tensor, n_classes: int) -> None:
+    def __init__(self, candidate_NC: csr_array) -> None:
         super().__init__()
-        self.n_classes = n_classes
-        self.places = max(1, int((candidate_NC > 0).sum(1).max())) if len(candidate_NC) else 1
-        value_NK, class_NK = candidate_NC.topk(self.places, dim=1)
+        n_images, self.n_classes = candidate_NC.shape
+        self.places = max(1, int(np.diff(candidate_NC.indptr).max(initial=0)))
+        value_NK = torch.empty(n_images, self.places)
+        class_NK = torch.empty(n_images, self.places, dtype=torch.int64)
+        step = max(1, _ENTRIES_PER_BLOCK // self.n_classes)
+        for rows in (slice(start, start + step) for start in range(0, n_images, step)):
+            value_NK[rows], class_NK[rows] = torch.from_numpy(candidate_NC[rows].toarray()).topk(self.places, dim=1)
         self.register_buffer("class_NK", class_NK, persistent=False)
         self.register_buffer("value_NK", value_NK, persistent=False)
 
