@@ -8,6 +8,8 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor, nn
 
+from raydapt.methods.contract import TrainingImages
+
 _ENTRIES_PER_BLOCK = 1 << 22
 """Of the matrix that the candidates of some images are ordered in (16 MiB)."""
 
@@ -55,3 +57,18 @@ class Candidates(nn.Module):
         index_2E = torch.stack([row_E, self.class_NK.cpu()[row_E, place_E]])
         values_E, shape = self.value_NK.cpu()[row_E, place_E], (len(self.value_NK), self.n_classes)
         return torch.sparse_coo_tensor(index_2E, values_E, shape, check_invariants=True).coalesce()
+
+
+def candidate_sets(images: TrainingImages) -> csr_array:
+    """Candidate sets [N, C] of all training images, sparse; of a labelled one its label."""
+    assert images.partial is not None
+    candidate_NC = images.partial.candidate_NC
+    if not len(images.labelled_L):
+        return candidate_NC
+    unlabelled_N1 = np.ones((candidate_NC.shape[0], 1), np.float32)
+    unlabelled_N1[images.labelled_L] = 0.0
+    label_L, ones_L = images.label_L.numpy(), np.ones(len(images.label_L), np.float32)
+    label_NC = csr_array((ones_L, (images.labelled_L.numpy(), label_L)), shape=candidate_NC.shape)
+    merged_NC = csr_array(candidate_NC.multiply(unlabelled_N1) + label_NC)
+    merged_NC.eliminate_zeros()
+    return merged_NC

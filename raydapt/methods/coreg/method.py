@@ -18,15 +18,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from raydapt.artefacts.inputs import InputKind
 from raydapt.data.augment import Augmentation
 from raydapt.methods.contract import Batch, Method, OverImages, PseudoLabels, Stream, TrainingImages
-from raydapt.methods.coreg.candidates import Candidates
+from raydapt.methods.coreg.candidates import Candidates, candidate_sets
 from raydapt.methods.coreg.clean_noisy import align, clean_probability, division_loss
 from raydapt.methods.coreg.losses import (
     Projections,
@@ -100,7 +98,7 @@ class CoReg(Method):
             raise ValueError("Co-Reg learns from partial labels, but there are none.")
         self.momentum = copy.deepcopy(self.students).requires_grad_(False)
         co_epochs = epochs - settings.warmup_epochs
-        self.candidates = Candidates(_candidates(images))
+        self.candidates = Candidates(candidate_sets(images))
         self.memory = CoMemory(
             len(images.feature_ND), n_classes, places=self.candidates.places, queue=settings.queue, epochs=co_epochs
         )
@@ -375,21 +373,6 @@ def _views(make: Callable[[Tensor], Tensor], image_B: Tensor, number: int) -> tu
 def _with_partner(i: int, own_2BC: Tensor, partner_2BC: Tensor) -> Tensor:
     """The guesses [2, B, C] that student `i` learns from: its own, and what the other one tells."""
     return torch.stack([own_2BC[k] if k == i else partner_2BC[k] for k in (0, 1)])
-
-
-def _candidates(images: TrainingImages) -> csr_array:
-    """Candidate sets [N, C] of all training images, sparse; of a labelled one its label."""
-    assert images.partial is not None
-    candidate_NC = images.partial.candidate_NC
-    if not len(images.labelled_L):
-        return candidate_NC
-    unlabelled_N1 = np.ones((candidate_NC.shape[0], 1), np.float32)
-    unlabelled_N1[images.labelled_L] = 0.0
-    label_L, ones_L = images.label_L.numpy(), np.ones(len(images.label_L), np.float32)
-    label_NC = csr_array((ones_L, (images.labelled_L.numpy(), label_L)), shape=candidate_NC.shape)
-    merged_NC = csr_array(candidate_NC.multiply(unlabelled_N1) + label_NC)
-    merged_NC.eliminate_zeros()
-    return merged_NC
 
 
 def _as(student: nn.Module) -> Student:
