@@ -34,7 +34,8 @@ from raydapt.stages.synthesis import Synthesizer
 from raydapt.store.artefact import Artefact, Shard, StageResult, Store
 from raydapt.store.folder import Folder
 from raydapt.train.checkpoint import Checkpoints, TrainState
-from raydapt.train.loop import Log, WorkerContext, fit
+from raydapt.train.loop import Log, fit
+from raydapt.train.place import WorkerContext
 from raydapt.train.ray_train import train_on_workers
 from tests.models.tiny_diffusion import save_tiny_pipeline
 from tests.stages.images import write_images

@@ -118,7 +118,16 @@ def make_run(folder, names=NAMES, images=200, *, labels=True, method="cpl", para
         "label_free_score": 0.5,
         "rounds": [],
         "errors": {},
-        "stages": {"features": {"seconds": 75.0, "rows": 900, "rows_per_s": 12.0, "reused": False, "model_share": 0.8}},
+        "stages": {
+            "features": {
+                "seconds": 75.0,
+                "rows": 900,
+                "rows_per_s": 12.0,
+                "reused": False,
+                "model_share": 0.8,
+                "share_of_peak": 0.45,
+            }
+        },
         "evaluation": {"images": after.images, "transductive": False, "confusion": None, "per_class": []},
     }
     if labels:

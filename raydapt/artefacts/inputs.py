@@ -12,7 +12,7 @@ from raydapt.artefacts.crops import KIND as CROPS
 from raydapt.artefacts.crops import load_crops
 from raydapt.artefacts.features import FeatureTable
 from raydapt.artefacts.pixels import KIND as PIXELS
-from raydapt.artefacts.pixels import SCRATCH, PixelRows, load_pixels
+from raydapt.artefacts.pixels import PixelRows, Pixels, load_pixels
 from raydapt.store.artefact import Artefact
 
 InputKind = Literal["features", "pixels", "crops"]
@@ -20,17 +20,18 @@ InputKind = Literal["features", "pixels", "crops"]
 image and of its crops."""
 
 
-def images_of(input_kind: InputKind, table: FeatureTable, artefacts: Mapping[str, Artefact]) -> Tensor:
-    """What a method reads of every row of the features: [N, D], [N, 1 + K, D] or uint8 [N, 3, S, S].
+def images_of(input_kind: InputKind, table: FeatureTable, artefacts: Mapping[str, Artefact], cache_gb: float) -> Pixels:
+    """What a method reads of every row of the features, by rows: [N, D], [N, 1 + K, D] or uint8 [N, 3, S, S].
 
     Args:
         input_kind: What the method takes for an image.
         table: The features.
         artefacts: The others that the method reads, by kind.
+        cache_gb: See `raydapt.artefacts.pixels.load_pixels`.
     """
     if input_kind == "crops":
         return load_crops(artefacts[CROPS])
-    return table.feature_ND if input_kind == "features" else load_pixels(artefacts[PIXELS], SCRATCH)
+    return table.feature_ND if input_kind == "features" else load_pixels(artefacts[PIXELS], cache_gb)
 
 
 def take_images(feature_ND: Tensor, pixels: PixelRows | None, index_B: Tensor, input_kind: InputKind) -> Tensor:

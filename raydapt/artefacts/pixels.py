@@ -1,40 +1,89 @@
-"""The decoded images of a source: what they depend on, and how they are read without a copy of the whole.
+"""The decoded images of a source: what they depend on, and how they are read without an array of all of them.
 
-Legend: N images, R images of the source, B batch, S image side in px.
+Legend: N images, R images of the source, M asked for, B batch, S image side in px.
 """
 
-import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from raydapt.artefacts.features import image_settings
 from raydapt.artefacts.loaded import load_once
 from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source
-from raydapt.errors import UserError
 from raydapt.settings.groups import DataSettings
-from raydapt.store.artefact import Artefact
+from raydapt.store.artefact import Artefact, Shard, rows_of_group
 from raydapt.store.fingerprint import Recipe
 
 KIND = "pixels"
-SCRATCH = Path(gettempdir()) / f"raydapt-pixels-{getattr(os, 'getuid', int)()}"
-"""Where pixels that do not fit in memory are laid out, on each machine; each user has a folder."""
-_LARGEST_IN_MEMORY = 1024**3
+_READERS = 4
+"""Threads that read blocks: they wait for the storage and decompress, both outside the interpreter's lock."""
+
+
+class StoredPixels:
+    """Decoded images that stay in the store; what is asked for is read block by block.
+
+    A block is a group of rows of one shard, of some MiB. Reading one costs as much as reading a single row of it, so
+    an order of training keeps the rows of a block together (see `raydapt.train.sampling.BlockOrder`).
+    """
+
+    def __init__(self, artefact: Artefact) -> None:
+        """Reads the manifest alone."""
+        self._artefact, manifest = artefact, artefact.manifest
+        self.side_px = int(manifest.settings["image"]["size_px"])
+        self.row_bytes = 3 * self.side_px**2
+        step = rows_of_group(self.row_bytes)
+        self._blocks: list[tuple[Shard, int, int]] = []
+        starts, first = [], 0
+        for shard in manifest.shards:
+            for start in range(0, shard.rows, step):
+                self._blocks.append((shard, start, min(start + step, shard.rows)))
+                starts.append(first + start)
+            first += shard.rows
+        self._rows = first
+        self._start_G = torch.tensor(starts, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        """Images of the source."""
+        return self._rows
+
+    def block_of(self, row_M: Tensor) -> Tensor:
+        """int64 number of the block that each row lies in."""
+        return torch.searchsorted(self._start_G, row_M.contiguous(), right=True) - 1
+
+    def __getitem__(self, row_M: Tensor) -> Tensor:
+        """uint8 pixels [M, 3, S, S] of int64 rows, read from the store; images in error are zeros."""
+        pixel_M3SS = np.empty((len(row_M), 3, self.side_px, self.side_px), dtype=np.uint8)
+        order_M = torch.argsort(row_M, stable=True)
+        blocks, counts = torch.unique_consecutive(self.block_of(row_M[order_M]), return_counts=True)
+        places = torch.split(order_M, counts.tolist())
+
+        def fill(number: int, index_B: Tensor) -> None:
+            shard, start, stop = self._blocks[number]
+            table = self._artefact.read_rows(shard, start, stop, ["pixel"])
+            within_B = row_M[index_B] - self._start_G[number]
+            pixel_M3SS[index_B.numpy()] = pixels_of(table)[within_B.numpy()]
+
+        with ThreadPoolExecutor(_READERS) as readers:
+            for done in [readers.submit(fill, *each) for each in zip(blocks.tolist(), places, strict=True)]:
+                done.result()
+        return torch.from_numpy(pixel_M3SS)
+
+
+Pixels = Tensor | StoredPixels
+"""uint8 pixels [R, 3, S, S], to be indexed by a tensor of rows: in memory, or in the store."""
 
 
 @dataclass(frozen=True)
 class PixelRows:
-    """Some rows of a larger array of pixels, which may be mapped from disk and is never copied as a whole."""
+    """Some rows of a larger set of pixels, which is never copied as a whole."""
 
-    pixel_R3SS: Tensor
+    pixel_R3SS: Pixels
     """uint8 pixels of all R images of the source."""
     row_N: Tensor
     """int64 rows that are the training images."""
@@ -49,57 +98,25 @@ def pixels_recipe(source: Source, image_spec: ImageSpec, data: DataSettings) -> 
     return Recipe(kind=KIND, settings=image_settings(image_spec, data), inputs=(source.identity,))
 
 
-def load_pixels(artefact: Artefact, cache_folder: str | Path, *, largest_in_memory: int = _LARGEST_IN_MEMORY) -> Tensor:
-    """The pixels as a uint8 tensor [N, 3, S, S]; images in error are zeros.
+def load_pixels(artefact: Artefact, cache_gb: float) -> Pixels:
+    """The pixels of a source; images in error are zeros.
 
     Args:
         artefact: Finished pixels.
-        cache_folder: A local folder; more than ``largest_in_memory`` bytes are laid out there in one ``.npy`` file
-            and mapped into memory, by every process of the machine the same pages.
-        largest_in_memory: Bytes that are simply read into memory.
+        cache_gb: 10^9 bytes; a set that has no more is read into memory, once for all who ask in this process.
     """
-    rows, side = artefact.manifest.rows, int(artefact.manifest.settings["image"]["size_px"])
-    shape = (rows, 3, side, side)
-    if rows * 3 * side * side <= largest_in_memory:
-        return load_once(artefact, "pixels", lambda: _read(artefact, shape))
-    target = Path(cache_folder) / f"{artefact.kind}-{artefact.fingerprint}.npy"
-    if not target.exists():
-        temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
-        try:
-            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            mapped = open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)  # type: ignore[no-untyped-call,unused-ignore]
-            _reserve(temporary)
-            _fill(artefact, mapped)
-            temporary.replace(target)
-        except OSError as error:
-            raise UserError(
-                f"The decoded images ({rows * 3 * side * side / 1024**3:.1f} GiB) cannot be laid out in "
-                f"{str(target.parent)!r} ({error.strerror}): free space there, or set TMPDIR to another folder."
-            ) from None
-        finally:
-            temporary.unlink(missing_ok=True)
-    # Copy-on-write: torch wants a writable array, and the file must stay as it is.
-    return torch.from_numpy(np.load(target, mmap_mode="c"))
+    stored = StoredPixels(artefact)
+    if len(stored) * stored.row_bytes > cache_gb * 1e9:
+        return stored
+    return load_once(artefact, "pixels", lambda: _read(artefact, (len(stored), 3, stored.side_px, stored.side_px)))
 
 
 def _read(artefact: Artefact, shape: tuple[int, int, int, int]) -> Tensor:
-    pixel_N3SS = np.zeros(shape, dtype=np.uint8)
-    _fill(artefact, pixel_N3SS)
-    return torch.from_numpy(pixel_N3SS)
-
-
-def _reserve(path: Path) -> None:
-    """Takes the space of a file now: on a full disk that is an error, and writing pages the end of the process."""
-    if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-
-
-def _fill(artefact: Artefact, pixel_N3SS: np.ndarray[tuple[int, int, int, int], np.dtype[np.uint8]]) -> None:
-    start = 0
+    pixel_N3SS, start = np.zeros(shape, dtype=np.uint8), 0
     for table in artefact.iter_tables(["pixel"]):
         pixel_N3SS[start : start + table.num_rows] = pixels_of(table)
         start += table.num_rows
+    return torch.from_numpy(pixel_N3SS)
 
 
 def pixels_of(table: pa.Table) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -99,7 +98,7 @@ def load_synthetic(artefact: Artefact, samples_per_class: int) -> SyntheticTable
 
 
 def synthetic_images(
-    artefacts: Mapping[str, Artefact], class_names: Sequence[str], per_class: int, cache_folder: str | Path
+    artefacts: Mapping[str, Artefact], class_names: Sequence[str], per_class: int, cache_gb: float
 ) -> SyntheticImages:
     """The first `per_class` images of every class with their features, ordered by class and number.
 
@@ -107,16 +106,16 @@ def synthetic_images(
         artefacts: Of the names above; the pixels only if the method reads them.
         class_names: All classes.
         per_class: Images of each class; the artefacts may hold more.
-        cache_folder: See `raydapt.artefacts.pixels.load_pixels`.
+        cache_gb: See `raydapt.artefacts.pixels.load_pixels`.
 
     Raises:
         UserError: If a class has no image that can be used.
     """
-    return _of_numbers(artefacts, class_names, range(per_class), cache_folder)
+    return _of_numbers(artefacts, class_names, range(per_class), cache_gb)
 
 
 def _of_numbers(
-    artefacts: Mapping[str, Artefact], class_names: Sequence[str], numbers: range, cache_folder: str | Path
+    artefacts: Mapping[str, Artefact], class_names: Sequence[str], numbers: range, cache_gb: float
 ) -> SyntheticImages:
     made, table = load_synthetic(artefacts[SYNTHETIC], numbers.stop), load_features(artefacts[SYNTHETIC_FEATURES])
     # The rows of the features are those of the artefact: it was read as an image source, file by file.
@@ -133,7 +132,7 @@ def _of_numbers(
     return SyntheticImages(
         feature_MD=table.feature_ND[row_M],
         class_M=class_M,
-        pixels=None if pixels is None else PixelRows(load_pixels(pixels, cache_folder), row_M),
+        pixels=None if pixels is None else PixelRows(load_pixels(pixels, cache_gb), row_M),
     )
 
 
@@ -143,7 +142,7 @@ def held_out_images(
     first: int,
     count: int,
     input_kind: InputKind,
-    cache_folder: str | Path,
+    cache_gb: float,
 ) -> SyntheticImages:
     """`count` images of every class from number `first` on, which no method has learned from, for the scores.
 
@@ -153,10 +152,10 @@ def held_out_images(
         first: Images of each class that are left to the method.
         count: Images of each class.
         input_kind: What the method takes for an image.
-        cache_folder: See `raydapt.artefacts.pixels.load_pixels`.
+        cache_gb: See `raydapt.artefacts.pixels.load_pixels`.
     """
     names = [(SYNTHETIC, HELD_OUT), (SYNTHETIC_FEATURES, HELD_OUT_FEATURES)]
     if input_kind == "pixels":
         names.append((SYNTHETIC_PIXELS, HELD_OUT_PIXELS))
     found = {name: artefacts[held_out] for name, held_out in names}
-    return _of_numbers(found, class_names, range(first, first + count), cache_folder)
+    return _of_numbers(found, class_names, range(first, first + count), cache_gb)

@@ -89,6 +89,12 @@ class TrainingImages:
             raise ValueError("A stream draws from synthetic images, but there are none.")
         return self.synthetic.take(index_B, input_kind)
 
+    def pixel_rows(self, source: ImageSource) -> PixelRows | None:
+        """The pixels of the images that a stream draws from; None when there are none."""
+        if source == "train":
+            return self.pixels
+        return None if self.synthetic is None else self.synthetic.pixels
+
     def of_unlabelled(self, of_all: Tensor) -> Tensor:
         """The unlabelled images' rows [U, ...] of a tensor [N, ...] of all training images, which is not written to.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import signature
@@ -28,8 +27,10 @@ from diffusers import (
 from torch import Tensor
 
 from raydapt.errors import UserError
+from raydapt.models.peak import Clock
 from raydapt.models.pipelines import OWN_SAMPLER, STABLE_DIFFUSION, grain_px
 
+_PRECISIONS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 SchedulerName = Literal["pipeline", "ddim", "dpm++", "euler", "lcm"]
 
 
@@ -59,10 +60,10 @@ class ImageMaker:
     """A loaded pipeline that makes batches of images of one prompt.
 
     Attributes:
-        unet_seconds: Time spent inside the UNet, or the transformer in its place, so far.
+        clock: Of the UNet, or the transformer in its place.
     """
 
-    unet_seconds: float
+    clock: Clock
 
     def __init__(self, pipeline: Any, sampling: Sampling) -> None:
         """Sets the scheduler.
@@ -88,10 +89,10 @@ class ImageMaker:
             )
         self._arguments = self._fixed_arguments()
         self._texts: dict[str, tuple[Tensor, Tensor | None]] = {}
-        self.unet_seconds = self._entered = 0.0
-        denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
-        denoiser.register_forward_pre_hook(self._enter)
-        denoiser.register_forward_hook(self._leave)
+        denoiser, device = getattr(pipeline, "unet", None) or pipeline.transformer, pipeline.device
+        if device.type == "cuda" and hasattr(pipeline, "unet"):
+            denoiser.to(memory_format=torch.channels_last)  # as a card's matrix units read convolutions
+        self.clock = Clock(denoiser, device, _PRECISIONS[denoiser.dtype])
 
     @torch.inference_mode()
     def make(self, prompt: str, class_name: str, indices: Sequence[int]) -> npt.NDArray[np.uint8]:
@@ -146,18 +147,6 @@ class ImageMaker:
                 prompt, self._pipeline.device, 1, guided, self._sampling.negative_prompt if guided else None
             )
         return self._texts[prompt]
-
-    def _enter(self, *_: Any) -> None:
-        self._wait()
-        self._entered = time.perf_counter()
-
-    def _leave(self, *_: Any) -> None:
-        self._wait()
-        self.unet_seconds += time.perf_counter() - self._entered
-
-    def _wait(self) -> None:
-        if self._pipeline.device.type == "cuda":
-            torch.cuda.synchronize()
 
 
 def _set_scheduler(pipeline: Any, name: SchedulerName) -> None:

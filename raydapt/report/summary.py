@@ -85,6 +85,7 @@ class Timing:
     rows_per_s: float | None
     reused: bool
     model_share: float | None
+    share_of_peak: float | None
     share: float = 0.0
 
 
@@ -232,12 +233,13 @@ def timings(run: RunRecord) -> list[Timing]:
 
 
 def _speeds(entry: dict[str, Any], rate: str) -> dict[str, Any]:
-    share = number(entry.get("model_share"))
+    share, of_peak = number(entry.get("model_share")), number(entry.get("share_of_peak"))
     return {
         "seconds": number(entry.get("seconds")),
         "rows_per_s": number(entry.get(rate)),
         "reused": bool(entry.get("reused")),
         "model_share": None if share is None else 100.0 * share,
+        "share_of_peak": None if of_peak is None else 100.0 * of_peak,
     }
 
 

@@ -98,11 +98,15 @@ def timings_table(timings: Sequence[Timing]) -> Table:
         Column("images/s", "Rows over wall-clock time, start-up included.", "rate"),
         Column("in the model %", "Share of the time that actors spent computing; the rest is reading and waiting.",
                "percent", 0),
+        Column("of peak %", "Of what the devices could compute in that time by their data sheets.", "percent", 0),
         Column("reused", "Whether an earlier run had made it, so that it cost this run nothing."),
     ]  # fmt: skip
-    rows = [
-        (t.name, t.rows, t.seconds, t.share, t.rows_per_s, t.model_share, "reused" if t.reused else "") for t in timings
+    rows: list[tuple[Any, ...]] = [
+        (t.name, t.rows, t.seconds, t.share, t.rows_per_s, t.model_share, t.share_of_peak, "reused" if t.reused else "")
+        for t in timings
     ]
+    if all(t.share_of_peak is None for t in timings):  # as on every processor
+        columns, rows = [*columns[:-2], columns[-1]], [(*row[:-2], row[-1]) for row in rows]
     return Table(columns=columns, rows=rows)
 
 

@@ -49,7 +49,7 @@ class Classifiers:
 
 def classifiers_of(finished: FinishedRun, zero_shot: Method) -> Classifiers:
     """Zero-shot and what a finished run has learned, over the run's own images."""
-    images = images_of(finished.method.input_kind, finished.table, finished.artefacts)
+    images = images_of(finished.method.input_kind, finished.table, finished.artefacts, finished.config.train.cache_gb)
     return Classifiers(
         zero_shot=Classifier(method=zero_shot, image_N=finished.table.feature_ND),
         adapted=Classifier(method=finished.method, image_N=images),

@@ -108,7 +108,7 @@ def _answers_of(teacher: TeacherRun, place: StagePlace) -> Callable[[torch.Tenso
     device, batch_size = local_context(config.train).device, config.train.predict_batch_size
     method = load_learned(build_for_prediction(applied.config, applied.classes, device, artefacts), teacher.run, config)
     table = load_features(artefacts[FEATURES])
-    image_N = images_of(method.input_kind, table, artefacts)
+    image_N = images_of(method.input_kind, table, artefacts, ours.train.cache_gb)
 
     def adapted(row_M: torch.Tensor) -> torch.Tensor:
         return predict(method, image_N.__getitem__, row_M, batch_size=batch_size, device=device)

@@ -24,6 +24,7 @@ from raydapt.models.frozen import load_frozen
 from raydapt.models.residual_prompt import PUBLISHED_SCALE
 from raydapt.run.teachers import TeacherRun, answers_spec, open_teacher
 from raydapt.settings.config import Config
+from raydapt.settings.groups import TrainSettings
 from raydapt.settings.tree import as_tree
 from raydapt.stages.makers import where_made
 from raydapt.stages.place import StagePlace, is_there
@@ -33,7 +34,14 @@ from raydapt.train.ray_train import check_workers, training_place
 
 FEATURES = "features"
 # Where a run happens and how often it saves: settings that change no result, and so no fingerprint.
-_RESOURCES = ("cpus_per_worker", "gpus_per_worker", "checkpoint_every_s", "max_failures", "predict_batch_size")
+_RESOURCES = (
+    "cpus_per_worker",
+    "gpus_per_worker",
+    "checkpoint_every_s",
+    "max_failures",
+    "predict_batch_size",
+    "cache_gb",
+)
 _STAGE_RESOURCES = ("actors", "cpus_per_actor", "gpus_per_actor")
 
 
@@ -102,7 +110,10 @@ def make_plan(config: Config) -> Plan:
     inputs = [facts.features.fingerprint, *([clip.identity] if source.width else []), *spec.inputs(config, facts)]
     inputs += [source.label_identity] if source.label_identity else []
     inputs += [made.recipe.fingerprint for made in facts.second[-1:] if made.recipe is not None]
-    digest = fingerprint("run", _what_matters(config, spec), inputs)
+    matters = _what_matters(config, spec)
+    if spec.learns and _cache_decides(config, spec, facts):
+        matters["train"]["cache_gb"] = config.train.cache_gb
+    digest = fingerprint("run", matters, inputs)
     named = run_name(config.method, config.data.source, config.data.paradigm, config.seed, digest)
     return Plan(
         config=config,
@@ -257,6 +268,16 @@ def _what_matters(config: Config, spec: MethodSpec) -> dict[str, Any]:
         matters["lora"] = tree["lora"]
         matters["synthesis"] = {key: value for key, value in tree["synthesis"].items() if key not in left_out}
     return matters
+
+
+def _cache_decides(config: Config, spec: MethodSpec, facts: PlanFacts) -> bool:
+    """Whether the memory for decoded images decides the order of training: some set of them is larger."""
+    if spec.input_kind(config) != "pixels" or spec.fits_at_once:
+        return False
+    if facts.source.rows is None:  # nobody has counted: as ever with the memory that nobody has asked for
+        return config.train.cache_gb != TrainSettings().cache_gb
+    most = max(facts.source.rows, spec.synthetic_images(config) * len(facts.classes.names))
+    return most * 3 * spec.stored_spec(config, facts.image_spec).size_px ** 2 > config.train.cache_gb * 1e9
 
 
 def _leave_out_defaults(data: dict[str, Any], model: dict[str, Any]) -> None:

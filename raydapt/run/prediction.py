@@ -32,7 +32,7 @@ from raydapt.train.job import build_for_prediction, zero_shot_of
 from raydapt.train.ray_train import local_context
 
 _LOG = logging.getLogger(__name__)
-_CHANGEABLE = ("data.", "features.", "ray.", "store", "runs", "train.predict_batch_size")
+_CHANGEABLE = ("data.", "features.", "ray.", "store", "runs", "train.predict_batch_size", "train.cache_gb")
 """What a run that is applied to other images may be given."""
 _TRANSDUCTIVE = (
     "Transductive: images that the run was adapted to are among the measured ones; name others with data.test_splits."
@@ -215,7 +215,7 @@ def overridden(run: Run, config: Config, overrides: list[str]) -> Config:
         if not key.startswith(_CHANGEABLE):
             raise UserError(
                 f"Setting {key} belongs to the run {run.name}, which was learned with it: only data.*, features.*, "
-                "ray.*, store, runs and train.predict_batch_size can be changed here."
+                "ray.*, store, runs, train.predict_batch_size and train.cache_gb can be changed here."
             )
     return config_from_tree(tree)
 
@@ -237,7 +237,9 @@ def classifiers_of_run(run: Run, plan: Plan, artefacts: Mapping[str, Artefact], 
     method = load_learned(build_for_prediction(config, plan.classes, device, artefacts), run, config)
     return Classifiers(
         zero_shot=Classifier(method=plain, image_N=table.feature_ND),
-        adapted=Classifier(method=method, image_N=images_of(method.input_kind, table, artefacts)),
+        adapted=Classifier(
+            method=method, image_N=images_of(method.input_kind, table, artefacts, config.train.cache_gb)
+        ),
         device=device,
         batch_size=config.train.predict_batch_size,
     )

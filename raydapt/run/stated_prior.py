@@ -24,7 +24,7 @@ def prior_notes(finished: FinishedRun) -> list[str]:
     row_S = even_sample(row_N, _MOST_IMAGES)
     found = predict_classes(
         finished.method,
-        images_of(finished.method.input_kind, finished.table, finished.artefacts),
+        images_of(finished.method.input_kind, finished.table, finished.artefacts, finished.config.train.cache_gb),
         row_S,
         batch_size=finished.config.train.predict_batch_size,
         device=finished.device,

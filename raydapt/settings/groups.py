@@ -196,6 +196,9 @@ class TrainSettings:
     """Times that lost workers are replaced."""
     predict_batch_size: PositiveInt = 1024
     """Images at a time where nothing is learned; changes no result."""
+    cache_gb: NonNegative = 2.0
+    """For methods that read pixels: a set of decoded images of no more than so many GB (10^9 bytes) is kept in each
+    worker's memory. A larger one is read from the store while it is learned from, this much at a time."""
 
     @property
     def most_workers(self) -> int:

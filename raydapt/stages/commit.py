@@ -5,11 +5,13 @@ a retry, by two workers or after the loss of a node, is the same shard: its byte
 has a temporary name of its own, and a rename or a put replaces the shard as a whole.
 """
 
+from __future__ import annotations
+
 import pickle
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +19,12 @@ import pyarrow.compute as pc
 
 from raydapt.store.artefact import Artefact, Shard
 
+if TYPE_CHECKING:
+    from raydapt.models.peak import Work  # torch, which not every worker needs
+
 PART, PART_ROWS, MODEL_S = "part", "part_rows", "model_s"
+MODEL_FLOP, PEAK_FLOP = "model_flop", "peak_flop"
+_TOLD = (PART, PART_ROWS, MODEL_S, MODEL_FLOP, PEAK_FLOP)
 """Columns that a result row carries for the commit: its part, how many rows that part has, and the seconds that its
 share of the model's work took (optional). They are not stored."""
 STOPPED = "stopped: "
@@ -35,6 +42,8 @@ class Committed:
         shard: Its file; None for a part that its maker gave up, which is not in the store.
         example: Path of a row in error, if there is one.
         model_s: Seconds of the model's work.
+        model_flop: Floating-point operations in them.
+        peak_flop: What the device could have done in them; 0 where nobody knows.
         stopped: Why the maker gave up, a sentence for the user.
     """
 
@@ -42,6 +51,8 @@ class Committed:
     shard: Shard | None = None
     example: str = ""
     model_s: float = 0.0
+    model_flop: float = 0.0
+    peak_flop: float = 0.0
     stopped: str = ""
 
 
@@ -51,6 +62,17 @@ def with_part(table: pa.Table, part: int, part_rows: int | None = None) -> pa.Ta
     for name, value in zip((PART, PART_ROWS), values, strict=True):
         table = table.append_column(name, pa.array(np.full(table.num_rows, value)))
     return table
+
+
+def with_work(table: pa.Table, seconds: float, work: Work) -> pa.Table:
+    """Adds what a model worked for the rows of a part, for `commit_part` to tell: the same share of it in each row."""
+    for name, value in ((MODEL_S, seconds), (MODEL_FLOP, work.flop), (PEAK_FLOP, work.peak_flop_per_s * seconds)):
+        table = table.append_column(name, pa.array(np.full(table.num_rows, value / max(1, table.num_rows))))
+    return table
+
+
+def _sum(table: pa.Table, name: str) -> float:
+    return float(pc.sum(table[name]).as_py() or 0.0) if name in table.column_names else 0.0
 
 
 def commit_part(artefact: Artefact, part: int, table: pa.Table) -> Committed:
@@ -67,7 +89,7 @@ def commit_part(artefact: Artefact, part: int, table: pa.Table) -> Committed:
     bad = table.filter(pc.is_valid(table["error"]))
     if reason := _reason_of_stop(bad):
         return Committed(part=part, stopped=reason)
-    stored = [name for name in table.column_names if name not in (PART, PART_ROWS, MODEL_S)]
+    stored = [name for name in table.column_names if name not in _TOLD]
     shard = artefact.commit_part(
         part, table.select(stored).sort_by("row").combine_chunks(), Counter(bad["error"].to_pylist())
     )
@@ -75,7 +97,9 @@ def commit_part(artefact: Artefact, part: int, table: pa.Table) -> Committed:
         part=part,
         shard=shard,
         example=str(bad["path"][0].as_py()) if bad.num_rows else "",
-        model_s=pc.sum(table[MODEL_S]).as_py() or 0.0 if MODEL_S in table.column_names else 0.0,
+        model_s=_sum(table, MODEL_S),
+        model_flop=_sum(table, MODEL_FLOP),
+        peak_flop=_sum(table, PEAK_FLOP),
     )
 
 

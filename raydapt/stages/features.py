@@ -20,8 +20,9 @@ from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source
 from raydapt.errors import UserError
 from raydapt.models.frozen import shared_clip
+from raydapt.models.peak import Work
 from raydapt.settings.groups import StageSettings
-from raydapt.stages.commit import MODEL_S, committing, with_part
+from raydapt.stages.commit import committing, with_part, with_work
 from raydapt.stages.context import ActorPlan, StageContext, configure, plan_actors, plan_here
 from raydapt.stages.inference import ImageEncoder, Inference, set_arithmetic
 from raydapt.stages.reading import dataset_of_images, decoded_here, part_bytes, unpack
@@ -70,11 +71,11 @@ class Encoder:
 
     def encode_part(self, part: int, table: pa.Table) -> pa.Table:
         """Encodes one decoded part."""
-        start = time.perf_counter()
+        start, before = time.perf_counter(), self.inference.work.flop
         feature_ND = self.encode(table, pixels_of(table))
-        seconds_each = (time.perf_counter() - start) / max(table.num_rows, 1)
+        seconds, work = time.perf_counter() - start, self.inference.work
         result = table.drop_columns(["pixel"]).append_column("feature", feature_ND)
-        return with_part(result.append_column(MODEL_S, pa.array(np.full(table.num_rows, seconds_each))), part)
+        return with_part(with_work(result, seconds, Work(work.flop - before, work.peak_flop_per_s)), part)
 
     def encode(self, table: pa.Table, pixel_N3SS: np.ndarray[Any, Any]) -> pa.FixedSizeListArray:
         """The column ``feature`` of a part's images."""

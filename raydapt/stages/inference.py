@@ -6,7 +6,7 @@ Legend: N images of a part, M those of them that are encoded, B batch, D width o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from raydapt.errors import UserError
+from raydapt.models.peak import Work, counted, peak_of
 from raydapt.settings.groups import Precision
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -54,6 +55,10 @@ class Inference:
     precision: Precision = "fp32"
     channels_last: bool = False
     """Whether pixels reach the encoder with their channels beside each other."""
+    work: Work = field(default_factory=Work)
+    """What it has worked so far."""
+
+    _image_flop: list[float] = field(default_factory=list)  # of one image, once it is known
 
     @classmethod
     def of(cls, encoder: ImageEncoder, device: torch.device, precision: Precision) -> Inference:
@@ -62,7 +67,8 @@ class Inference:
         channels_last = device.type == "cuda" and is_convolutional(tower)
         if channels_last:
             tower.to(memory_format=torch.channels_last)
-        return cls(encoder=encoder, device=device, precision=precision, channels_last=channels_last)
+        work = Work(peak_flop_per_s=peak_of(device, precision))
+        return cls(encoder=encoder, device=device, precision=precision, channels_last=channels_last, work=work)
 
     def encode(self, pixel_B3SS: Tensor) -> Tensor:
         """L2-normalised float32 features [B, D] of uint8 pixels, both on the device."""
@@ -70,6 +76,12 @@ class Inference:
         if self.channels_last:
             pixel_B3SS = pixel_B3SS.contiguous(memory_format=torch.channels_last)
         with torch.inference_mode(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            if not self._image_flop and len(pixel_B3SS):
+                one = Work()
+                with counted(one):
+                    self.encoder.encode_image(pixel_B3SS[:1])
+                self._image_flop.append(one.flop)
+            self.work.flop += sum(self._image_flop) * len(pixel_B3SS)
             return self.encoder.encode_image(pixel_B3SS).float()
 
     def encode_chosen(

@@ -86,6 +86,8 @@ class Tally:
 
     rows: int = 0
     model_s: float = 0.0
+    model_flop: float = 0.0
+    peak_flop: float = 0.0
     actors: int = 0
     started: float = field(default_factory=time.monotonic)
     startup_s: float = 0.0
@@ -96,6 +98,8 @@ class Tally:
         """Counts a part that has just been committed."""
         self.example = self.example or committed.example
         self.model_s += committed.model_s
+        self.model_flop += committed.model_flop
+        self.peak_flop += committed.peak_flop
         if not self.rows:
             self.startup_s, self.startup_rows = time.monotonic() - self.started, shard.rows
         self.rows += shard.rows
@@ -103,7 +107,6 @@ class Tally:
     def stats(self, rows: int) -> dict[str, Any]:
         """For the manifest of an artefact that has so many rows now."""
         seconds = time.monotonic() - self.started
-        share = self.model_s / (seconds * self.actors) if self.actors else 0.0
         return {
             "seconds": round(seconds, 3),
             "startup_seconds": round(self.startup_s, 3),
@@ -113,8 +116,16 @@ class Tally:
             "rows_reused": rows - self.rows,
             "rows_per_s": round(self.rows / seconds, 3),
             "model_seconds": round(self.model_s, 3),
-            "model_share": round(share, 4),
             "actors": self.actors,
+            **self.speeds(seconds),
+        }
+
+    def speeds(self, seconds: float) -> dict[str, float | None]:
+        """Share of the actors' time in the model, what it worked in that, and as a share of what its device could."""
+        return {
+            "model_share": round(self.model_s / (seconds * self.actors), 4) if self.actors else 0.0,
+            "model_flop_per_s": round(self.model_flop / self.model_s) if self.model_flop and self.model_s else None,
+            "share_of_peak": round(self.model_flop / self.peak_flop, 4) if self.peak_flop else None,
         }
 
 

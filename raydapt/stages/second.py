@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from raydapt.artefacts.features import load_features, rows_of_splits
-from raydapt.artefacts.pixels import SCRATCH, load_pixels
+from raydapt.artefacts.pixels import load_pixels
 from raydapt.artefacts.second import SECOND_PIXELS, SELF_KIND, NamedEncoder, check_order, load_network, network_bytes
 from raydapt.artefacts.spec import ArtefactSpec
 from raydapt.data.decode import ImageSpec
@@ -28,7 +28,7 @@ from raydapt.stages.place import StagePlace, is_there
 from raydapt.stages.run import Parts, Stage, run_stage
 from raydapt.stages.work import tower_s
 from raydapt.store.artefact import StageResult
-from raydapt.train.self_supervised import SelfJob, train_self
+from raydapt.train.self_supervised import SelfJob, drawn, train_self
 
 NOT_IN_FILE = "not_in_file"
 """The error of an image whose id the file of features lacks."""
@@ -86,10 +86,13 @@ def make_network(place: StagePlace, spec: ArtefactSpec, made: Mapping[str, Stage
     row_N, _, _ = rows_of_splits(config.data, load_features(made[_FEATURES].artefact, place.source))
     if len(row_N) < 2:
         raise UserError(f"Setting model.second='self' has {len(row_N)} image to learn from: set it to none.")
-    pixel_N3SS = load_pixels(made[SECOND_PIXELS].artefact, SCRATCH)
+    position_D = drawn(config.second, len(row_N))
+    pixels = load_pixels(made[SECOND_PIXELS].artefact, config.train.cache_gb)
     job = SelfJob(
         settings=config.second,
-        pixel_M3SS=pixel_N3SS[row_N],
+        n_images=len(row_N),
+        position_D=position_D,
+        pixel_D3SS=pixels[row_N[position_D]],
         checkpoint_every_s=config.train.checkpoint_every_s,
     )
     progress = Progress("self_encoder", total=config.second.steps, unit="steps", show=config.ray.progress)

@@ -28,9 +28,10 @@ from raydapt.data.decode import image_id
 from raydapt.errors import UserError
 from raydapt.models.diffusion import ImageMaker, image_seed
 from raydapt.models.diffusion_lora import WEIGHTS_FILE, apply_lora
+from raydapt.models.peak import Work
 from raydapt.models.pipelines import denoiser_bytes, load_pipeline, pipeline_identity
 from raydapt.settings.groups import RaySettings, StageSettings, SynthesisSettings
-from raydapt.stages.commit import MODEL_S, PART, committing, with_part
+from raydapt.stages.commit import PART, committing, with_part, with_work
 from raydapt.stages.context import ActorPlan, configure, plan_actors, plan_here
 from raydapt.stages.run import Parts, Stage, run_stage
 from raydapt.stages.work import device_kind, drawing_s
@@ -75,10 +76,11 @@ class Synthesizer:
     def make(self, part: int) -> pa.Table:
         """Makes the part of a number."""
         class_, indices = self._job.place(part)
-        before = self._maker.unet_seconds
+        before_s, before = self._maker.clock.read()
         table = make_part(self._maker, self._job, class_, indices)
-        seconds_each = (self._maker.unet_seconds - before) / table.num_rows
-        return with_part(table, part).append_column(MODEL_S, pa.array(np.full(table.num_rows, seconds_each)))
+        seconds, work = self._maker.clock.read()
+        done = Work(work.flop - before.flop, work.peak_flop_per_s)
+        return with_work(with_part(table, part), seconds - before_s, done)
 
 
 def make_part(maker: ImageMaker, job: SynthesisJob, class_: int, indices: range) -> pa.Table:

@@ -41,7 +41,8 @@ def commits_through_ray(stage: Stage, pending: Sequence[int], artefact: Artefact
         for committed in _commits(iter(batches), artefact):
             yield committed
             if committed.shard is not None:
-                metrics.add(committed.shard.rows, committed.shard.errors, time.monotonic() - tally.started)
+                seconds = time.monotonic() - tally.started
+                metrics.add(committed.shard.rows, committed.shard.errors, seconds, tally.speeds(seconds))
     except ExecutionTimeoutError as error:
         patience = ray.data.DataContext.get_current().execution_no_progress_timeout_s
         raise UserError(

@@ -9,11 +9,13 @@ import hashlib
 import json
 import re
 import time
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
@@ -26,6 +28,7 @@ from raydapt.store.folder import Folder
 
 MANIFEST = "manifest.json"
 _FOOTER = b"raydapt"
+_GROUP_BYTES = 4 * 1024**2
 _LATE_S = 60.0
 """As long may the list of files that a network's disk shows be out of date (NFS: acdirmax)."""
 _KIND = re.compile(r"[a-z][a-z0-9_]{0,40}")
@@ -160,7 +163,13 @@ class Artefact:
         note = {"part": index, "rows": table.num_rows, "errors": dict(errors or {})}
         metadata = {**(table.schema.metadata or {}), _FOOTER: canonical_json(note).encode()}
         sink = pa.BufferOutputStream()
-        pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd", write_page_checksum=True)
+        pq.write_table(
+            table.replace_schema_metadata(metadata),
+            sink,
+            compression="zstd",
+            write_page_checksum=True,
+            row_group_size=_rows_of_group(table.schema),
+        )
         data = sink.getvalue().to_pybytes()
         self.folder.write(_shard_name(index), data)
         self._verified[index] = _shard_of(data, index, table.num_rows, note["errors"])
@@ -238,18 +247,56 @@ class Artefact:
             UserError: If a shard turns out to be damaged; it is set aside, and the same command makes it again.
         """
         for shard in self.manifest.shards:
-            try:
+            with self._damage_told(shard):
                 yield _read_table(self.folder.read(shard.name), columns, optional)
-            except (FileNotFoundError, pa.ArrowException, OSError) as error:
-                self.discard(shard.part)
-                raise UserError(
-                    f"Part {shard.name!r} of the stored {self.kind} {self.fingerprint} is damaged and was set aside: "
-                    "run the same command again to make that part anew."
-                ) from error
+
+    def read_rows(self, shard: Shard, start: int, stop: int, columns: Sequence[str]) -> pa.Table:
+        """Some rows of one shard of a finished artefact; may be called by several threads.
+
+        Of rows as large as decoded images no more is read than the groups that these lie in (see `rows_of_group`).
+
+        Args:
+            shard: Of the manifest.
+            start: First row, counted within the shard.
+            stop: The row behind the last one.
+            columns: That are read.
+
+        Raises:
+            UserError: As in `iter_tables`.
+        """
+        with self._damage_told(shard), self.folder.open(shard.name) as handle:
+            file = pq.ParquetFile(handle, page_checksum_verification=True)
+            ends = list(accumulate(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)))
+            first, last = bisect_right(ends, start), bisect_left(ends, stop)
+            table = file.read_row_groups(range(first, last + 1), columns=list(columns), use_threads=False)
+            before = ends[first - 1] if first else 0
+            return table.slice(start - before, stop - start)
+
+    @contextmanager
+    def _damage_told(self, shard: Shard) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, pa.ArrowException, OSError) as error:
+            self.discard(shard.part)
+            raise UserError(
+                f"Part {shard.name!r} of the stored {self.kind} {self.fingerprint} is damaged and was set aside: "
+                "run the same command again to make that part anew."
+            ) from error
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows of a finished artefact; meant for what fits in memory (see `iter_tables`)."""
         return pa.concat_tables(self.iter_tables(columns))
+
+
+def rows_of_group(row_bytes: int) -> int:
+    """Rows of a group of a shard, which is read as a whole: so many that it has about 4 MiB."""
+    return max(1, _GROUP_BYTES // row_bytes)
+
+
+def _rows_of_group(schema: pa.Schema) -> int | None:
+    """For a table with a column of values of a fixed size, such as pixels; None, all rows, for others."""
+    widths = [field.type.byte_width for field in schema if pa.types.is_fixed_size_binary(field.type)]
+    return rows_of_group(max(widths)) if widths else None
 
 
 def _lost(shards: Iterable[Shard], bytes_of: Mapping[str, int]) -> list[str]:

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 from filelock import FileLock, Timeout
@@ -109,6 +109,12 @@ class Folder:
         with self._told(reading=True):
             data: bytes = self._fs.cat_file(self.file(name))
         return data
+
+    def open(self, name: str) -> IO[bytes]:
+        """A file to read parts of; `FileNotFoundError` when it is absent."""
+        with self._told(reading=True):
+            handle: IO[bytes] = self._fs.open(self.file(name), "rb")
+        return handle
 
     def read_json(self, name: str) -> Any:
         """The parsed JSON of a file."""

@@ -14,7 +14,7 @@ from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS, Captions,
 from raydapt.artefacts.crops import load_crops
 from raydapt.artefacts.features import load_features
 from raydapt.artefacts.partial_labels import load_partial_labels
-from raydapt.artefacts.pixels import SCRATCH, PixelRows, load_pixels
+from raydapt.artefacts.pixels import PixelRows, load_pixels
 from raydapt.artefacts.second import KIND as SECOND
 from raydapt.artefacts.second import load_second
 from raydapt.artefacts.synthetic_images import SYNTHETIC, SyntheticImages, held_out_images, synthetic_images
@@ -29,7 +29,8 @@ from raydapt.settings.config import Config
 from raydapt.store.artefact import Artefact
 from raydapt.store.run_record import Run
 from raydapt.train.checkpoint import Checkpoints, TrainState, from_bytes, to_bytes
-from raydapt.train.loop import JudgeRound, Log, ScoreRound, WorkerContext, fit
+from raydapt.train.loop import JudgeRound, Log, ScoreRound, fit
+from raydapt.train.place import WorkerContext
 from raydapt.train.rounds import round_guard
 from raydapt.train.scoring import LabelFreeScorer, scorer_of
 
@@ -126,7 +127,8 @@ class TrainingJob:
                 if self.first_held_out is None
                 else self.first_held_out
             )
-            held_out = held_out_images(self.artefacts, self.classes.names, first, count, method.input_kind, SCRATCH)
+            cache_gb = self.config.train.cache_gb
+            held_out = held_out_images(self.artefacts, self.classes.names, first, count, method.input_kind, cache_gb)
         return scorer_of(self.config, self.classes, clip, images, input_kind=method.input_kind, held_out=held_out)
 
     def _examine_rounds(self, scorer: LabelFreeScorer | None) -> ScoreRound | None:
@@ -160,7 +162,7 @@ class TrainingJob:
             label_L=torch.from_numpy(tensors["label"]),
             unlabelled_U=torch.from_numpy(tensors["unlabelled"]),
             candidate_classes=torch.from_numpy(tensors["candidate_classes"]),
-            pixels=None if pixels is None else PixelRows(load_pixels(pixels, SCRATCH), row_N),
+            pixels=None if pixels is None else PixelRows(load_pixels(pixels, self.config.train.cache_gb), row_N),
             crop_NKD=None if crops is None else load_crops(crops)[row_N],
             partial=None if partial is None else load_partial_labels(partial).rows(row_N),
             answer_NC=None if answer_AC is None else answer_AC[row_N],
@@ -183,7 +185,7 @@ def synthetic_of(config: Config, classes: ClassSpace, artefacts: Mapping[str, Ar
     """The synthetic images among the artefacts, with their features and pixels; None without them."""
     if SYNTHETIC not in artefacts:
         return None
-    return synthetic_images(artefacts, classes.names, config.synthesis.samples_per_class, SCRATCH)
+    return synthetic_images(artefacts, classes.names, config.synthesis.samples_per_class, config.train.cache_gb)
 
 
 def zero_shot_of(config: Config, classes: ClassSpace, device: torch.device) -> Method:

@@ -7,7 +7,6 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,13 +16,15 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from raydapt.errors import UserError
-from raydapt.methods.contract import Batch, Method, Stream, TrainingImages
+from raydapt.methods.contract import Batch, Method, TrainingImages
 from raydapt.methods.guard import Verdict
 from raydapt.settings.groups import TrainSettings
 from raydapt.train import checkpoint as checkpoints_
 from raydapt.train.checkpoint import AcceptedRound, Checkpoints, TrainState
+from raydapt.train.feed import Feeds
 from raydapt.train.optimizer import cosine_with_warmup, optimizer_of, scale_to_unit_length
-from raydapt.train.sampling import StreamOrder, seed_of, seed_torch, steps_per_epoch
+from raydapt.train.place import WorkerContext
+from raydapt.train.sampling import seed_of, seed_torch, steps_per_epoch
 from raydapt.train.tally import Tally
 
 # A clock is read, and on several workers agreed on, only this often.
@@ -34,15 +35,6 @@ ScoreRound = Callable[[Method, bool], Mapping[str, float | None] | None]
 """Scores a method at the end of an epoch, told whether the round is over too; None is no score this time."""
 JudgeRound = Callable[[Method], Verdict]
 """The guard's verdict on a method at the end of a round."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerContext:
-    """Where this worker stands among the others, and on which device."""
-
-    device: torch.device
-    rank: int = 0
-    world: int = 1
 
 
 def fit(
@@ -149,50 +141,51 @@ class _Trainer:
             self.state.accepted = AcceptedRound(round_=self.state.round_, method=weights)
 
     def _steps(self, optimizer: torch.optim.Optimizer) -> None:
-        state, settings, seed = self.state, self.settings, self.seed
+        state, settings = self.state, self.settings
         first = state.streams[0]
         per_epoch = steps_per_epoch(len(first.index_M), first.batch_size)
-        total = min(per_epoch * settings.epochs, settings.max_steps_per_round or math.inf)
-        warmup = min(round(settings.warmup_epochs * per_epoch), int(total) // 2)
-        span = per_epoch * settings.schedule_epochs if settings.schedule_epochs else int(total)
-        orders = {
-            s.name: StreamOrder(len(s.index_M), s.batch_size, seed=seed, round_=state.round_, name=s.name)
-            for s in state.streams
-        }
-        tally = Tally()
-        while state.step < total:
-            if state.step % per_epoch == 0:
-                self.method.begin_epoch(state.round_, state.step // per_epoch + 1, self._over_images)
-            for group in optimizer.param_groups:
-                share = cosine_with_warmup(state.step, total=span, warmup=warmup, final=settings.final_rate_share)
-                group["lr"] = settings.rate * share
-            started = time.perf_counter()
-            loss = self._step(optimizer, orders)
-            tally.add(loss, time.perf_counter() - started, min(first.batch_size, len(first.index_M)))
-            state.step += 1
-            end_of_epoch = state.step % per_epoch == 0 or state.step == total
-            on_clock = end_of_epoch or state.step % _STEPS_BETWEEN_CLOCKS == 0
-            if on_clock or loss.device.type == "cpu":  # elsewhere a look at a number waits for the device
-                self._require_finite(tally)
-            if on_clock:
-                if end_of_epoch:
-                    epoch, rate = math.ceil(state.step / per_epoch), optimizer.param_groups[0]["lr"]
-                    self._log(tally, rate, epoch=epoch, over=state.step == total)
-                self._checkpoint_when_due(optimizer, tally)
+        total = int(min(per_epoch * settings.epochs, settings.max_steps_per_round or math.inf))
+        warmup = min(round(settings.warmup_epochs * per_epoch), total // 2)
+        span = per_epoch * settings.schedule_epochs if settings.schedule_epochs else total
+        tally, kind, images = Tally(), self.method.input_kind, self.images
+        feeds = Feeds(
+            state.streams, images, kind, settings, self.place, seed=self.seed, round_=state.round_, total=total
+        )
+        with contextlib.closing(feeds):
+            while state.step < total:
+                if state.step % per_epoch == 0:
+                    self.method.begin_epoch(state.round_, state.step // per_epoch + 1, self._over_images)
+                for group in optimizer.param_groups:
+                    share = cosine_with_warmup(state.step, total=span, warmup=warmup, final=settings.final_rate_share)
+                    group["lr"] = settings.rate * share
+                started = time.perf_counter()
+                loss = self._step(optimizer, feeds)
+                tally.add(loss, time.perf_counter() - started, min(first.batch_size, len(first.index_M)))
+                state.step += 1
+                self._after_step(optimizer, tally, loss, per_epoch=per_epoch, total=total)
         tally.move_to(state)
 
-    def _step(self, optimizer: torch.optim.Optimizer, orders: Mapping[str, StreamOrder]) -> Tensor:
+    def _after_step(
+        self, optimizer: torch.optim.Optimizer, tally: Tally, loss: Tensor, *, per_epoch: int, total: int
+    ) -> None:
+        step = self.state.step
+        end_of_epoch = step % per_epoch == 0 or step == total
+        on_clock = end_of_epoch or step % _STEPS_BETWEEN_CLOCKS == 0
+        if on_clock or loss.device.type == "cpu":  # elsewhere a look at a number waits for the device
+            self._require_finite(tally)
+        if on_clock:
+            if end_of_epoch:
+                epoch, rate = math.ceil(step / per_epoch), optimizer.param_groups[0]["lr"]
+                self._log(tally, rate, epoch=epoch, over=step == total)
+            self._checkpoint_when_due(optimizer, tally)
+
+    def _step(self, optimizer: torch.optim.Optimizer, feeds: Feeds) -> Tensor:
         """One optimiser step over all streams; returns the loss, detached, on the device."""
         state, place = self.state, self.place
         # Re-seeding every step makes whatever a method draws a function of the step: resuming repeats it.
         seed_torch(seed_of(self.seed, state.round_, state.step, place.rank), place.device)
         self.method.train()
-        batches = {
-            stream.name: self._batch(
-                stream, orders[stream.name].positions(state.step, rank=place.rank, world=place.world)
-            )
-            for stream in state.streams
-        }
+        batches = feeds.batches(state.step)
         optimizer.zero_grad(set_to_none=True)
         n_first = len(batches[state.streams[0].name].index_B)
         # Every part holds images of every stream: one without labelled images would weigh those of the others less.
@@ -223,12 +216,6 @@ class _Trainer:
             f"The loss is no finite number at step {state.step - steps_ago} of round {state.round_}: lower "
             f"train.learning_rate={settings.learning_rate:g}{cooler}, and run the command again."
         )
-
-    def _batch(self, stream: Stream, position_B: Tensor) -> Batch:
-        index_B = stream.index_M[position_B]
-        device = self.place.device
-        image_B = self.images.take(index_B, self.method.input_kind, stream.source).to(device, non_blocking=True)
-        return Batch(image_B=image_B, target_BC=stream.target_MC[position_B].to(device), index_B=index_B)
 
     def _no_sync(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
         if isinstance(self.model, DistributedDataParallel) and not last:

@@ -37,7 +37,8 @@ from raydapt.store.environment import versions
 from raydapt.store.fingerprint import Recipe
 from raydapt.train.artefact_checkpoints import CHECKPOINT_FILE, ArtefactCheckpoints
 from raydapt.train.checkpoint import Checkpoints, TrainState, from_bytes, optimizer_tensors, restore_optimizer, to_bytes
-from raydapt.train.loop import Log, WorkerContext
+from raydapt.train.loop import Log
+from raydapt.train.place import WorkerContext
 from raydapt.train.ray_train import local_context, train_on_workers, trains_here
 from raydapt.train.sampling import StreamOrder, seed_of, seed_torch
 

@@ -20,7 +20,8 @@ from raydapt.errors import UserError
 from raydapt.settings.groups import RaySettings, TrainSettings
 from raydapt.store.folder import Folder
 from raydapt.train.checkpoint import Checkpoints, TrainState, from_bytes
-from raydapt.train.loop import Log, WorkerContext
+from raydapt.train.loop import Log
+from raydapt.train.place import WorkerContext
 
 if TYPE_CHECKING:
     import ray.train

@@ -25,7 +25,8 @@ from raydapt.store.environment import versions
 from raydapt.store.fingerprint import Recipe
 from raydapt.train.artefact_checkpoints import CHECKPOINT_FILE, ArtefactCheckpoints
 from raydapt.train.checkpoint import Checkpoints, TrainState, from_bytes, optimizer_tensors, restore_optimizer, to_bytes
-from raydapt.train.loop import Log, WorkerContext
+from raydapt.train.loop import Log
+from raydapt.train.place import WorkerContext
 from raydapt.train.ray_train import local_context, train_on_workers, trains_here
 from raydapt.train.sampling import StreamOrder, seed_of, seed_torch
 
@@ -40,12 +41,16 @@ class SelfJob:
 
     Attributes:
         settings: How it is trained.
-        pixel_M3SS: uint8 pixels of the images that are adapted to.
+        n_images: Images that are adapted to, M.
+        position_D: int64 places among them, ascending, of the D images that the steps draw (see `drawn`).
+        pixel_D3SS: uint8 pixels of those.
         checkpoint_every_s: Least time between two checkpoints.
     """
 
     settings: SecondSettings
-    pixel_M3SS: Tensor
+    n_images: int
+    position_D: Tensor
+    pixel_D3SS: Tensor
     checkpoint_every_s: float
 
     def __call__(self, place: WorkerContext, checkpoints: Checkpoints, log: Log) -> TrainState:
@@ -55,6 +60,20 @@ class SelfJob:
         if not state.finished:
             _Trainer(self, place, checkpoints, log, state).run()
         return state
+
+
+def drawn(settings: SecondSettings, n_images: int) -> Tensor:
+    """int64 places, ascending, of the images that a training's steps draw: of a large set no others are read."""
+    if n_images <= settings.steps * settings.batch_size:
+        return torch.arange(n_images)
+    order, is_drawn_M = _order(settings, n_images), torch.zeros(n_images, dtype=torch.bool)
+    for step in range(settings.steps):
+        is_drawn_M[order.positions(step)] = True
+    return is_drawn_M.nonzero().flatten()
+
+
+def _order(settings: SecondSettings, n_images: int) -> StreamOrder:
+    return StreamOrder(n_images, settings.batch_size, seed=settings.seed, round_=1, name="self")
 
 
 class _Views(nn.Module):
@@ -94,15 +113,15 @@ class _Trainer:
     def run(self) -> None:
         """Takes the steps that are left and leaves the state finished."""
         settings, state = self.job.settings, self.state
-        order = StreamOrder(len(self.job.pixel_M3SS), settings.batch_size, seed=settings.seed, round_=1, name="self")
+        order = _order(settings, self.job.n_images)
         saved = time.monotonic()
         while state.step < settings.steps:
             started = time.perf_counter()
             index_B = order.positions(state.step, rank=self.place.rank, world=self.place.world)
-            loss = self._step(self.job.pixel_M3SS[index_B])
+            loss = self._step(self.job.pixel_D3SS[torch.searchsorted(self.job.position_D, index_B)])
             state.step += 1
             state.seconds += time.perf_counter() - started
-            state.images += min(settings.batch_size, len(self.job.pixel_M3SS))
+            state.images += min(settings.batch_size, self.job.n_images)
             if state.step % _LOG_EVERY == 0 or state.step == settings.steps:
                 self._note(float(loss))
             # Workers take equally many steps, and a report is a barrier: with several, the steps decide, not a clock.
@@ -172,12 +191,12 @@ def train_self(
             state = _trained(artefact, recipe, job, train, ray_settings, log)
             net = SmallNet()
         net.load_state_dict(state.method)
-        mean_W = mean_feature(net.eval(), job.pixel_M3SS)
+        mean_W = mean_feature(net.eval(), job.pixel_D3SS)
         data = save({**{name: one.contiguous() for name, one in state.method.items()}, "mean": mean_W})
         artefact.commit_part(0, pa.table({"row": [0], "content": pa.array([data], pa.binary())}))
         stats = {
             "seconds": round(time.monotonic() - started, 3),
-            "rows": len(job.pixel_M3SS),
+            "rows": job.n_images,
             "steps": state.step,
             "images_per_s": round(state.images / max(state.seconds, 1e-9), 3),
             "first_loss": state.lines[0]["loss"],

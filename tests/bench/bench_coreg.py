@@ -13,7 +13,8 @@ from raydapt.methods.contract import TrainingImages
 from raydapt.methods.coreg.method import CoReg
 from raydapt.methods.coreg.settings import CoregSettings
 from raydapt.settings.groups import TrainSettings
-from raydapt.train.loop import WorkerContext, fit
+from raydapt.train.loop import fit
+from raydapt.train.place import WorkerContext
 
 IMAGES, CLASSES, SIDE, BATCH, STEPS = 1024, 10, 32, 128, 3
 VIEW = Augmentation(

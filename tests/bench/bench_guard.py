@@ -34,7 +34,8 @@ from raydapt.methods.transduct.fit import fit as fit_mixture
 from raydapt.methods.transduct.settings import TransductSettings
 from raydapt.methods.zero_shot.method import ZeroShot
 from raydapt.models.given_embeddings import GivenEmbeddings
-from raydapt.train.loop import WorkerContext, fit
+from raydapt.train.loop import fit
+from raydapt.train.place import WorkerContext
 from raydapt.train.rounds import round_guard
 from tests.bench.bench_shifts import accuracy, generated, inductive, whurs19
 from tests.clip_like import FeatureSet

@@ -10,7 +10,8 @@ from raydapt.methods.contract import TrainingImages
 from raydapt.methods.coreg.method import CoReg
 from raydapt.methods.coreg.settings import CoregSettings
 from raydapt.settings.groups import TrainSettings
-from raydapt.train.loop import WorkerContext, fit
+from raydapt.train.loop import fit
+from raydapt.train.place import WorkerContext
 
 SIDE, CLASSES = 12, 3
 SETTINGS = CoregSettings(

@@ -8,7 +8,8 @@ from raydapt.artefacts.captions import captions_of
 from raydapt.methods.latteclip.method import LatteClip
 from raydapt.methods.latteclip.settings import LatteclipSettings
 from raydapt.settings.groups import ModelSettings, TrainSettings
-from raydapt.train.loop import WorkerContext, fit
+from raydapt.train.loop import fit
+from raydapt.train.place import WorkerContext
 from tests.methods.cases import CLASSES, training_images
 
 PLACE = WorkerContext(device=torch.device("cpu"))

@@ -15,7 +15,8 @@ from raydapt.methods.prompting.method import zero_shot_probability
 from raydapt.methods.prompting.pseudo_labels import cpl_candidates, cpl_select, restrict_probability
 from raydapt.settings.groups import ModelSettings, TrainSettings
 from raydapt.train.checkpoint import from_bytes
-from raydapt.train.loop import WorkerContext, fit
+from raydapt.train.loop import fit
+from raydapt.train.place import WorkerContext
 from tests.methods.cases import CLASSES, build_method, config_of, synthetic_images, tiny_clip, training_images
 from tests.methods.test_prompt_methods import probability_of
 

@@ -8,7 +8,7 @@ from raydapt.methods.contract import Batch
 from raydapt.methods.coreg import method as coreg_module
 from raydapt.methods.coreg.losses import sharpen
 from raydapt.methods.coreg.memory import CoMemory
-from raydapt.train.loop import WorkerContext
+from raydapt.train.place import WorkerContext
 from tests.methods.coreg_cases import CLASSES, SETTINGS, TRAIN, coreg_images, coreg_method, train_coreg
 from tests.train.test_loop import MemoryCheckpoints
 

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from raydapt.train.loop import WorkerContext
+from raydapt.train.place import WorkerContext
 from tests.methods.coreg_cases import SETTINGS, train_coreg
 
 

@@ -15,7 +15,8 @@ from raydapt.methods.wca.method import Wca
 from raydapt.models.views import strong_view, whole_view
 from raydapt.settings.groups import TrainSettings
 from raydapt.stages.crops import encode_with_crops
-from raydapt.train.loop import WorkerContext, fit
+from raydapt.train.loop import fit
+from raydapt.train.place import WorkerContext
 from raydapt.train.sampling import StreamOrder, seed_of
 from tests.methods.cases import CLASSES, NAMES, training_images
 from tests.models.tiny import SIDE_PX, pixels, tiny_clip

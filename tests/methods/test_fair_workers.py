@@ -16,7 +16,8 @@ from raydapt.models.views import whole_view
 from raydapt.settings.groups import RaySettings
 from raydapt.store.folder import Folder
 from raydapt.train.checkpoint import Checkpoints, TrainState, from_bytes
-from raydapt.train.loop import Log, WorkerContext
+from raydapt.train.loop import Log
+from raydapt.train.place import WorkerContext
 from raydapt.train.ray_train import train_on_workers
 from tests.methods.test_fair import SETTINGS, TRAIN_SETTINGS, trained
 from tests.models.tiny import tiny_clip

@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from raydapt.train.loop import WorkerContext
+from raydapt.train.place import WorkerContext
 from tests.methods.cases import tiny_clip
 from tests.methods.latteclip_cases import SETTINGS, train_latteclip
 from tests.methods.test_coreg_workers import NoCheckpoints

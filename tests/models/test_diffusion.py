@@ -42,7 +42,10 @@ def test_an_image_depends_on_its_number_alone(folder: str, scheduler: str) -> No
     mixed = maker.make("a photo of a dog.", "dog", [7, 2, 0])
     np.testing.assert_array_equal(mixed[1], together[2])
     np.testing.assert_array_equal(mixed[2], together[0])
-    assert maker.unet_seconds > 0
+    seconds, work = maker.clock.read()
+    assert seconds > 0
+    assert work.flop > 0
+    assert not work.peak_flop_per_s
 
 
 def test_the_batch_size_changes_nothing_to_be_seen(folder: str) -> None:

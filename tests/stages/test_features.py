@@ -7,7 +7,7 @@ import torch
 
 from raydapt.artefacts.features import features_recipe, load_features, load_labels
 from raydapt.artefacts.loaded import loaded
-from raydapt.artefacts.pixels import load_pixels
+from raydapt.artefacts.pixels import StoredPixels, load_pixels
 from raydapt.data.decode import BadImage, decode_image
 from raydapt.data.sources import Source, read_part, resolve_source
 from raydapt.errors import UserError
@@ -158,16 +158,14 @@ def test_pixels_equal_decoding(source: Source, clip: Clip, tmp_path: Path, ray_c
     context = StageContext(store=store, ray=RAY, settings=SETTINGS, data=DATA)
     result = pixels_stage(source, context, image_spec=clip.image_spec)
     side = clip.image_spec.size_px
-    in_memory = load_pixels(result.artefact, tmp_path / "cache")
+    in_memory = load_pixels(result.artefact, 1.0)
+    assert isinstance(in_memory, torch.Tensor)
     assert in_memory.shape == (150, 3, side, side)
     for pixel, (_, wanted, _) in zip(in_memory.numpy(), naive(source, clip), strict=True):
         np.testing.assert_array_equal(pixel, np.zeros((3, side, side)) if wanted is None else wanted)
-    assert not (tmp_path / "cache").exists()
-    for _ in range(2):  # laid out on disk, then found there
-        mapped = load_pixels(result.artefact, tmp_path / "cache", largest_in_memory=1000)
-        assert torch.equal(mapped, in_memory)
-    mapped[0] = 0  # never reaches the file
-    assert torch.equal(load_pixels(result.artefact, tmp_path / "cache", largest_in_memory=1000), in_memory)
+    stored = load_pixels(result.artefact, 1e-6)
+    assert isinstance(stored, StoredPixels)
+    assert torch.equal(stored[torch.arange(150)], in_memory)
     assert pixels_stage(source, context, image_spec=clip.image_spec).reused
 
 

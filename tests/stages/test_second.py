@@ -186,7 +186,7 @@ def test_self_learns_once_and_encodes_again_without_learning(pictures: Path) -> 
     encoder = load_network(
         network_bytes(made["self_encoder"].artefact), ImageSpec(size_px=16), made["self_encoder"].artefact.fingerprint
     )
-    pixels = load_pixels(made["second_pixels"].artefact, pictures)
+    pixels = load_pixels(made["second_pixels"].artefact, 1.0)
     torch.testing.assert_close(second_ND[valid_N], encoder.encode_image(pixels)[valid_N], rtol=1e-4, atol=1e-5)
     again = make_artefacts(plan)
     assert again[KIND].reused

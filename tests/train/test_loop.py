@@ -9,8 +9,9 @@ from raydapt.errors import UserError
 from raydapt.methods.contract import Batch, Stream
 from raydapt.settings.groups import TrainSettings
 from raydapt.train.checkpoint import TrainState, from_bytes, to_bytes
-from raydapt.train.loop import WorkerContext, fit, predict
+from raydapt.train.loop import fit, predict
 from raydapt.train.optimizer import cosine_with_warmup
+from raydapt.train.place import WorkerContext
 from tests.train.toy import Toy, toy_images
 
 SETTINGS = TrainSettings(epochs=3, learning_rate=0.1, warmup_epochs=1.0, checkpoint_every_s=0, predict_batch_size=7)

@@ -15,8 +15,8 @@ from raydapt.settings.groups import LoraSettings, RaySettings, TrainSettings
 from raydapt.store.artefact import Store
 from raydapt.store.fingerprint import Recipe
 from raydapt.train.checkpoint import TrainState
-from raydapt.train.loop import WorkerContext
 from raydapt.train.lora import LoraJob, confident_images, tune_lora
+from raydapt.train.place import WorkerContext
 from tests.models.tiny_diffusion import save_tiny_pipeline, tiny_pipeline
 
 SETTINGS = LoraSettings(rank=2, learning_rate=5e-3, steps=30, batch_size=4)

@@ -13,7 +13,8 @@ from raydapt.methods.guard import judge
 from raydapt.methods.zero_shot.method import ZeroShot
 from raydapt.settings.groups import TrainSettings
 from raydapt.train.checkpoint import TrainState, from_bytes, to_bytes
-from raydapt.train.loop import WorkerContext, fit
+from raydapt.train.loop import fit
+from raydapt.train.place import WorkerContext
 from raydapt.train.rounds import round_guard
 from tests.clip_like import ClipLike, clip_like
 from tests.train.test_loop import MemoryCheckpoints

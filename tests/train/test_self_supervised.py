@@ -17,8 +17,8 @@ from raydapt.settings.groups import RaySettings, SecondSettings, TrainSettings
 from raydapt.store.artefact import Store
 from raydapt.store.fingerprint import Recipe
 from raydapt.train.checkpoint import from_bytes, to_bytes
-from raydapt.train.loop import WorkerContext
-from raydapt.train.self_supervised import SelfJob, train_self
+from raydapt.train.place import WorkerContext
+from raydapt.train.self_supervised import SelfJob, drawn, train_self
 
 CPU = WorkerContext(device=torch.device("cpu"))
 QUICK = SecondSettings(size_px=16, steps=6, batch_size=8)
@@ -29,7 +29,13 @@ def pictures(n: int = 12) -> Tensor:
 
 
 def job(settings: SecondSettings = QUICK, every_s: float = 0.0) -> SelfJob:
-    return SelfJob(settings=settings, pixel_M3SS=pictures(), checkpoint_every_s=every_s)
+    return SelfJob(
+        settings=settings,
+        n_images=12,
+        position_D=torch.arange(12),
+        pixel_D3SS=pictures(),
+        checkpoint_every_s=every_s,
+    )
 
 
 class Kept:
@@ -114,3 +120,19 @@ def test_the_artefact_holds_the_network_and_is_found_again(tmp_path: Path) -> No
     expected = F.normalize(feature_ND - feature_ND.mean(dim=0), dim=1)
     torch.testing.assert_close(encoder.encode_image(pictures()), expected, rtol=1e-4, atol=1e-5)
     assert encoder.embed_dim == WIDTH
+
+
+def test_of_a_large_set_only_the_images_that_the_steps_draw_are_needed():
+    """The network is the one that all images would give; what is taken off its features is the mean of those."""
+    pixel_M3SS = pictures(90)
+    place_D = drawn(QUICK, 90)
+    assert len(place_D) == QUICK.steps * QUICK.batch_size  # no image is seen twice within a pass
+    assert torch.equal(drawn(QUICK, 48), torch.arange(48))
+    ends = [
+        SelfJob(
+            settings=QUICK, n_images=90, position_D=position_D, pixel_D3SS=pixel_M3SS[position_D], checkpoint_every_s=9
+        )(CPU, Kept(), lambda line: None)
+        for position_D in (place_D, torch.arange(90))
+    ]
+    for name, tensor in ends[0].method.items():
+        assert torch.equal(tensor, ends[1].method[name])

@@ -10,7 +10,6 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from raydapt.artefacts.pixels import SCRATCH
 from raydapt.artefacts.synthetic_images import SYNTHETIC, SyntheticImages, synthetic_images
 from raydapt.data.reread import thumbnail
 from raydapt.methods.air.settings import AirSettings
@@ -26,7 +25,7 @@ def synthetic_outcome(finished: FinishedRun) -> dict[str, Any]:
         return {}
     config, names = finished.config, finished.classes.names
     finished.record.write_table("synthetic.parquet", _some_images(finished))
-    synthetic = synthetic_images(finished.artefacts, names, config.synthesis.samples_per_class, SCRATCH)
+    synthetic = synthetic_images(finished.artefacts, names, config.synthesis.samples_per_class, config.train.cache_gb)
     class_CD = finished.clip.class_embeddings(names, finished.classes.templates[:1])
     top = config.of(AirSettings).cleaning_top or _TOP
     return {"synthetic": synthetic_metrics(synthetic, class_CD, names, top=top)}

@@ -39,7 +39,7 @@ def alignment_outcome(finished: FinishedRun) -> dict[str, Any]:
     assert isinstance(method, Fair)
     generator = torch.Generator().manual_seed(finished.config.seed)
     row_M = finished.row_N[torch.randperm(len(finished.row_N), generator=generator)[:_EXAMINED]]
-    image_N = images_of(method.input_kind, finished.table, finished.artefacts)
+    image_N = images_of(method.input_kind, finished.table, finished.artefacts, finished.config.train.cache_gb)
     parts = [
         method.pseudo_label(image_N[row_B].to(finished.device), crop_seed=i)
         for i, row_B in enumerate(torch.split(row_M, 64))
