@@ -12,6 +12,7 @@ from raydapt.data import digits
 from raydapt.errors import UserError
 from raydapt.methods.configuration import load_config
 from raydapt.run import pipeline
+from raydapt.run.plan import describe_plan, make_plan
 from raydapt.run.prediction import evaluate_on
 from raydapt.settings.config import Config
 
@@ -131,3 +132,5 @@ def test_classes_called_by_wordnet_ids_are_said(tmp_path: Path, caplog: pytest.L
     write(tmp_path / "x.parquet", ["n01440764", "n01443537"] * 4)
     pipeline.run(job(tmp_path, "data.class_names=auto"))
     assert "called by numbers ('n01440764', 'n01443537', …), which say nothing to the model" in caplog.text
+    planned = describe_plan(make_plan(job(tmp_path, "data.class_names=auto")))
+    assert "note      The classes are called by numbers" in planned

@@ -25,7 +25,7 @@ from raydapt.errors import UserError
 from raydapt.models.clip import clip_identity, load_clip
 from raydapt.settings.groups import DataSettings, RaySettings, StageSettings, SynthesisSettings, TrainSettings
 from raydapt.stages import features, synthesis
-from raydapt.stages.commit import MODEL_S, PART, PART_ROWS
+from raydapt.stages.commit import TOLD
 from raydapt.stages.context import ActorPlan, StageContext
 from raydapt.stages.features import Encoder, features_stage
 from raydapt.stages.reading import read_and_decode
@@ -149,7 +149,7 @@ def undisturbed_features(source: Source, store: Store) -> list[Shard]:
     for part in source.parts:
         (packed,) = read_and_decode(pa.table({"parts": [pickle.dumps((part,))]}), **decode)
         ((_, table),) = whole_parts([encoder(packed)])
-        shards.append(artefact.commit_part(part.index, table.drop_columns([PART, PART_ROWS, MODEL_S])))
+        shards.append(artefact.commit_part(part.index, table.drop_columns(list(TOLD))))
     return shards
 
 

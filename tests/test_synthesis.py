@@ -21,7 +21,7 @@ from raydapt.run.plan import Plan, make_plan
 from raydapt.settings.config import Config
 from raydapt.settings.groups import StageSettings
 from raydapt.stages.captioning import known_rows
-from raydapt.stages.commit import MODEL_S, PART, PART_ROWS
+from raydapt.stages.commit import TOLD
 from raydapt.stages.context import ActorPlan
 from raydapt.stages.features import Encoder
 from raydapt.stages.reading import read_and_decode
@@ -54,7 +54,7 @@ def features(plan: Plan) -> Artefact:
     for part in plan.source.parts:
         (packed,) = read_and_decode(pa.table({"parts": [pickle.dumps((part,))]}), **decode)
         ((_, table),) = whole_parts([encoder(packed)])
-        artefact.commit_part(part.index, table.drop_columns([PART, PART_ROWS, MODEL_S]))
+        artefact.commit_part(part.index, table.drop_columns(list(TOLD)))
     artefact.finish(plan.features, {part.index for part in plan.source.parts}, {}, {})
     return artefact
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import psutil
 
-from raydapt.cluster.addresses import check_address, given_address
+from raydapt.cluster.addresses import check_address, given_address, has_place, plain_address
 from raydapt.cluster.nodes import address_of
+from raydapt.cluster.temp_folder import temp_folder
 from raydapt.errors import UserError
 from raydapt.progress import said_if_slow
 from raydapt.settings.groups import RaySettings
@@ -31,30 +32,33 @@ def ensure_ray(settings: RaySettings) -> None:
     if ray.is_initialized():
         return
     address = address_of(settings)
+    if variable := os.environ.get("RAY_ADDRESS"):
+        os.environ["RAY_ADDRESS"] = plain_address(variable)  # Ray reads it itself where the address is 'auto'
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A local cluster opens no dashboard: nobody has to secure what does not run.
     start: dict[str, Any] = {}
     if address == "local":
-        start = {"num_cpus": _logical_cpus(settings), "include_dashboard": False}
+        folder = temp_folder()
+        start = {"num_cpus": _logical_cpus(settings), "include_dashboard": False, "_temp_dir": f"{folder}/ray"}
     given = given_address(settings)
     check_address(address, given)
     doing = "starting Ray on this machine …" if address == "local" else f"joining the Ray cluster at {address} …"
     try:
         with said_if_slow(doing):
             _init(address, start)
-    except (ConnectionError, ValueError) as error:
-        reason = (str(error).splitlines() or [""])[0]
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "parsed from Address" not in str(error):
+            raise  # Ray takes any other scheme for the name of a module
+        reason = (str(error).splitlines() or [""])[0].rstrip(".")
+        if has_place(address):
+            raise UserError(
+                f"{given}: a server answers there, but Ray does not join it ({reason}): where the cluster wants a "
+                "token, export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH; otherwise give another "
+                "address, or set ray.address=local."
+            ) from None
         raise UserError(
             f"{given}: no Ray cluster answers there ({reason}): start one with "
             "'ray start --head', or set ray.address=local."
-        ) from None
-    except OSError as error:
-        if "AF_UNIX" not in str(error):
-            raise
-        variable = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
-        raise UserError(
-            f"Ray puts its sockets below {variable}={os.environ.get(variable, '')!r}, and the path of a socket has at "
-            "most 107 characters: set RAY_TMPDIR to a short folder, such as /tmp."
         ) from None
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from raydapt.cluster.addresses import plain_address
 from raydapt.errors import UserError
 from raydapt.settings.groups import RaySettings
 
@@ -29,14 +30,17 @@ def selector(label: str | None) -> dict[str, str] | None:
 
 def address_of(settings: RaySettings) -> str:
     """Where the cluster is; ``local`` is one of this process, which never grows."""
-    if settings.address != "auto":
-        return settings.address
-    return os.environ.get("RAY_ADDRESS") or "local"
+    if (address := plain_address(settings.address)) != "auto":
+        return address
+    return plain_address(os.environ.get("RAY_ADDRESS", "")) or "local"
 
 
 def may_stay(settings: RaySettings) -> bool:
     """Whether work may be done in this process: not where the settings name ``local``, a cluster or a kind of node."""
-    named = settings.address != "auto" or os.environ.get("RAY_ADDRESS") not in (None, "", "local")
+    named = plain_address(settings.address) != "auto" or plain_address(os.environ.get("RAY_ADDRESS", "")) not in (
+        "",
+        "local",
+    )
     return not (named or settings.decode_nodes or settings.model_nodes or _has_several_nodes())
 
 

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import posixpath
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -327,8 +328,11 @@ def _rows_of(filesystem: Any, path: str) -> tuple[list[str] | None, list[list[st
     text = bytes(filesystem.cat_file(path)).decode("utf-8-sig")
     if lower.endswith((".jsonl", ".ndjson")):
         return _json_rows(text)
-    first = text.partition("\n")[0]
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    first, _, rest = text.partition("\n")
     separator = "\t" if lower.endswith(".tsv") else max(",;\t|", key=first.count)
+    if told := re.fullmatch(r"sep=(.)", first.strip(), re.IGNORECASE):  # as Excel writes
+        separator, text = told[1], rest
     rows: list[list[str | None]] = [[*row] for row in csv.reader(io.StringIO(text), delimiter=separator) if row]
     if not rows:
         raise ValueError("it is empty")
@@ -345,10 +349,16 @@ def _json_rows(text: str) -> tuple[list[str], list[list[str | None]]]:
     rows = [json.loads(line) for line in text.splitlines() if line.strip()]
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise ValueError("its lines are no JSON objects")
+    rows = [{name: _only_one(value) for name, value in row.items()} for row in rows]
     names = list(
         dict.fromkeys(name for row in rows for name, value in row.items() if not isinstance(value, dict | list))
     )
     return names, [[_text(row.get(name)) for name in names] for row in rows]
+
+
+def _only_one(value: Any) -> Any:
+    """What a list of one holds, as tools for several labels write one; anything else as it is."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _text(value: Any) -> str | None:

@@ -20,6 +20,8 @@ TAR_ERRORS = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError)
 _KEY = re.compile(r"^((?:.*/)?[^/.][^/.]*)\.([^/]*)$")
 _LABEL_EXTENSIONS = ("cls", "json", "txt")
 """In the order in which they are believed."""
+_JSON_LABELS = ("label", "label_name", "class_name", "class", "category", "class_id", "label_id", "cls")
+"""In the order in which they are believed."""
 _MOST_LABEL_BYTES = 1 << 20
 _MOST_IMAGES_OF_A_KEY = 64
 """Images with one key that are held until the key ends; names such as ``v1.0001.png`` may all have one."""
@@ -154,7 +156,8 @@ def _take_label(sample: Sample, data: bytes, extension: str) -> None:
             return
         if not isinstance(values, dict):
             return
-        given, split, caption = values.get("label"), values.get("split"), values.get("caption")
+        given = next((values[name] for name in _JSON_LABELS if values.get(name) is not None), None)
+        split, caption = values.get("split"), values.get("caption")
         label = str(given) if isinstance(given, str | int) and not isinstance(given, bool) else None
         sample.split = sample.split or (split if isinstance(split, str) else None)
         sample.caption = caption.strip() if isinstance(caption, str) else None

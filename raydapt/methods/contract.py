@@ -37,7 +37,7 @@ class Stream:
     index_M: Tensor
     """int64 indices into the training images."""
     target_MC: Tensor
-    """float32 targets: one-hot, a distribution, or a 0/1 set of candidates."""
+    """Targets: one-hot or a distribution in float32, or 0/1 sets of candidates, also in uint8; batches are float32."""
     batch_size: int
     """Images per optimiser step over all workers."""
     source: ImageSource = "train"
@@ -123,7 +123,7 @@ class PseudoLabels:
     index_M: Tensor
     """int64 indices into the training images; an image may stand here more than once (published leader board)."""
     target_MC: Tensor
-    """float32 targets over all classes; sparse where they are only kept (see `kept`)."""
+    """Targets over all classes as a stream has them; sparse where they are only kept (see `kept`)."""
     confidence_M: Tensor
     """Probability of the class that selected the image."""
     class_M: Tensor
@@ -138,7 +138,7 @@ class PseudoLabels:
     @property
     def kept(self) -> PseudoLabels:
         """The same with sparse targets, for the history: most classes are no target of most images."""
-        return replace(self, target_MC=self.target_MC.to_sparse())
+        return replace(self, target_MC=self.target_MC.to_sparse().float())
 
 
 class Method(nn.Module, ABC):

@@ -8,6 +8,7 @@ from raydapt.errors import UserError
 from raydapt.methods.configuration import config_from_tree
 from raydapt.methods.contract import Method
 from raydapt.methods.table import spec_of
+from raydapt.run.origin import from_its_folder
 from raydapt.settings.config import Config
 from raydapt.store.run_record import Run
 from raydapt.train.checkpoint import from_bytes
@@ -24,7 +25,7 @@ def open_run(run_folder: str) -> tuple[Run, Config]:
     if not run.exists("metrics.json") or not run.exists("config.yaml"):
         raise UserError(f"Folder {run_folder!r} is not a finished run: give a folder such as runs/NAME.")
     config = config_from_tree(yaml.safe_load(run.read_bytes("config.yaml")), of_a_run=True)
-    return run, spec_of(config.method).finished(config)
+    return run, from_its_folder(run, spec_of(config.method).finished(config))
 
 
 def open_folder(run_folder: str) -> tuple[Run, Config]:
@@ -36,7 +37,8 @@ def open_folder(run_folder: str) -> tuple[Run, Config]:
     run = Run.at(run_folder)
     if not run.exists("config.yaml"):
         raise UserError(f"Folder {run_folder!r} is not a run: give a folder such as runs/NAME.")
-    return run, config_from_tree(yaml.safe_load(run.read_bytes("config.yaml")), of_a_run=True)
+    config = config_from_tree(yaml.safe_load(run.read_bytes("config.yaml")), of_a_run=True)
+    return run, from_its_folder(run, config)
 
 
 def load_learned(method: Method, run: Run, config: Config) -> Method:

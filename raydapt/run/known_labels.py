@@ -5,7 +5,6 @@ Labels are for measuring, and for the labelled part of SSL and TRZSL; nothing el
 Legend: N rows of the features artefact.
 """
 
-import re
 from collections import Counter
 from dataclasses import dataclass
 
@@ -14,14 +13,10 @@ from torch import Tensor
 
 from raydapt.artefacts.features import FeatureTable, load_labels
 from raydapt.data.labels import LabelFindings, examine, find_classes, refusal, without_other
-from raydapt.data.named_sets import set_of_names
-from raydapt.data.spelling import position
+from raydapt.data.nameless import say_nameless
 from raydapt.data.splits import unused_splits
 from raydapt.run.plan import Plan
 from raydapt.store.artefact import Artefact
-
-_WORDNET_ID = re.compile(r"n\d{8}")
-"""As the folders of ImageNet are called."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +77,4 @@ def notes_of(plan: Plan, table: FeatureTable) -> list[str]:
     data = plan.config.data
     counts = Counter(split for split in table.split_N if split is not None)
     unused = unused_splits(counts, data.train_splits, data.test_splits)
-    names = plan.classes.names
-    numbers = all(position(name) is not None or _WORDNET_ID.fullmatch(name) for name in names)
-    numbers = numbers and set_of_names(names) is None
-    nameless = [f"The classes are called by numbers ({names[0]!r}, {names[1]!r}, …), which say nothing to the model: "
-                "set data.class_names to what they are."] if numbers else []  # fmt: skip
-    return [*plan.source.notes, *([unused] if unused else []), *nameless]
+    return [*plan.source.notes, *([unused] if unused else []), *say_nameless(plan.classes.names)]

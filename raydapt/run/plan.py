@@ -13,6 +13,7 @@ from raydapt.artefacts.spec import ArtefactSpec, PlanFacts
 from raydapt.artefacts.synthetic_images import HELD_OUT, HELD_OUT_FEATURES, HELD_OUT_PIXELS
 from raydapt.data.classes import resolve_classes
 from raydapt.data.labels import check_numbers, check_other_labels, without_other
+from raydapt.data.nameless import say_nameless
 from raydapt.data.sources import resolve_source
 from raydapt.data.splits import adapted_splits
 from raydapt.errors import UserError
@@ -202,7 +203,7 @@ def describe_plan(plan: Plan) -> str:
             *artefact_lines(plan),
             f"train     {learned}",
             "then      predictions.parquet, metrics.json, report.html",
-            *(f"note      {note}" for note in source.notes),
+            *(f"note      {note}" for note in (*source.notes, *say_nameless(plan.classes.names))),
         ]
     )
 

@@ -22,6 +22,7 @@ from raydapt.run.guarding import Classifiers, stored_verdict
 from raydapt.run.known_labels import KnownLabels, notes_of, read_known_labels
 from raydapt.run.making import artefacts_of, make_artefacts
 from raydapt.run.open_set import OpenSet, measured, open_set_of_run
+from raydapt.run.origin import require_own_source
 from raydapt.run.plan import FEATURES, Plan, make_plan
 from raydapt.settings.config import Config
 from raydapt.settings.tree import apply_override, as_tree
@@ -148,6 +149,7 @@ def _seen_and_unseen(applied: _Applied) -> tuple[Sequence[int] | None, Sequence[
 
 def _apply(run_folder: str, overrides: list[str], *, all_images: bool) -> _Applied:
     run, config = open_run(run_folder)
+    require_own_source(run, config, overrides)
     wanted = overridden(run, config, overrides)
     plan = make_plan(wanted)
     artefacts = artefacts_of(make_artefacts(plan, to_learn=False))

@@ -117,6 +117,10 @@ class StageSettings:
     """What encoders multiply in; ``auto``: fp32, in which every device makes the same features. ``tf32`` (GPUs alone),
     ``bf16`` and ``fp16`` (autocast) are several times faster on GPUs; their features are stored apart from others."""
 
+    compile: bool = False
+    """Let torch compile the encoder for batches of ``batch_size``: faster on GPUs, after a minute's wait. Its features
+    differ by rounding alone."""
+
     @property
     def arithmetic(self) -> Precision:
         """The precision without ``auto``."""

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 PART, PART_ROWS, MODEL_S = "part", "part_rows", "model_s"
 MODEL_FLOP, PEAK_FLOP = "model_flop", "peak_flop"
-_TOLD = (PART, PART_ROWS, MODEL_S, MODEL_FLOP, PEAK_FLOP)
+TOLD = (PART, PART_ROWS, MODEL_S, MODEL_FLOP, PEAK_FLOP)
+"""Columns of a part that are told of it, and not stored."""
 """Columns that a result row carries for the commit: its part, how many rows that part has, and the seconds that its
 share of the model's work took (optional). They are not stored."""
 STOPPED = "stopped: "
@@ -89,7 +90,7 @@ def commit_part(artefact: Artefact, part: int, table: pa.Table) -> Committed:
     bad = table.filter(pc.is_valid(table["error"]))
     if reason := _reason_of_stop(bad):
         return Committed(part=part, stopped=reason)
-    stored = [name for name in table.column_names if name not in _TOLD]
+    stored = [name for name in table.column_names if name not in TOLD]
     shard = artefact.commit_part(
         part, table.select(stored).sort_by("row").combine_chunks(), Counter(bad["error"].to_pylist())
     )

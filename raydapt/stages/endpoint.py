@@ -44,6 +44,10 @@ _TIMEOUT_S, _CONNECT_S = 300.0, 10.0
 _TIMEOUTS = 2
 """Times that a request may go without an answer; a server that hangs does so for all of them."""
 _PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+_STRANGE = (TypeError, ValueError)
+"""What the client and `_text_of` raise for an answer that is no JSON, or another JSON."""
+_STRANGE_ANSWERS = 3
+"""Such answers to one question, until the server is taken for something else: a gateway gives one in passing."""
 _BUSY = (408, 409, 429)
 _OF_ONE_ROW = (400, 413, 422)
 """Statuses that refuse a question and not the questioner: too long, too large, of no kind that the model takes."""
@@ -135,8 +139,7 @@ class EndpointClient:
             return {**asked, ERROR: str(verdict)}
         except self._openai.APIStatusError as error:
             if error.status_code in _OF_ONE_ROW:
-                code = f"Error code: {error.status_code}"  # engine_reason takes numbers away, so that reasons add up
-                return {**asked, ERROR: engine_reason(str(error)).replace("Error code: N", code, 1)}
+                return {**asked, ERROR: _refused(error)}
             return self._give_up(asked, error)
         except (self._openai.OpenAIError, ValueError, TypeError) as error:
             return self._give_up(asked, error)
@@ -155,22 +158,28 @@ class EndpointClient:
         sampling: dict[str, Any] = {"temperature": 0.0}
         if not self._settings.greedy:
             sampling = {"temperature": 1.0, "seed": question.seed}
-        answer = self._repeated(
+        text = self._repeated(
             model=self._settings.model,
             messages=[{"role": "user", "content": content}],
             max_tokens=self._settings.max_tokens,
             **sampling,
         )
-        text = _text_of(answer)
         self._has_answered = True
         return text
 
-    def _repeated(self, **request: Any) -> Any:
-        """The answer to a request; asked again, after growing pauses, while the server is busy or away."""
+    def _repeated(self, **request: Any) -> str:
+        """The text of an answer; asked again, after growing pauses, while the server is busy, away or out of order."""
         api, started, timeouts, pause_s = self._openai, time.monotonic(), 0, _PAUSE_S
+        strange = 0
         while True:
             try:
-                return self._client.chat.completions.create(**request)
+                return _text_of(self._client.chat.completions.create(**request))
+            except _STRANGE:  # a gateway's page, or half an answer
+                strange += 1
+                if strange >= _STRANGE_ANSWERS:
+                    raise
+                pause_s *= 2
+                time.sleep(pause_s)
             except api.APITimeoutError:
                 timeouts += 1
                 if timeouts >= _TIMEOUTS:
@@ -188,12 +197,22 @@ class EndpointClient:
 
     def _sentence(self, error: Exception) -> str:
         settings, reason = self._settings, (str(error).splitlines() or [""])[0]
+        kind = "nothing of OpenAI's protocol" if isinstance(error, _STRANGE) else type(error).__name__
         return (
             f"Setting {self._setting}.base_url={settings.base_url!r} answered{through_proxy(settings.base_url or '')} "
-            f"{type(error).__name__} ({reason}): check "
+            f"{kind} ({reason}): check "
             f"the address, {self._setting}.model={settings.model!r} and the key in {settings.api_key_variable}, then "
             "run the command again."
         )
+
+
+def _refused(error: Any) -> str:
+    """The reason of a row that a server refused: its status, and what the server said in whatever form."""
+    code, said = f"Error code: {error.status_code}", str(error)
+    if said == code:
+        said = f"{code} - {' '.join(error.response.text.split())}"
+    # engine_reason takes numbers away, so that reasons add up
+    return engine_reason(said).replace("Error code: N", code, 1)
 
 
 def _text_of(answer: Any) -> str:
@@ -205,7 +224,8 @@ def _text_of(answer: Any) -> str:
     """
     choices = getattr(answer, "choices", None)
     if not isinstance(choices, list) or not choices or getattr(choices[0], "message", None) is None:
-        said = getattr(answer, "error", None) or answer
+        told = answer.model_dump(exclude_unset=True) if hasattr(answer, "model_dump") else answer
+        said = getattr(answer, "error", None) or told
         raise TypeError(f"no answer but {' '.join(str(said).split())[:200]!r}")
     text = without_thoughts(_joined(choices[0].message.content or ""))
     if not text.strip():

@@ -54,7 +54,8 @@ class Encoder:
                 "changed meanwhile: give every node the same ones, then run the command again."
             )
         self._batch_size = settings.batch_size
-        self.inference = Inference.of(self._clip, torch.device(device), settings.arithmetic)
+        size = settings.batch_size if settings.compile else 0
+        self.inference = Inference.of(self._clip, torch.device(device), settings.arithmetic, compiled_size=size)
 
     def load(self, name: str, device: str) -> ImageEncoder:
         """The model of a name."""

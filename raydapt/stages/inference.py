@@ -5,7 +5,7 @@ Legend: N images of a part, M those of them that are encoded, B batch, D width o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -55,20 +55,41 @@ class Inference:
     precision: Precision = "fp32"
     channels_last: bool = False
     """Whether pixels reach the encoder with their channels beside each other."""
+    compiled: Callable[[Tensor], Tensor] | None = None
+    """What takes the encoder's place where torch compiles it: for batches of `compiled_size` alone."""
+    compiled_size: int = 0
     work: Work = field(default_factory=Work)
     """What it has worked so far."""
 
     _image_flop: list[float] = field(default_factory=list)  # of one image, once it is known
 
     @classmethod
-    def of(cls, encoder: ImageEncoder, device: torch.device, precision: Precision) -> Inference:
-        """Lays a tower of convolutions out channels-last on a GPU, whose matrix units read it so."""
+    def of(
+        cls, encoder: ImageEncoder, device: torch.device, precision: Precision, *, compiled_size: int = 0
+    ) -> Inference:
+        """Lays a tower of convolutions out channels-last on a GPU, whose matrix units read it so.
+
+        Args:
+            encoder: On `device`.
+            device: Of both.
+            precision: See ``features.precision``.
+            compiled_size: Images of a batch that torch compiles the encoder for; 0: it does not.
+        """
         tower = getattr(encoder.model, "visual", encoder.model)
         channels_last = device.type == "cuda" and is_convolutional(tower)
         if channels_last:
             tower.to(memory_format=torch.channels_last)
         work = Work(peak_flop_per_s=peak_of(device, precision))
-        return cls(encoder=encoder, device=device, precision=precision, channels_last=channels_last, work=work)
+        compiled = torch.compile(encoder.encode_image, dynamic=False) if compiled_size else None
+        return cls(
+            encoder=encoder,
+            device=device,
+            precision=precision,
+            channels_last=channels_last,
+            compiled=compiled,
+            compiled_size=compiled_size,
+            work=work,
+        )
 
     def encode(self, pixel_B3SS: Tensor) -> Tensor:
         """L2-normalised float32 features [B, D] of uint8 pixels, both on the device."""
@@ -82,7 +103,30 @@ class Inference:
                     self.encoder.encode_image(pixel_B3SS[:1])
                 self._image_flop.append(one.flop)
             self.work.flop += sum(self._image_flop) * len(pixel_B3SS)
-            return self.encoder.encode_image(pixel_B3SS).float()
+            if self.compiled is None:
+                return self.encoder.encode_image(pixel_B3SS).float()
+            parts = [self._encode_compiled(part) for part in torch.split(pixel_B3SS, self.compiled_size)]
+            return torch.cat(parts).float()
+
+    def _encode_compiled(self, pixel_B3SS: Tensor) -> Tensor:
+        """Features of at most `compiled_size` images, filled up with black ones: every other shape is compiled anew."""
+        assert self.compiled is not None
+        missing = self.compiled_size - len(pixel_B3SS)
+        filled = (
+            torch.cat([pixel_B3SS, pixel_B3SS.new_zeros(missing, *pixel_B3SS.shape[1:])]) if missing else pixel_B3SS
+        )
+        try:
+            return self.compiled(filled)[: len(pixel_B3SS)]
+        except RuntimeError as error:
+            from torch._dynamo.exc import TorchDynamoException  # by now it is there; by itself it takes a second
+
+            if not isinstance(error, TorchDynamoException):
+                raise
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(
+                f"Setting features.compile=true: torch cannot compile the model on this machine ({reason}): set it to "
+                "false, or install what is missing, such as a C++ compiler."
+            ) from error
 
     def encode_chosen(
         self, pixel_N3SS: npt.NDArray[np.uint8], chosen_M: npt.NDArray[np.int64], batch_size: int

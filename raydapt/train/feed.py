@@ -84,7 +84,8 @@ class Feeds:
         batches = {}
         for stream in self._streams:
             position_B, image_B = self._feeds[stream.name].take(step)
-            batch = Batch(image_B=image_B, target_BC=stream.target_MC[position_B], index_B=stream.index_M[position_B])
+            target_BC = stream.target_MC[position_B].float()
+            batch = Batch(image_B=image_B, target_BC=target_BC, index_B=stream.index_M[position_B])
             batches[stream.name] = batch if self._thread is None else _pinned(batch, self._device)
         return batches if self._thread is not None else {name: self._moved(batch) for name, batch in batches.items()}
 

@@ -44,15 +44,23 @@ class RayCheckpoints:
         return None if checkpoint is None else _read(checkpoint)
 
     def save(self, data: bytes | None, metrics: Mapping[str, float]) -> None:
-        """Reports a checkpoint; a barrier, so every worker calls it, the first alone with data."""
+        """Reports a checkpoint; a barrier, so every worker calls it, the first alone with data.
+
+        It is copied to the storage while training goes on; one that cannot be copied ends the training.
+        """
         import ray.train
 
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint = None
-            if data is not None:
-                (Path(folder) / _FILE).write_bytes(data)
-                checkpoint = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report(dict(metrics), checkpoint=checkpoint)
+        checkpoint = None
+        if data is not None:
+            folder = Path(tempfile.mkdtemp(prefix="raydapt-checkpoint-"))
+            (folder / _FILE).write_bytes(data)
+            checkpoint = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report(
+            dict(metrics),
+            checkpoint=checkpoint,
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )
 
 
 def train_on_workers(

@@ -12,12 +12,12 @@ import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Literal
 
 import psutil
 from packaging.requirements import Requirement
 
+from raydapt.cluster.temp_folder import temp_folder
 from raydapt.errors import UserError
 from raydapt.models.encoders import ENCODERS, ON_CPU, ON_GPU
 from raydapt.settings.config import Config
@@ -170,7 +170,11 @@ def _captions() -> Iterable[Finding]:
 
 
 def _disk(config: Config) -> Iterable[Finding]:
-    places = {"store": config.store, "runs": config.runs, "ray": os.environ.get("RAY_TMPDIR") or gettempdir()}
+    places = {"store": config.store, "runs": config.runs}
+    try:
+        places["ray"] = str(temp_folder())
+    except UserError as error:
+        yield Finding(name="disk ray", state="failure", text=str(error))
     for name, place in places.items():
         if "://" in place:
             yield Finding(name=f"disk {name}", state="ok", text=f"{place} (remote)")

@@ -55,10 +55,18 @@ def test_paths_and_labels_in_any_dialect(tmp_path: Path) -> None:
     expected = [("img/a.png", "oak", None), ("img/b.png", "C++, or so", None), ("img/c d.png", None, None)]
     for name, separator in (("a.csv", ","), ("b.csv", ";"), ("c.tsv", "\t"), ("d.csv", "|")):
         assert told(table(tmp_path / name, rows, separator)) == expected
+    written = (tmp_path / "b.csv").read_text()
+    for ends in ("\n", "\r\n", "\r"):  # Excel's first line, and ends of lines of all systems
+        (tmp_path / "f.csv").write_bytes(f"sep=;\n{written}".replace("\n", ends).encode("utf-8-sig"))
+        assert told(tmp_path / "f.csv") == expected
+        (tmp_path / "f.csv").unlink()
     lines = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
     (tmp_path / "e.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n", encoding="utf-8-sig")
     assert told(tmp_path / "e.jsonl") == expected
     assert told(tmp_path / "e.jsonl", limit=1) == expected[:1]
+    lines[0] |= {"label": ["oak"]}
+    (tmp_path / "g.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert told(tmp_path / "g.jsonl") == expected
 
 
 @pytest.mark.parametrize(("header", "label"), [

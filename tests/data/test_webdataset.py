@@ -254,3 +254,12 @@ def test_archives_that_would_be_read_as_a_whole_keep_the_labels_that_were_read(t
     for name in ("x.tgz", "y.tar"):
         source = resolve_source(str(tmp_path / name), rows_per_part=2)
         assert (source.label_identity, read_row_labels(source)) == ("", None)
+
+
+def test_labels_in_json_by_their_usual_names(tmp_path: Path) -> None:
+    told = [{"class": "dog"}, {"label": 0, "label_name": "cat"}, {"class_id": 2}, {"category": ["a", "b"]}]
+    members = {f"{i}.{kind}": data for i, label in enumerate(told)
+               for kind, data in (("png", png(i)), ("json", json.dumps(label).encode()))}  # fmt: skip
+    write_tar(tmp_path / "a.tar", members)
+    rows = rows_of(resolve_source(str(tmp_path / "a.tar"), rows_per_part=10))
+    assert [row["label"] for row in rows] == ["dog", "0", "2", None]

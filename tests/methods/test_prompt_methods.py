@@ -47,7 +47,7 @@ def batches_of(method, images, streams):
     return {
         s.name: Batch(
             image_B=images.take(s.index_M[:6], method.input_kind),
-            target_BC=s.target_MC[:6],
+            target_BC=s.target_MC[:6].float(),
             index_B=s.index_M[:6],
         )
         for s in streams
@@ -67,7 +67,10 @@ def test_two_rounds_in_every_paradigm_with_every_prompt(name, prompt, paradigm):
     for round_ in (1, 2):
         streams = method.begin_round(round_, lambda: probability_of(method, images))
         method.enter_round(round_, streams)
-        assert all(s.index_M.dtype == torch.int64 and s.target_MC.dtype == torch.float32 for s in streams)
+        sets = [s.target_MC.dtype == torch.uint8 and int(s.target_MC.max()) == 1 for s in streams]
+        assert [s.index_M.dtype for s in streams] == [torch.int64] * len(streams)
+        assert all(s.target_MC.dtype == torch.float32 or is_set for s, is_set in zip(streams, sets, strict=True))
+        assert any(sets) == (name == "cpl" and round_ == 2)
         loss = method(batches_of(method, images, streams))
         loss.backward()
         assert torch.isfinite(loss)

@@ -55,6 +55,17 @@ def test_an_encoder_counts_every_image_once_and_all_of_its_layers():
     assert torch.backends.mha.get_fastpath_enabled()
 
 
+def test_a_clock_changes_no_result():
+    """The first call of a layer is the same to the bit as the second; counting decomposes it into others."""
+    torch.manual_seed(0)
+    layer, image_B3SS = nn.TransformerEncoderLayer(32, 4, batch_first=True).eval(), torch.randn(5, 7, 32)
+    with torch.inference_mode():
+        plain = layer(image_B3SS)
+        clock = Clock(layer, CPU, "fp32")
+        assert torch.equal(layer(image_B3SS), plain)
+    assert clock.read()[1].flop > 0
+
+
 def test_a_clock_counts_calls_and_their_operations():
     layer = nn.Linear(40, 30)
     clock = Clock(layer, CPU, "fp32")

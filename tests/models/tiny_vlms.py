@@ -100,10 +100,49 @@ def _smolvlm() -> tuple[Any, Any]:
     return t.SmolVLMForConditionalGeneration(config), processor
 
 
+def _llava_next() -> tuple[Any, Any]:
+    tokenizer = _tokenizer(image_token="<image>")
+    vision = {"model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+              "num_attention_heads": 2, "image_size": 56, "patch_size": 14, "projection_dim": 32}  # fmt: skip
+    text = {"model_type": "llama"} | _text(tokenizer)
+    pinpoints = [[56, 112], [112, 56], [112, 112]]
+    config = t.LlavaNextConfig(vision_config=vision, text_config=text, image_grid_pinpoints=pinpoints,
+                               image_seq_length=16, tie_word_embeddings=False,
+                               image_token_index=tokenizer.convert_tokens_to_ids("<image>"))  # fmt: skip
+    image: Any = t.LlavaNextImageProcessor(
+        size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, image_grid_pinpoints=pinpoints
+    )
+    processor = t.LlavaNextProcessor(
+        image, tokenizer, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        chat_template=_CHAT.replace("IMAGE", "<image>\n"),
+    )  # fmt: skip
+    return t.LlavaNextForConditionalGeneration(config), processor
+
+
+def _gemma3() -> tuple[Any, Any]:
+    named = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+    tokenizer = _tokenizer("\n", "\n\n", "\n\n\n", "\n\n\n\n", **named)
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 56, "patch_size": 14}  # fmt: skip
+    text = _text(tokenizer) | {"head_dim": 32, "sliding_window": 512, "layer_types": ["full_attention"]}
+    config = t.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4, tie_word_embeddings=False,
+        **_ids(tokenizer, boi_token_index="<start_of_image>", eoi_token_index="<end_of_image>",
+               image_token_index="<image_soft_token>"),
+    )  # fmt: skip
+    image: Any = t.Gemma3ImageProcessor(size={"height": 56, "width": 56})
+    processor = t.Gemma3Processor(
+        image, tokenizer, image_seq_length=4, chat_template=_CHAT.replace("IMAGE", "<start_of_image>")
+    )
+    return t.Gemma3ForConditionalGeneration(config), processor
+
+
 TINY: dict[str, Callable[[], tuple[Any, Any]]] = {
     "Qwen2.5-VL": lambda: _qwen("2.5"),
     "Qwen3-VL": lambda: _qwen("3"),
     "InternVL": _internvl,
+    "LLaVA-NeXT": _llava_next,
+    "Gemma 3": _gemma3,
     "SmolVLM": _smolvlm,
 }
 

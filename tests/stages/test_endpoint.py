@@ -41,6 +41,11 @@ def server() -> Iterator[HTTPServer]:
         yield found
 
 
+@pytest.fixture(autouse=True)
+def _no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raydapt.stages.endpoint._PAUSE_S", 0.05)
+
+
 def ask(server: HTTPServer, status: int, body: object, kind: str = "application/json") -> dict[str, object]:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     server.answer = (status, kind, data)  # type: ignore[attr-defined]
@@ -84,6 +89,15 @@ def test_a_question_that_is_refused_is_a_row(server: HTTPServer, status: int) ->
     assert str(row[ERROR]).startswith(f"engine: Error code: {status}")
 
 
+def test_why_a_question_is_refused_is_said_whatever_form_it_has(server: HTTPServer) -> None:
+    detail = {"detail": [{"msg": "image too small", "type": "value_error"}]}
+    assert ask(server, 413, b"Payload too\nlarge: 30 MB", "text/plain")[ERROR] == (
+        "engine: Error code: 413 - Payload too large: N MB"
+    )
+    assert "engine: Error code: 422 - " in str(ask(server, 422, detail)[ERROR])
+    assert "image too small" in str(ask(server, 422, detail)[ERROR])
+
+
 def test_an_answer_in_parts_is_their_text(server: HTTPServer) -> None:
     parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "A "}, {"type": "text", "text": "cat."}]
     assert ask(server, 200, said(parts))[ANSWER] == "A cat."
@@ -111,6 +125,9 @@ class _Moody(JsonAnswers, BaseHTTPRequestHandler):
         moods = self.server.moods  # type: ignore[attr-defined]
         self.server.asked += 1  # type: ignore[attr-defined]
         status, headers = moods.pop(0) if moods else (200, {})
+        if isinstance(status, bytes):
+            self.answer(200, status, headers)
+            return
         if status == "hang":
             self.server.over.wait(10)  # type: ignore[attr-defined]
             return
@@ -139,6 +156,20 @@ def test_a_server_that_is_busy_or_away_for_a_while_is_asked_again() -> None:
     with moody([(429, soon), (500, soon), (503, soon), (502, soon)] * 3) as (server, answers):
         assert answers[ANSWER].to_pylist() == ["A cat."]
         assert server.asked == 13
+
+
+def test_half_an_answer_or_a_page_in_passing_is_asked_for_again() -> None:
+    page = (b"<html>starting</html>", {"Content-Type": "text/html"})
+    with moody([(b'{"choices": [{"mess', {}), page, (200, {}), (b'{"error": {"code": 502}}', {})], 2) as (
+        server,
+        table,
+    ):
+        assert table[ANSWER].to_pylist() == ["A cat."] * 2
+        assert server.asked == 5
+    with moody([(200, {}), *[(b"[]", {})] * 9], 2) as (server, table):
+        assert table[ANSWER].to_pylist() == ["A cat.", None]
+        assert "answered nothing of OpenAI's protocol (no answer but '[]')" in table[ERROR][1].as_py()
+        assert server.asked == 4
 
 
 def test_a_server_that_hangs_is_left_after_two_questions(monkeypatch: pytest.MonkeyPatch) -> None:

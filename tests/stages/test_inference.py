@@ -1,6 +1,7 @@
 """A frozen encoder on a device: batches, arithmetic, layout. What a GPU does by itself runs on none here."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -17,6 +18,7 @@ from raydapt.settings.groups import Precision
 from raydapt.stages.inference import Inference, is_convolutional
 
 CPU = torch.device("cpu")
+COMPILING = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's, of its own modules
 MOST_APART: dict[Precision, float] = {"bf16": 0.02, "fp16": 0.003}
 """Length of the difference of two unit features, as docs/encoders.md states it."""
 
@@ -100,3 +102,34 @@ def test_patches_are_no_convolutional_tower(clip: Clip) -> None:
     assert not is_convolutional(clip.model.visual)
     assert is_convolutional(convolutional().model)
     assert not is_convolutional(nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 8)))
+
+
+@pytest.mark.slow
+@COMPILING
+def test_a_compiled_encoder_gives_the_same_features_for_every_size_of_a_batch(clip: Clip) -> None:
+    pixel_N3SS, chosen = pixels(21).numpy(), np.arange(21)
+    compiled = Inference.of(clip, CPU, "fp32", compiled_size=8)
+    shapes: list[int] = []
+    whole = compiled.compiled
+    assert whole is not None
+    noting = replace(compiled, compiled=lambda pixel_B3SS: shapes.append(len(pixel_B3SS)) or whole(pixel_B3SS))
+    exact = Inference.of(clip, CPU, "fp32").encode_chosen(pixel_N3SS, chosen, 8)
+    for batch_size in (8, 21):  # crops come in more images than a batch has
+        found = noting.encode_chosen(pixel_N3SS, chosen, batch_size)
+        np.testing.assert_allclose(found, exact, atol=1e-6)
+    assert shapes == [8] * 6
+
+
+@COMPILING
+def test_a_model_that_torch_cannot_compile_is_one_sentence(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    monkeypatch.setattr("torch._inductor.config.fx_graph_cache", False)
+    torch._dynamo.reset()
+    try:
+        inference = Inference.of(clip, CPU, "fp32", compiled_size=3)
+        with pytest.raises(
+            UserError, match=r"features\.compile=true: torch cannot compile the model on this machine \(.*set it to"
+        ):
+            inference.encode_chosen(pixels(2).numpy(), np.arange(2), 3)
+    finally:
+        torch._dynamo.reset()

@@ -24,7 +24,7 @@ from raydapt.models.diffusion_lora import adapter_weights
 from raydapt.models.pipelines import pipeline_identity
 from raydapt.settings.groups import DataSettings, RaySettings, SynthesisSettings
 from raydapt.stages import synthesis
-from raydapt.stages.commit import MODEL_S, PART, PART_ROWS
+from raydapt.stages.commit import PART, TOLD
 from raydapt.stages.context import ActorPlan
 from raydapt.stages.synthesis import Synthesizer, synthesize_stage
 from raydapt.store.artefact import Artefact, Shard, StageResult, Store
@@ -53,7 +53,7 @@ def synthesize(job: SynthesisJob, store: Store, samples: int, actors: int = 2) -
 
 
 def part_of(actor: Synthesizer, part: int) -> pa.Table:
-    return actor({PART: torch.tensor([part]).numpy()}).drop_columns([PART, PART_ROWS, MODEL_S])
+    return actor({PART: torch.tensor([part]).numpy()}).drop_columns(list(TOLD))
 
 
 def made_without_ray(job: SynthesisJob, store: Store, samples: int, *, cpus: float = 1) -> Artefact:

@@ -15,7 +15,7 @@ from raydapt.run.plan import make_plan
 from raydapt.settings.config import Config
 from raydapt.settings.groups import DataSettings, StageSettings
 from raydapt.settings.tree import merge_trees
-from raydapt.stages.commit import MODEL_S, PART, PART_ROWS
+from raydapt.stages.commit import TOLD
 from raydapt.stages.context import ActorPlan
 from raydapt.stages.features import Encoder
 from raydapt.stages.reading import read_and_decode
@@ -59,6 +59,6 @@ def job(folder: Path, source: str, **settings: Any) -> Config:
             rows = pa.table({"parts": [pickle.dumps((part,))]})
             (packed,) = read_and_decode(rows, data=plan.config.data, spec=plan.image_spec)
             ((_, table),) = whole_parts([encoder(packed)])
-            artefact.commit_part(part.index, table.drop_columns([PART, PART_ROWS, MODEL_S]))
+            artefact.commit_part(part.index, table.drop_columns(list(TOLD)))
         artefact.finish(recipe, [part.index for part in plan.source.parts], {}, {})
     return config

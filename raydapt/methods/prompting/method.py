@@ -17,7 +17,7 @@ from raydapt.errors import UserError
 from raydapt.methods.air.part import SYNTHETIC, AirPart
 from raydapt.methods.class_prior import ClassPrior, class_prior
 from raydapt.methods.contract import Batch, Method, PseudoLabels, Stream, TrainingImages
-from raydapt.methods.prompting.pseudo_labels import Probabilities, Selection, restrict_probability
+from raydapt.methods.prompting.pseudo_labels import Probabilities, Selection, Targets, restrict_probability
 from raydapt.models.residual_prompt import Prompted
 
 _ROWS_PER_CHUNK = 8192
@@ -92,6 +92,7 @@ class PromptMethod(Method):
                 self.candidate_probability(round_, probability_UC)
             self.restart(round_)
             return self._synthetic_streams(self.air)
+        self.pseudo_labels = None  # those of the last round, of which there may be gigabytes
         probability_UK = self.candidate_probability(round_, probability_UC)
         self.restart(round_)
         selected = self.select(round_, probability_UK)
@@ -152,9 +153,7 @@ class PromptMethod(Method):
         both_UK, self._guesses = self.air.judge(round_, text_UK, images, encoder)
         return both_UK
 
-    def pseudo_labels_of(
-        self, selection: Selection, probability_UK: Probabilities, target_MK: Probabilities
-    ) -> PseudoLabels:
+    def pseudo_labels_of(self, selection: Selection, probability_UK: Probabilities, target_MK: Targets) -> PseudoLabels:
         """A selection in terms of the training images and of all classes."""
         if not len(selection.row_M):
             raise UserError(
@@ -164,7 +163,7 @@ class PromptMethod(Method):
         candidates_K, row_M = self.images.candidate_classes.cpu(), torch.from_numpy(selection.row_M)
         target_MC = torch.from_numpy(target_MK)
         if len(candidates_K) < self.images.n_classes:
-            target_MC = torch.zeros(len(row_M), self.images.n_classes)
+            target_MC = torch.zeros(len(row_M), self.images.n_classes, dtype=target_MC.dtype)
             target_MC[:, candidates_K] = torch.from_numpy(target_MK)
         return PseudoLabels(
             index_M=self.images.unlabelled_U.cpu()[row_M],

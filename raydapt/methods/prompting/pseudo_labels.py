@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 Probabilities = npt.NDArray[np.float32]
+Targets = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Places = int | Indices
@@ -155,18 +156,19 @@ def cpl_select(probability_UC: Probabilities, candidate_UC: Mask, k: Places) -> 
     return _deferred_acceptance(probability_UC, candidate_UC, k)
 
 
-def cpl_targets(probability_UC: Probabilities, candidate_UC: Mask, row_M: Indices, *, soft: bool) -> Probabilities:
-    """Candidate labels [M, C] of selected images: the masked, renormalised probabilities if `soft`, else 0/1."""
+def cpl_targets(probability_UC: Probabilities, candidate_UC: Mask, row_M: Indices, *, soft: bool) -> Targets:
+    """Candidate labels [M, C] of selected images: renormalised probabilities if `soft`, else 0/1 in uint8."""
+    if not soft:
+        return candidate_UC[row_M].view(np.uint8)
     target_MC = np.empty((len(row_M), probability_UC.shape[1]), np.float32)
     n_rows = max(1, _CELLS_PER_CHUNK // probability_UC.shape[1])
     for start in range(0, len(row_M), n_rows):
         row_B, target_BC = row_M[start : start + n_rows], target_MC[start : start + n_rows]
         target_BC[:] = candidate_UC[row_B]
-        if soft:
-            masked_BC = probability_UC[row_B] * target_BC
-            sum_B1 = masked_BC.sum(axis=1, keepdims=True)
-            target_BC /= target_BC.sum(axis=1, keepdims=True)  # stays where all candidates underflow to 0
-            np.divide(masked_BC, sum_B1, out=target_BC, where=sum_B1 > 0)
+        masked_BC = probability_UC[row_B] * target_BC
+        sum_B1 = masked_BC.sum(axis=1, keepdims=True)
+        target_BC /= target_BC.sum(axis=1, keepdims=True)  # stays where all candidates underflow to 0
+        np.divide(masked_BC, sum_B1, out=target_BC, where=sum_B1 > 0)
     return target_MC
 
 
