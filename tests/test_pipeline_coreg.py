@@ -135,10 +135,13 @@ def test_a_gpu_for_each_student_needs_two_of_them(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_pixels_that_do_not_fit_in_memory_are_learned_from_and_predicted(tmp_path, workers):
+def test_pixels_that_do_not_fit_in_memory_are_learned_from_and_predicted(tmp_path, monkeypatch, workers):
     """40 kB of memory for 230 kB of pixels, in this process and on two workers of Ray Train."""
     source = digits_without_truth(tmp_path, shuffled=False)
     settings = ("features.rows_per_part=16", "train.cache_gb=4e-5", f"train.workers={workers}", "guard=off")
+    with pytest.raises(UserError, match=r"train.cache_gb=4e-05 is too little .*: give 0.01 or more"):
+        make_plan(job(tmp_path, source, *settings))
+    monkeypatch.setattr("raydapt.run.plan.LEAST_CACHE_GB", 0)
     fits, named = (make_plan(job(tmp_path, source, *settings, f"train.cache_gb={gb}")).run_name for gb in (1, 2))
     assert fits == named
     assert make_plan(job(tmp_path, source, *settings)).run_name != fits

@@ -21,14 +21,14 @@ from raydapt.store.artefact import Artefact, Shard, rows_of_group
 from raydapt.store.fingerprint import Recipe
 
 KIND = "pixels"
-_READERS = 4
+_READERS = 8
 """Threads that read blocks: they wait for the storage and decompress, both outside the interpreter's lock."""
 
 
 class StoredPixels:
     """Decoded images that stay in the store; what is asked for is read block by block.
 
-    A block is a group of rows of one shard, of some MiB. Reading one costs as much as reading a single row of it, so
+    A block is a group of rows of one shard, of about a MiB. Reading one costs as much as reading a single row of it, so
     an order of training keeps the rows of a block together (see `raydapt.train.sampling.BlockOrder`).
     """
 

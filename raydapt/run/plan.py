@@ -1,5 +1,6 @@
 """What a run will do, known before anything is computed: every `auto` resolved, every name and place checked."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -43,6 +44,8 @@ _RESOURCES = (
     "predict_batch_size",
     "cache_gb",
 )
+LEAST_CACHE_GB = 0.3
+"""For sets that do not fit in it: windows of two streams then have some 70 blocks, which mix well (docs/cluster.md)."""
 _STAGE_RESOURCES = ("actors", "cpus_per_actor", "gpus_per_actor")
 
 
@@ -272,13 +275,24 @@ def _what_matters(config: Config, spec: MethodSpec) -> dict[str, Any]:
 
 
 def _cache_decides(config: Config, spec: MethodSpec, facts: PlanFacts) -> bool:
-    """Whether the memory for decoded images decides the order of training: some set of them is larger."""
+    """Whether the memory for decoded images decides the order of training: some set of them is larger.
+
+    Raises:
+        UserError: If it is so little that batches would be of a few places of the set.
+    """
+    cache_gb = config.train.cache_gb
     if spec.input_kind(config) != "pixels" or spec.fits_at_once:
         return False
     if facts.source.rows is None:  # nobody has counted: as ever with the memory that nobody has asked for
-        return config.train.cache_gb != TrainSettings().cache_gb
+        return cache_gb != TrainSettings().cache_gb
     most = max(facts.source.rows, spec.synthetic_images(config) * len(facts.classes.names))
-    return most * 3 * spec.stored_spec(config, facts.image_spec).size_px ** 2 > config.train.cache_gb * 1e9
+    needed_gb = most * 3 * spec.stored_spec(config, facts.image_spec).size_px ** 2 / 1e9
+    if cache_gb < min(LEAST_CACHE_GB, needed_gb):
+        raise UserError(
+            f"Setting train.cache_gb={cache_gb:g} is too little to mix the images of a set of {needed_gb:.2g} GB in "
+            f"batches: give {min(LEAST_CACHE_GB, math.ceil(needed_gb * 100) / 100):g} or more."
+        )
+    return needed_gb > cache_gb
 
 
 def _leave_out_defaults(data: dict[str, Any], model: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ from raydapt.store.folder import Folder
 
 MANIFEST = "manifest.json"
 _FOOTER = b"raydapt"
-_GROUP_BYTES = 4 * 1024**2
+_GROUP_BYTES = 1024**2
 _LATE_S = 60.0
 """As long may the list of files that a network's disk shows be out of date (NFS: acdirmax)."""
 _KIND = re.compile(r"[a-z][a-z0-9_]{0,40}")
@@ -289,7 +289,7 @@ class Artefact:
 
 
 def rows_of_group(row_bytes: int) -> int:
-    """Rows of a group of a shard, which is read as a whole: so many that it has about 4 MiB."""
+    """Rows of a group of a shard, which is read as a whole: so many that it has about 1 MiB."""
     return max(1, _GROUP_BYTES // row_bytes)
 
 
