@@ -21,7 +21,7 @@ STATE = {
 
 
 def metrics(class_A):
-    labels = PartialLabels(candidate_NC=CANDIDATE_AC, probability_NC=PROBABILITY_AC)
+    labels = PartialLabels.of_block(CANDIDATE_AC, PROBABILITY_AC)
     return coreg_metrics(
         STATE,
         labels,

@@ -92,7 +92,7 @@ def test_adapted_runs_vote_in_place_of_templates(tmp_path):
     partial = load_partial_labels(partial_labels_of(config))
     said = [answers_of(voter) for voter in runs]
     assert said[0] != said[1]
-    for row, candidates in enumerate(partial.candidate_NC.tolist()):
+    for row, candidates in enumerate(partial.candidate_NC.toarray().tolist()):
         voted = {names.index(answers[row]) for answers in said}
         assert {c for c, there in enumerate(candidates) if there} == voted
     metrics = json.loads(run.read_bytes("metrics.json"))

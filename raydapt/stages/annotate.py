@@ -1,17 +1,16 @@
 """Partial labels of a source as an artefact: pure arithmetic on cached features, so no Ray is needed.
 
-Legend: N images, R templates, C classes, D width of the shared space.
+Legend: N images, M of one part, R templates, C classes, D width of the shared space.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from raydapt.artefacts.partial_labels import PartialLabels
+from raydapt.artefacts.partial_labels import PartialLabels, partial_labels_table
 from raydapt.artefacts.spec import ArtefactSpec
 from raydapt.methods.coreg.partial_labels import annotate, annotate_votes
 from raydapt.methods.coreg.settings import CoregSettings
@@ -22,8 +21,8 @@ from raydapt.store.artefact import Artefact, StageResult, Store
 from raydapt.store.environment import versions
 from raydapt.store.fingerprint import Recipe
 
-Annotator = Callable[[Tensor, Tensor], PartialLabels]
-"""Annotates images, given their rows [M] among the features and their features [M, D]."""
+Annotator = Callable[[int, Tensor], PartialLabels]
+"""Annotates one part, given its first row among the features and its features [M, D]; parts come in order."""
 
 
 def make_partial_labels(place: StagePlace, spec: ArtefactSpec, made: Mapping[str, StageResult]) -> StageResult:
@@ -64,12 +63,12 @@ def partial_labels_stage(
         if artefact.complete():  # another process made it while this one waited for the lock
             return StageResult(artefact=artefact, reused=True)
         started = time.monotonic()
-        annotate_rows = annotator()
-        there, computed, candidates, start = artefact.committed_parts(), 0, 0.0, 0
+        annotate_part = annotator()
+        there, computed, candidates, start = artefact.committed_parts(), 0, 0, 0
         parts = [shard.part for shard in features.manifest.shards]
         for part, table in zip(parts, features.iter_tables(["id", "feature"]), strict=True):
             if part not in there:
-                annotated, n_candidates = _annotate(table, start, annotate_rows)
+                annotated, n_candidates = _annotate(table, start, annotate_part)
                 artefact.commit_part(part, annotated)
                 computed, candidates = computed + table.num_rows, candidates + n_candidates
             start += table.num_rows
@@ -83,43 +82,46 @@ def template_annotator(clip: Clip, class_names: Sequence[str], settings: CoregSe
     """The templates of the settings vote, as published."""
     class_RCD = torch.stack([clip.class_embeddings(class_names, [template]) for template in settings.templates]).cpu()
 
-    def annotate_rows(_: Tensor, feature_MD: Tensor) -> PartialLabels:
+    def annotate_part(_: int, feature_MD: Tensor) -> PartialLabels:
         mode, topk, ratio = settings.annotation, settings.topk, settings.prob_ratio
         return annotate(feature_MD, class_RCD, clip.logit_scale, mode=mode, topk=topk, ratio=ratio)
 
-    return annotate_rows
+    return annotate_part
 
 
 def answer_annotator(answers: Sequence[Artefact], settings: CoregSettings) -> Annotator:
-    """Finished runs vote in place of the templates (ours): each counts as one template does."""
-    probability_RNC = torch.stack([_probabilities(artefact) for artefact in answers])
+    """Finished runs vote in place of the templates (ours): each counts as one template does.
 
-    def annotate_rows(row_M: Tensor, _: Tensor) -> PartialLabels:
+    Their parts are those of the features, and one of them is held at a time.
+    """
+    parts, reached = zip(*(artefact.iter_tables(["probability"]) for artefact in answers), strict=True), 0
+
+    def annotate_part(start: int, feature_MD: Tensor) -> PartialLabels:
+        nonlocal reached
         mode, topk, ratio = settings.annotation, settings.topk, settings.prob_ratio
-        return annotate_votes(probability_RNC[:, row_M], mode=mode, topk=topk, ratio=ratio)
+        for tables in parts:
+            first, reached = reached, reached + tables[0].num_rows
+            if (first, tables[0].num_rows) == (start, len(feature_MD)):
+                probability_RMC = torch.stack([_probabilities(table) for table in tables])
+                return annotate_votes(probability_RMC, mode=mode, topk=topk, ratio=ratio)
+        raise RuntimeError(f"{answers} have no part that begins at row {start} with {len(feature_MD)} rows")
 
-    return annotate_rows
+    return annotate_part
 
 
-def _probabilities(artefact: Artefact) -> Tensor:
-    """The answers of a run, float32 [N, C], in the order of the features."""
-    column = artefact.read(["probability"])["probability"].combine_chunks()
+def _probabilities(table: pa.Table) -> Tensor:
+    """The answers of a run for one part, float32 [M, C]."""
+    column = table["probability"].combine_chunks()
     return torch.from_numpy(column.flatten().to_numpy().reshape(-1, column.type.list_size).copy())
 
 
-def _annotate(table: pa.Table, start: int, annotator: Annotator) -> tuple[pa.Table, float]:
+def _annotate(table: pa.Table, start: int, annotate_part: Annotator) -> tuple[pa.Table, int]:
     """Annotates one part, whose first row is `start`; returns its rows and the number of its candidates."""
     column = table["feature"].combine_chunks()
-    valid_N = column.is_valid().to_numpy(zero_copy_only=False)
-    feature_ND = torch.zeros(len(valid_N), column.type.list_size)
-    feature_ND[torch.from_numpy(valid_N.copy())] = torch.from_numpy(
+    valid_M = column.is_valid().to_numpy(zero_copy_only=False)
+    feature_MD = torch.zeros(len(valid_M), column.type.list_size)
+    feature_MD[torch.from_numpy(valid_M.copy())] = torch.from_numpy(
         column.flatten().to_numpy().reshape(-1, column.type.list_size).copy()
     )
-    labels = annotator(torch.arange(start, start + table.num_rows), feature_ND)
-    is_candidate_NC = (labels.candidate_NC > 0).numpy() & valid_N[:, None]
-    offset_N = np.concatenate([[0], is_candidate_NC.sum(1).cumsum()]).astype(np.int32)
-    candidates = pa.ListArray.from_arrays(pa.array(offset_N), pa.array(np.nonzero(is_candidate_NC)[1].astype(np.int32)))
-    flat = pa.array((labels.probability_NC.numpy() * valid_N[:, None]).astype(np.float32).reshape(-1))
-    probability = pa.FixedSizeListArray.from_arrays(flat, is_candidate_NC.shape[1])
-    annotated = pa.table({"id": table["id"], "candidates": candidates, "probability": probability})
-    return annotated, float(is_candidate_NC.sum())
+    labels = annotate_part(start, feature_MD).only(torch.from_numpy(valid_M.copy()))
+    return partial_labels_table(table["id"], labels), labels.candidate_NC.nnz

@@ -73,7 +73,7 @@ def images():
             torch.randint(0, 256, (IMAGES, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8),
             torch.arange(IMAGES),
         ),
-        partial=PartialLabels(candidate_NC=candidate_NC, probability_NC=candidate_NC.softmax(-1)),
+        partial=PartialLabels.of_block(candidate_NC, candidate_NC.softmax(-1)),
     )
 
 

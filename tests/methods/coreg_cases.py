@@ -52,7 +52,7 @@ def coreg_images(n=30, *, candidate_NC=None):
         unlabelled_U=torch.arange(n),
         candidate_classes=torch.arange(CLASSES),
         pixels=PixelRows(pixel_N3SS.to(torch.uint8), torch.arange(n)),
-        partial=PartialLabels(candidate_NC=candidate_NC, probability_NC=candidate_NC.softmax(-1)),
+        partial=PartialLabels.of_block(candidate_NC, candidate_NC.softmax(-1)),
     )
 
 

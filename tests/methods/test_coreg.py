@@ -143,7 +143,7 @@ def test_each_student_divides_and_labels_for_its_partner():
     method._divide(probability_2NC)
     for i in (0, 1):
         torch.testing.assert_close(method.memory.share_2C[i], sum(probability_2NC[i]) / 30)
-        by = coreg_images().partial.candidate_NC * probability_2NC[i]
+        by = torch.from_numpy(coreg_images().partial.candidate_NC.toarray()) * probability_2NC[i]
         label_NC = method.candidates.dense(torch.arange(30), method.memory.label_2NK[1 - i])
         torch.testing.assert_close(label_NC, by / by.sum(1, keepdim=True))
 
@@ -207,7 +207,7 @@ def test_the_schedule_ends_at_the_share_that_is_left():
 @pytest.mark.parametrize("soft", [False, True])
 def test_candidate_sets_are_kept_without_a_matrix_and_in_no_checkpoint(soft):
     images = coreg_images(30, candidate_NC=torch.rand(30, CLASSES) if soft else None)
-    candidate_NC = images.partial.candidate_NC
+    candidate_NC = torch.from_numpy(images.partial.candidate_NC.toarray())
     method = coreg_method(images)
     index_B = torch.tensor([4, 0, 29, 4])
     torch.testing.assert_close(method.candidates.dense(index_B), candidate_NC[index_B])

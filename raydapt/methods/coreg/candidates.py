@@ -3,16 +3,22 @@
 Legend: N images, B batch, C classes, K most candidates of an image.
 """
 
+import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor, nn
+
+from raydapt.methods.contract import TrainingImages
+
+_ENTRIES_PER_BLOCK = 1 << 22
+"""Of the matrix that the candidates of some images are ordered in (16 MiB)."""
 
 
 class Candidates(nn.Module):
     """Which classes are candidates of an image, and how much (1, or a probability). In no checkpoint.
 
     Args:
-        candidate_NC: Weights of the classes, 0 for those that are none.
-        n_classes: C.
+        candidate_NC: float32, sparse: weights of the candidates, all above 0.
     """
 
     class_NK: Tensor
@@ -20,11 +26,15 @@ class Candidates(nn.Module):
     value_NK: Tensor
     """Their weights; 0 where an image has fewer."""
 
-    def __init__(self, candidate_NC: Tensor, n_classes: int) -> None:
+    def __init__(self, candidate_NC: csr_array) -> None:
         super().__init__()
-        self.n_classes = n_classes
-        self.places = max(1, int((candidate_NC > 0).sum(1).max())) if len(candidate_NC) else 1
-        value_NK, class_NK = candidate_NC.topk(self.places, dim=1)
+        n_images, self.n_classes = candidate_NC.shape
+        self.places = max(1, int(np.diff(candidate_NC.indptr).max(initial=0)))
+        value_NK = torch.empty(n_images, self.places)
+        class_NK = torch.empty(n_images, self.places, dtype=torch.int64)
+        step = max(1, _ENTRIES_PER_BLOCK // self.n_classes)
+        for rows in (slice(start, start + step) for start in range(0, n_images, step)):
+            value_NK[rows], class_NK[rows] = torch.from_numpy(candidate_NC[rows].toarray()).topk(self.places, dim=1)
         self.register_buffer("class_NK", class_NK, persistent=False)
         self.register_buffer("value_NK", value_NK, persistent=False)
 
@@ -47,3 +57,18 @@ class Candidates(nn.Module):
         index_2E = torch.stack([row_E, self.class_NK.cpu()[row_E, place_E]])
         values_E, shape = self.value_NK.cpu()[row_E, place_E], (len(self.value_NK), self.n_classes)
         return torch.sparse_coo_tensor(index_2E, values_E, shape, check_invariants=True).coalesce()
+
+
+def candidate_sets(images: TrainingImages) -> csr_array:
+    """Candidate sets [N, C] of all training images, sparse; of a labelled one its label."""
+    assert images.partial is not None
+    candidate_NC = images.partial.candidate_NC
+    if not len(images.labelled_L):
+        return candidate_NC
+    unlabelled_N1 = np.ones((candidate_NC.shape[0], 1), np.float32)
+    unlabelled_N1[images.labelled_L] = 0.0
+    label_L, ones_L = images.label_L.numpy(), np.ones(len(images.label_L), np.float32)
+    label_NC = csr_array((ones_L, (images.labelled_L.numpy(), label_L)), shape=candidate_NC.shape)
+    merged_NC = csr_array(candidate_NC.multiply(unlabelled_N1) + label_NC)
+    merged_NC.eliminate_zeros()
+    return merged_NC

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from raydapt.artefacts.inputs import InputKind
 from raydapt.data.augment import Augmentation
-from raydapt.methods.contract import Batch, Method, OverImages, PseudoLabels, Stream, TrainingImages, one_hot
-from raydapt.methods.coreg.candidates import Candidates
+from raydapt.methods.contract import Batch, Method, OverImages, PseudoLabels, Stream, TrainingImages
+from raydapt.methods.coreg.candidates import Candidates, candidate_sets
 from raydapt.methods.coreg.clean_noisy import align, clean_probability, division_loss
 from raydapt.methods.coreg.losses import (
     Projections,
@@ -37,7 +37,6 @@ from raydapt.methods.coreg.losses import (
     within_candidates,
 )
 from raydapt.methods.coreg.memory import CoMemory
-from raydapt.methods.coreg.partial_labels import restrict_classes
 from raydapt.methods.coreg.settings import CoregSettings
 from raydapt.methods.workers import gather_rows, gather_rows_with_gradients, n_workers, share_running_statistics
 from raydapt.models.feature_views import FeatureViews
@@ -99,7 +98,7 @@ class CoReg(Method):
             raise ValueError("Co-Reg learns from partial labels, but there are none.")
         self.momentum = copy.deepcopy(self.students).requires_grad_(False)
         co_epochs = epochs - settings.warmup_epochs
-        self.candidates = Candidates(_candidates(images), images.n_classes)
+        self.candidates = Candidates(candidate_sets(images))
         self.memory = CoMemory(
             len(images.feature_ND), n_classes, places=self.candidates.places, queue=settings.queue, epochs=co_epochs
         )
@@ -374,14 +373,6 @@ def _views(make: Callable[[Tensor], Tensor], image_B: Tensor, number: int) -> tu
 def _with_partner(i: int, own_2BC: Tensor, partner_2BC: Tensor) -> Tensor:
     """The guesses [2, B, C] that student `i` learns from: its own, and what the other one tells."""
     return torch.stack([own_2BC[k] if k == i else partner_2BC[k] for k in (0, 1)])
-
-
-def _candidates(images: TrainingImages) -> Tensor:
-    """Candidate sets [N, C] of all training images; of a labelled one its label."""
-    assert images.partial is not None
-    candidate_NC = restrict_classes(images.partial, images.candidate_classes).candidate_NC.clone()
-    candidate_NC[images.labelled_L] = one_hot(images.label_L, images.n_classes)
-    return candidate_NC
 
 
 def _as(student: nn.Module) -> Student:

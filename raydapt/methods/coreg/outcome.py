@@ -6,6 +6,7 @@ Legend: N training images, T test images, A all images of the source, C classes,
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,15 +75,16 @@ def _annotation(
     partial: PartialLabels, zero_shot_A: Tensor, class_A: Tensor, row_N: Tensor, row_T: Tensor
 ) -> dict[str, Any]:
     """The rows of the paper's table 1 that need no training: candidates, noise, zero-shot and its mean (*)."""
-    candidate_NC = partial.candidate_NC[row_N] > 0
-    size_N = candidate_NC.sum(1)
+    candidate_NC = partial.rows(row_N).candidate_NC
+    size_N = torch.from_numpy(np.diff(candidate_NC.indptr))
     known_N = class_A[row_N] >= 0
-    truth_N = class_A[row_N].clamp(min=0)
     missing = None
     if bool(known_N.any()):
-        holds_N = candidate_NC.gather(1, truth_N[:, None])[:, 0][known_N]
-        missing = 100.0 * float((~holds_N).float().mean())
-    mean_A = partial.probability_NC.argmax(1)
+        row_E, class_E = torch.arange(len(row_N)).repeat_interleave(size_N), torch.from_numpy(candidate_NC.indices)
+        holds_N = torch.zeros(len(row_N), dtype=torch.bool)
+        holds_N[row_E[class_E == class_A[row_N][row_E]]] = True
+        missing = 100.0 * float((~holds_N[known_N]).float().mean())
+    mean_A = partial.likeliest_N
     return {
         "candidates": float(size_N.float().mean()),
         "candidate_counts": torch.bincount(size_N, minlength=candidate_NC.shape[1] + 1).tolist(),

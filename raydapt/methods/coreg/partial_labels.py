@@ -1,14 +1,18 @@
 """Partial labels: every image gets a set of classes that CLIP holds for possible (Co-Reg, annotation stage).
 
-Legend: N images, R templates, C classes, D width of the shared space.
+Legend: N images, B images of a block, R templates, C classes, D width of the shared space.
 """
 
+from collections.abc import Sequence
+
 import torch
+from scipy.sparse import vstack
 from torch import Tensor
 
 from raydapt.artefacts.partial_labels import Annotation, PartialLabels
 
-_ROWS_PER_CHUNK = 4096
+_MOST_ROWS, _MOST_VOTES = 4096, 1 << 24
+"""Of a block: images, and probabilities under all templates (64 MiB)."""
 
 
 @torch.no_grad()
@@ -26,49 +30,44 @@ def annotate(
         topk: Of mode `topk`.
         ratio: Of mode `prob_ratio`.
     """
-    chunks = []
-    for chunk_MD in torch.split(feature_ND, _ROWS_PER_CHUNK):
-        logits_RMC = logit_scale * torch.einsum("md,rcd->rmc", chunk_MD, class_RCD)
-        chunks.append(annotate_votes(logits_RMC.softmax(-1), mode=mode, topk=topk, ratio=ratio))
-    shape = (0, class_RCD.shape[1])
-    return PartialLabels(
-        candidate_NC=torch.cat([chunk.candidate_NC for chunk in chunks]) if chunks else torch.zeros(shape),
-        probability_NC=torch.cat([chunk.probability_NC for chunk in chunks]) if chunks else torch.zeros(shape),
-    )
+    n_templates, n_classes, _ = class_RCD.shape
+    blocks = []
+    for feature_BD in torch.split(feature_ND, rows_per_block(n_templates, n_classes)):
+        logits_RBC = logit_scale * torch.einsum("md,rcd->rmc", feature_BD, class_RCD)
+        blocks.append(_annotate_block(logits_RBC.softmax(-1), mode=mode, topk=topk, ratio=ratio))
+    return _joined(blocks)
 
 
 def annotate_votes(probability_RNC: Tensor, *, mode: Annotation, topk: int, ratio: float) -> PartialLabels:
     """Partial labels from what R annotators, templates or others, hold for probable; the rest as in `annotate`."""
-    mean_NC = probability_RNC.mean(0)
-    return PartialLabels(
-        candidate_NC=_candidates(probability_RNC, mean_NC, mode=mode, topk=topk, ratio=ratio), probability_NC=mean_NC
-    )
+    blocks = torch.split(probability_RNC, rows_per_block(len(probability_RNC), probability_RNC.shape[2]), dim=1)
+    return _joined([_annotate_block(block_RBC, mode=mode, topk=topk, ratio=ratio) for block_RBC in blocks])
 
 
-def _candidates(probability_RNC: Tensor, mean_NC: Tensor, *, mode: Annotation, topk: int, ratio: float) -> Tensor:
-    candidate_NC = torch.zeros_like(mean_NC)
+def rows_per_block(n_templates: int, n_classes: int) -> int:
+    """Images that are annotated at once."""
+    return max(1, min(_MOST_ROWS, _MOST_VOTES // (n_templates * n_classes)))
+
+
+def _annotate_block(probability_RBC: Tensor, *, mode: Annotation, topk: int, ratio: float) -> PartialLabels:
+    mean_BC = probability_RBC.mean(0)
+    candidate_BC = _candidates(probability_RBC, mean_BC, mode=mode, topk=topk, ratio=ratio)
+    return PartialLabels.of_block(candidate_BC, mean_BC)
+
+
+def _candidates(probability_RBC: Tensor, mean_BC: Tensor, *, mode: Annotation, topk: int, ratio: float) -> Tensor:
+    candidate_BC = torch.zeros_like(mean_BC)
     if mode == "prompts":
-        return candidate_NC.scatter_(1, probability_RNC.argmax(-1).T, 1.0)
+        return candidate_BC.scatter_(1, probability_RBC.argmax(-1).T, 1.0)
     if mode == "topk":
-        return candidate_NC.scatter_(1, mean_NC.topk(min(topk, mean_NC.shape[1]), dim=1).indices, 1.0)
+        return candidate_BC.scatter_(1, mean_BC.topk(min(topk, mean_BC.shape[1]), dim=1).indices, 1.0)
     if mode == "prob_ratio":
-        return (mean_NC >= ratio * mean_NC.amax(1, keepdim=True)).to(torch.float32)
-    return mean_NC
+        return (mean_BC >= ratio * mean_BC.amax(1, keepdim=True)).to(torch.float32)
+    return mean_BC
 
 
-def restrict_classes(labels: PartialLabels, classes: Tensor) -> PartialLabels:
-    """Leaves only some classes as candidates (TRZSL: the unseen ones); a set that is empty then gets the likeliest.
-
-    Args:
-        labels: Of N images.
-        classes: int64 classes that may stay.
-    """
-    n_classes = labels.candidate_NC.shape[1]
-    if len(classes) == n_classes:
-        return labels
-    allowed_C = torch.zeros(n_classes).index_fill_(0, classes, 1.0)
-    candidate_NC = labels.candidate_NC * allowed_C
-    likeliest_N = (labels.probability_NC * allowed_C + allowed_C).argmax(1)
-    empty_N = candidate_NC.sum(1) == 0
-    candidate_NC[empty_N, likeliest_N[empty_N]] = 1.0
-    return PartialLabels(candidate_NC=candidate_NC, probability_NC=labels.probability_NC)
+def _joined(blocks: Sequence[PartialLabels]) -> PartialLabels:
+    return PartialLabels(
+        candidate_NC=vstack([block.candidate_NC for block in blocks], format="csr"),
+        likeliest_N=torch.cat([block.likeliest_N for block in blocks]),
+    )

@@ -162,13 +162,41 @@ def test_every_search_finds_the_same(drawn, search):
 
 
 def test_lists_find_nearly_all(drawn, monkeypatch):
-    pytest.importorskip("faiss")
     many = clip_like(ClipLike(n_classes=8, per_class=300, zero_shot=0.7, width=32), 1).feature_ND
     exact = nearest(many, 5).index_NK
     monkeypatch.setattr("raydapt.methods.transduct.neighbours.EXACT_LIMIT", 100)
     found = nearest(many, 5).index_NK
     shared = sum(len(set(a) & set(b)) for a, b in zip(exact.tolist(), found.tolist(), strict=True))
-    assert shared / exact.numel() > 0.8
+    assert 0.9 < shared / exact.numel() < 1
+    monkeypatch.setattr("raydapt.methods.transduct.neighbours._PROBED", 10**6)
+    monkeypatch.setattr("raydapt.methods.transduct.neighbours._BLOCK_BYTES", 4 * len(many) * 3)  # blocks of 3 queries
+    torch.testing.assert_close(nearest(many, 5).index_NK, exact)
+
+
+def test_places_that_the_lists_around_an_image_cannot_fill_have_no_affinity(monkeypatch):
+    for name, value in {"EXACT_LIMIT": 1, "_PROBED": 1}.items():
+        monkeypatch.setattr(f"raydapt.methods.transduct.neighbours.{name}", value)
+    many = clip_like(ClipLike(n_classes=8, per_class=20, zero_shot=0.7, width=32), 1).feature_ND
+    found = nearest(many, 30)
+    empty = found.affinity_NK == 0
+    assert empty.any(dim=1).all()  # 50 lists of 160 images
+    assert (found.index_NK[empty] == 0).all()
+    for i in range(len(many)):
+        kept = found.index_NK[i][~empty[i]]
+        assert i not in kept.tolist()
+        assert len(kept.unique()) == len(kept)
+        torch.testing.assert_close(found.affinity_NK[i][~empty[i]], (many[kept] @ many[i]).clamp_min(0))
+
+
+def test_many_copies_of_one_image_are_one_list(monkeypatch):
+    monkeypatch.setattr("raydapt.methods.transduct.neighbours.EXACT_LIMIT", 100)
+    monkeypatch.setattr("raydapt.methods.transduct.neighbours._BLOCK_BYTES", 4096)
+    generator = torch.Generator().manual_seed(0)
+    others = F.normalize(torch.randn(200, 16, generator=generator), dim=1)
+    feature_ND = torch.cat([others, others[:1].repeat(700, 1)])
+    found = nearest(feature_ND, 4)
+    torch.testing.assert_close(found.affinity_NK[200:], torch.ones(700, 4))
+    assert not (found.index_NK == torch.arange(900)[:, None]).any()
 
 
 def test_an_image_and_its_copies_are_each_others_neighbours_but_not_their_own():
