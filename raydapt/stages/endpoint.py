@@ -208,10 +208,11 @@ class EndpointClient:
 
     def _sentence(self, error: Exception) -> str:
         settings = self._settings
+        came = _what_came(error, settings.base_url or "")
         return (
-            f"Setting {self._setting}.base_url={settings.base_url!r} {_what_came(error, settings.base_url or '')}: check "
-            f"the address, {self._setting}.model={settings.model!r} and the key in {settings.api_key_variable}, then "
-            "run the command again."
+            f"Setting {self._setting}.base_url={settings.base_url!r} {came}: check the address, "
+            f"{self._setting}.model={settings.model!r} and the key in {settings.api_key_variable}, then run the "
+            "command again."
         )
 
 

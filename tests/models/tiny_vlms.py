@@ -164,7 +164,7 @@ def save_vlm(kind: str, folder: Path) -> str:
     torch.manual_seed(0)
     model, processor = TINY[kind]()
     with torch.no_grad():
-        model.get_output_embeddings().weight[_N_LETTERS:] = 0.0  # it says what is text whatever follows: no space, no special token
+        model.get_output_embeddings().weight[_N_LETTERS:] = 0.0  # what it says is text: no space, no special token
     model.eval().save_pretrained(folder)
     processor.save_pretrained(folder)
     if kind in _PUBLISHED_OLDER:
