@@ -120,7 +120,7 @@ class EndpointClient:
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Answers a batch of rows."""
         asked = batch.to_pylist()
-        rows = []
+        rows: list[dict[str, Any]] = []
         while len(rows) < len(asked) and not (self._has_answered or self._stopped):
             rows.append(self._answer(asked[len(rows)]))  # one alone: no wrong address is asked a hundred times
         rows += self._threads.map(self._answer, asked[len(rows) :])
