@@ -201,5 +201,7 @@ def test_names_of_the_hub_in_the_cache_are_what_their_folders_are(
         assert type(load_pipeline(f"org/{kind}")).__name__ == kind
     with pytest.raises(UserError, match="'org/Kolors' holds a KolorsPipeline, which was never tried here"):
         find_pipeline("org/Kolors")
-    with pytest.raises(UserError, match=r"'org/none' cannot be loaded: it is not in the cache .*run `hf download org/none`"):
+    with pytest.raises(
+        UserError, match=r"'org/none' cannot be loaded: it is not in the cache .*run `hf download org/none`"
+    ):
         find_pipeline("org/none")
