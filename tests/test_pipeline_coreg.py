@@ -17,6 +17,7 @@ from raydapt.methods.configuration import load_config
 from raydapt.run import pipeline, prediction
 from raydapt.run.plan import make_plan
 from raydapt.settings.groups import DataSettings
+from raydapt.train.checkpoint import from_bytes
 from raydapt.verbs.export import export
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
@@ -131,3 +132,21 @@ def test_lengths_that_leave_no_co_training_are_one_sentence(tmp_path):
 def test_a_gpu_for_each_student_needs_two_of_them(tmp_path):
     with pytest.raises(UserError, match="a worker sees 0 GPUs and needs two"):
         pipeline.run(job(tmp_path, digits_without_truth(tmp_path, shuffled=False), "coreg.gpu_per_student=true"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pixels_that_do_not_fit_in_memory_are_learned_from_and_predicted(tmp_path, workers):
+    """40 kB of memory for 230 kB of pixels, in this process and on two workers of Ray Train."""
+    source = digits_without_truth(tmp_path, shuffled=False)
+    settings = ("features.rows_per_part=16", "train.cache_gb=4e-5", f"train.workers={workers}", "guard=off")
+    fits, named = (make_plan(job(tmp_path, source, *settings, f"train.cache_gb={gb}")).run_name for gb in (1, 2))
+    assert fits == named
+    assert make_plan(job(tmp_path, source, *settings)).run_name != fits
+    run = pipeline.run(job(tmp_path, source, *settings))
+    state = from_bytes(run.read_bytes("checkpoint/state.safetensors"))
+    assert state.finished
+    assert np.isfinite([line["loss"] for line in state.lines]).all()
+    answers = pq.read_table(prediction.predict(run.path, []))["predicted"].to_pylist()
+    in_memory = pq.read_table(prediction.predict(run.path, ["train.cache_gb=1"]))["predicted"].to_pylist()
+    assert answers == in_memory
+    assert len(set(answers)) > 1

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load
 
+from raydapt.artefacts.pixels import StoredPixels
 from raydapt.cluster.joining import ensure_ray
 from raydapt.errors import UserError
 from raydapt.methods.configuration import load_config
@@ -16,6 +18,7 @@ from raydapt.settings.groups import RaySettings
 from raydapt.store.folder import Folder
 from raydapt.store.run_record import Run
 from raydapt.train.job import CHECKPOINT
+from tests.train.test_feed import pixels_in
 
 pytest.importorskip("s3fs")
 BUCKET = "raydapt-test"
@@ -60,6 +63,13 @@ def test_a_folder_on_s3_keeps_its_promises(bucket: str) -> None:
     folder.remove("a.json")
     folder.remove("a.json")
     assert not folder.exists("a.json")
+
+
+@pytest.mark.slow
+def test_pixels_that_stay_in_the_store_are_read_from_s3(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, pixel_N3SS = pixels_in(f"{bucket}/pixels", monkeypatch, 53)
+    row_M = torch.randint(53, (100,), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(StoredPixels(made)[row_M], pixel_N3SS[row_M])
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ GB = 1e-9
 
 
 def pixels_in(
-    store: Path, monkeypatch: pytest.MonkeyPatch, n: int, *, rows_of_group: int = 4
+    store: Path | str, monkeypatch: pytest.MonkeyPatch, n: int, *, rows_of_group: int = 4
 ) -> tuple[Artefact, Tensor]:
     """An artefact of n random images in parts of 10, the first image in error; and the images."""
     monkeypatch.setattr(artefact_, "_GROUP_BYTES", rows_of_group * ROW_BYTES)
