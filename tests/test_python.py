@@ -1,5 +1,6 @@
 """The package as a Python program or a notebook meets it."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -152,3 +153,28 @@ def test_a_run_from_images_to_predictions(tmp_path: Path) -> None:
     assert measured["adapted"].keys() == run.metrics["adapted"].keys()
     assert len(raydapt.compare([run, run.folder])) == 1
     assert Path(raydapt.features("digits", store=tmp_path / "store", settings={"data.limit": 200})).is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_script_without_a_main_guard_runs_in_a_thread_and_in_an_event_loop(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(f"""
+import asyncio, threading, raydapt
+made = []
+def go(seed, **more):
+    made.append(raydapt.run("digits", seed=seed, settings={QUICK!r} | more, runs="runs", store="store"))
+def apart():
+    go(1, **{{"train.workers": 2}})
+async def within():
+    go(2)
+thread = threading.Thread(target=apart)
+thread.start()
+thread.join()
+asyncio.run(within())
+print("made", *(run.metrics["seed"] for run in made))
+""")
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert "made 1 2" in done.stdout, done.stderr

@@ -16,7 +16,16 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 
 from raydapt.data.formats import IMAGE_SUFFIXES, kind_left_out
 from raydapt.data.parts import Digest
-from raydapt.data.zips import ZIP_ERRORS, ZIP_SUFFIX, address_in_zip, forget_archives, inside, is_zip, members
+from raydapt.data.zips import (
+    ZIP_ERRORS,
+    ZIP_SUFFIX,
+    address_in_zip,
+    forget_archives,
+    inside,
+    is_zip,
+    members,
+    separate_by_slashes,
+)
 from raydapt.errors import UserError
 
 TABLE_SUFFIXES = (".parquet", ".arrow")
@@ -176,6 +185,8 @@ def open_filesystem(address: str) -> tuple[Any, str]:
         except (pa.ArrowException, ValueError, OSError):
             raise UserError(f"Address {address!r} has no file system here: {first_line(error)}.") from None
         filesystem = ArrowFSWrapper(arrow)
+    if is_zip(filesystem):
+        separate_by_slashes(filesystem)
     return filesystem, str(path).rstrip("/") or "/"
 
 

@@ -106,9 +106,10 @@ def check_layout(names: Iterable[str], layout: str) -> None:
 def describe_layout(names: Sequence[str], layout: str) -> str:
     """A sentence for a layout that a person may not expect; empty for the plain ones."""
     if layout == FLAT and (strays := [name for name in names if "/" not in name]) and len(strays) < len(names):
+        more = f" and {len(strays) - 1:,} more images lie" if len(strays) > 1 else " lies"
         return (
-            f"The folders are not taken for classes, as {strays[0]!r} and {len(strays) - 1:,} more images lie beside "
-            "them: move those away if the folders are classes."
+            f"The folders are not taken for classes, as {strays[0]!r}{more} beside them: move what lies there away if "
+            "the folders are classes."
         )
     if layout == FLAT:
         return ""

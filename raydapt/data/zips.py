@@ -14,11 +14,28 @@ ZIP_SUFFIX = ".zip"
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, RuntimeError)
 """Of members: damaged, of an unknown compression, or with a password."""
 _PREFIX = "zip://"
+_WINDOWS = (0, 10)
+"""Of the systems that a member may say it was made on: FAT and NTFS."""
 
 
 def is_zip(filesystem: Any) -> bool:
     """Whether a file system is the inside of an archive."""
     return isinstance(filesystem, ZipFileSystem)
+
+
+def separate_by_slashes(filesystem: ZipFileSystem) -> None:
+    """Names with backslashes, as old programs of Windows wrote them, become paths; others stay what they are.
+
+    Which names are: those of archives that were made on Windows, or that have no slash at all.
+    """
+    archive = filesystem.zip
+    infos = archive.infolist()
+    slashless = not any("/" in info.filename for info in infos)
+    for info in infos:
+        name = info.filename.replace("\\", "/")
+        if name not in archive.NameToInfo and (slashless or info.create_system in _WINDOWS):
+            archive.NameToInfo[name] = archive.NameToInfo.pop(info.filename)
+            info.filename = name
 
 
 def inside(address: str) -> str:

@@ -15,7 +15,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def from_its_folder(run: Run, config: Config) -> Config:
-    """The settings of a run with `data.source` and `store` from the folder that it was started in, wherever we are.
+    """The settings of a run with its source, store and models from the folder that it was started in, wherever we are.
 
     That folder is known where the run lies in it as its relative `runs` says; else nothing changes.
     """
@@ -28,7 +28,8 @@ def from_its_folder(run: Run, config: Config) -> Config:
         _LOG.info(f"data.source={config.data.source!r} of the run is {source}, from the folder that it was started in.")
     if _is_relative(store) and (base / store).is_dir():
         store = str(base / store)
-    return replace(config, data=replace(config.data, source=source), store=store)
+    model = replace(config.model, clip=_model(base, config.model.clip), second=_model(base, config.model.second))
+    return replace(config, data=replace(config.data, source=source), model=model, store=store)
 
 
 def require_own_source(run: Run, config: Config, overrides: Sequence[str]) -> None:
@@ -57,6 +58,17 @@ def _started_in(run: Run, config: Config) -> Path | None:
     if ".." in runs.parts or holder.parts[len(holder.parts) - depth :] != runs.parts:
         return None
     return Path(*holder.parts[: len(holder.parts) - depth])
+
+
+def _model(base: Path, name: str) -> str:
+    """The name of a model, with its folder or its file of weights in full if that lies below `base`."""
+    path = name.removeprefix("local-dir:")
+    if name in ("mini", "none", "self") or not _is_relative(path):
+        return name
+    if (base / path).exists():
+        return f"{name.removesuffix(path)}{base / path}"
+    architecture, _, file = name.partition("/")
+    return f"{architecture}/{base / file}" if file and (base / file).is_file() else name
 
 
 def _is_relative(path: str) -> bool:

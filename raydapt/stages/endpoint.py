@@ -46,6 +46,8 @@ _TIMEOUTS = 2
 _PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _STRANGE = (TypeError, ValueError)
 """What the client and `_text_of` raise for an answer that is no JSON, or another JSON."""
+_REDIRECTS = 3
+"""That are followed, one after another."""
 _STRANGE_ANSWERS = 3
 """Such answers to one question, until the server is taken for something else: a gateway gives one in passing."""
 _BUSY = (408, 409, 429)
@@ -109,6 +111,7 @@ class EndpointClient:
             api_key=os.environ.get(settings.api_key_variable, "none"),
             max_retries=0,  # asked again here, where it is known whether the server has ever answered
             timeout=self._openai.Timeout(_TIMEOUT_S, connect=_CONNECT_S),
+            http_client=self._openai.DefaultHttpxClient(max_redirects=_REDIRECTS),
         )
         self._has_answered, self._stopped = False, ""
         self._asker, self._settings, self._schema, self._setting = asker, settings, schema, setting
@@ -116,7 +119,11 @@ class EndpointClient:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Answers a batch of rows."""
-        rows = list(self._threads.map(self._answer, batch.to_pylist()))
+        asked = batch.to_pylist()
+        rows: list[dict[str, Any]] = []
+        while len(rows) < len(asked) and not (self._has_answered or self._stopped):
+            rows.append(self._answer(asked[len(rows)]))  # one alone: no wrong address is asked a hundred times
+        rows += self._threads.map(self._answer, asked[len(rows) :])
         return as_result(pa.table({name: [row.get(name) for row in rows] for name in self._schema.names}), self._schema)
 
     def close(self) -> None:
@@ -136,9 +143,11 @@ class EndpointClient:
         try:
             text = self._ask(question)
         except NoAnswer as verdict:
+            self._has_answered = True
             return {**asked, ERROR: str(verdict)}
         except self._openai.APIStatusError as error:
             if error.status_code in _OF_ONE_ROW:
+                self._has_answered = True
                 return {**asked, ERROR: _refused(error)}
             return self._give_up(asked, error)
         except (self._openai.OpenAIError, ValueError, TypeError) as error:
@@ -185,6 +194,8 @@ class EndpointClient:
                 if timeouts >= _TIMEOUTS:
                     raise
             except (api.APIConnectionError, api.APIStatusError) as error:
+                if _leads_nowhere(error):
+                    raise
                 status = getattr(error, "status_code", None)
                 patience_s = _PATIENCE_S if self._has_answered else _PATIENCE_UNKNOWN_S
                 if status is not None and status not in _BUSY and status < 500:
@@ -196,14 +207,33 @@ class EndpointClient:
                 time.sleep(pause_s)
 
     def _sentence(self, error: Exception) -> str:
-        settings, reason = self._settings, (str(error).splitlines() or [""])[0]
-        kind = "nothing of OpenAI's protocol" if isinstance(error, _STRANGE) else type(error).__name__
+        settings = self._settings
+        came = _what_came(error, settings.base_url or "")
         return (
-            f"Setting {self._setting}.base_url={settings.base_url!r} answered{through_proxy(settings.base_url or '')} "
-            f"{kind} ({reason}): check "
-            f"the address, {self._setting}.model={settings.model!r} and the key in {settings.api_key_variable}, then "
-            "run the command again."
+            f"Setting {self._setting}.base_url={settings.base_url!r} {came}: check the address, "
+            f"{self._setting}.model={settings.model!r} and the key in {settings.api_key_variable}, then run the "
+            "command again."
         )
+
+
+def _what_came(error: Exception, base_url: str) -> str:
+    """What an address did in place of an answer, as the end of a sentence."""
+    proxy, reason = through_proxy(base_url), (str(error).splitlines() or [""])[0]
+    request = getattr(error.__cause__, "_request", None)
+    reached = base_url if request is None else str(request.url)
+    if _leads_nowhere(error):
+        return f"leads{proxy} from address to address and to no server (last to {reached})"
+    if isinstance(error, UnicodeDecodeError):
+        return f"answered{proxy} with a text that is not in UTF-8, as JSON has to be"
+    if isinstance(error, _STRANGE):
+        return f"answered{proxy} nothing of OpenAI's protocol ({reason})"
+    moved = "" if reached.startswith(base_url) else f" after it led to {reached}"
+    return f"answered{proxy} {type(error).__name__}{moved} ({reason})"
+
+
+def _leads_nowhere(error: Exception) -> bool:
+    """Whether redirects lead in a circle, or to what is no address of a server."""
+    return type(error.__cause__).__name__ in ("TooManyRedirects", "UnsupportedProtocol")  # of httpx or httpx2
 
 
 def _refused(error: Any) -> str:

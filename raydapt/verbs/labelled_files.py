@@ -11,6 +11,7 @@ from fsspec.core import url_to_fs
 from raydapt.errors import UserError
 from raydapt.run.finished import open_run
 from raydapt.run.labelled_set import as_csv, as_fiftyone, as_label_studio, files_of, require_new, rest_of, write_folder
+from raydapt.run.origin import require_own_source
 from raydapt.run.prediction import overridden
 from raydapt.store.run_record import Run
 from raydapt.verbs.review import image_rows
@@ -112,6 +113,7 @@ def _write_images(
 ) -> list[str]:
     """The files that need the images themselves."""
     record, config = open_run(run_folder)
+    require_own_source(record, config, overrides)
     config, told = overridden(record, config, list(overrides)), list[str]()
     plan, row_of = image_rows(record, config, once["id"].to_pylist())
     if plan.source.width:

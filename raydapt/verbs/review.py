@@ -14,6 +14,7 @@ from raydapt.review.results import CHOICE, RESULTS, choice, format_choice, forma
 from raydapt.review.review import Review
 from raydapt.review.session import open_session
 from raydapt.run.finished import open_folder, open_run
+from raydapt.run.origin import require_own_source
 from raydapt.run.plan import FEATURES, Plan, make_plan
 from raydapt.settings.config import Config
 from raydapt.store.run_record import Run
@@ -133,6 +134,7 @@ def images_of_review(record: Run, config: Config, population: Population) -> Rev
     """
     table = answers_of_sweep(record)[0][1] if record.exists(SWEEP) else predictions_of_run(record)
     path_of = dict(zip(table["id"].to_pylist(), table["path"].to_pylist(), strict=True))
+    require_own_source(record, config, ())
     plan, row_of = image_rows(record, config, population.id_N)
     return ReviewImages(plan.source, plan.config.data, row_of, path_of)
 

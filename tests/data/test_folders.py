@@ -108,6 +108,10 @@ def test_what_folders_are_taken_for_is_said(tmp_path: Path) -> None:
     assert {row["label"] for row in read_part(source.parts[0], DATA).to_pylist()} == {"cat", "dog"}
     write(tmp_path / "d", ["cat/leaf/1.png", "cat/bark/1.png", "dog/leaf/1.png", "dog/2.png"])
     assert notes(tmp_path / "d") == ""
+    for n in (1, 3):
+        write(tmp_path / f"e{n}", ["cat/1.png", "dog/1.png", *(f"stray{i}.png" for i in range(n))])
+    assert "not taken for classes, as 'stray0.png' lies beside them" in notes(tmp_path / "e1")
+    assert "not taken for classes, as 'stray0.png' and 2 more images lie beside them" in notes(tmp_path / "e3")
 
 
 def notes(folder: Path) -> str:

@@ -23,6 +23,16 @@ def write_zip(place: Path, members: dict[str, bytes]) -> Path:
     return place
 
 
+def write_on_windows(place: Path, members: dict[str, bytes], system: int = 0) -> Path:
+    """As .NET before 4.6.1 and old archivers wrote: backslashes, which no ZIP has by its specification."""
+    with zipfile.ZipFile(place, "w") as archive:
+        for name, data in members.items():
+            info = zipfile.ZipInfo(name)
+            info.filename, info.create_system = name.replace("/", "\\"), system
+            archive.writestr(info, data)
+    return place
+
+
 def rows(address: str, rows_per_part: int = 2) -> list[tuple[object, ...]]:
     source = resolve_source(address, rows_per_part=rows_per_part)
     found = [row for part in source.parts for row in read_part(part, DATA).to_pylist()]
@@ -43,6 +53,30 @@ def test_an_archive_is_read_as_its_folder_would_be(tmp_path: Path) -> None:
     zipfile.ZipFile(place).extractall(tmp_path / "unpacked")
     shutil.rmtree(tmp_path / "unpacked/__MACOSX")
     assert rows(str(tmp_path / "unpacked")) == EXPECTED
+
+
+@pytest.mark.parametrize("system", [0, 3, 10])
+def test_an_archive_with_backslashes_is_its_folders(tmp_path: Path, system: int) -> None:
+    outside = {"../oak/7.png": png(7), "set/../../elm/8.png": png(8), "__MACOSX/set/1.png": b"x"}
+    place = write_on_windows(tmp_path / "x.zip", MEMBERS | outside, system)
+    assert rows(str(place)) == EXPECTED
+    assert rows(f"zip://set/train::{place}") == [
+        (name, name.split("/")[0], None, MEMBERS[f"set/train/{name}"], None) for name in ("elm/2.png", "oak/1.png")
+    ]
+
+
+def test_backslashes_that_are_letters_of_names_stay(tmp_path: Path) -> None:
+    members = {"AC\\DC/1.png": png(1), "oak/2.png": png(2)}
+    assert [row[:2] for row in rows(str(write_zip(tmp_path / "x.zip", members)))] == [
+        ("AC\\DC/1.png", "AC\\DC"), ("oak/2.png", "oak"),
+    ]  # fmt: skip
+
+
+def test_of_two_spellings_of_one_name_none_is_lost(tmp_path: Path) -> None:
+    place = write_on_windows(tmp_path / "x.zip", {"oak/1.png": png(1), "elm/2.png": png(2)})
+    with zipfile.ZipFile(place, "a") as archive:
+        archive.writestr("oak/1.png", png(3))
+    assert {row[3] for row in rows(str(place))} == {png(1), png(2), png(3)}
 
 
 def test_an_archive_elsewhere(tmp_path: Path) -> None:

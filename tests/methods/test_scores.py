@@ -140,3 +140,4 @@ def test_clusters_are_those_of_images_that_lie_together():
     assert scores.cluster_agreement(label_N, cluster_N) == pytest.approx(1)
     assert torch.equal(cluster_N, scores.clusters(feature_ND, 3))
     assert len(scores.clusters(feature_ND[:2], 3)) == 2
+    assert scores.clusters(feature_ND[:1].repeat(4, 1), 3).tolist() == [0, 0, 0, 0]  # without a warning

@@ -86,7 +86,7 @@ def family_clip(architecture: str, folder) -> Clip:
             model = _model(config, vision, plain)
         if encoder:
             tokens = letters(folder)
-            model.text = _encoder(encoder, len(tokens.tokenizer), text)
+            model.text = _encoder(encoder, len(tokens.tokenizer), text, _width(vision))
         for name, parameter in model.named_parameters():  # open_clip starts some at numbers that hide mistakes
             if "embed" in name and parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.3)
@@ -97,8 +97,13 @@ def family_clip(architecture: str, folder) -> Clip:
     return Clip(model, tokens, name=architecture, identity=architecture, image_spec=spec, embed_dim=embed_dim)
 
 
+def _width(vision) -> int:
+    """Of the features: that of the image tower where it has no projection."""
+    return WIDTH if vision.get("timm_proj") in ("none", None) and "timm_model_name" in vision else EMBED_DIM
+
+
 def _model(config, vision, text) -> torch.nn.Module:
-    width = WIDTH if vision.get("timm_proj") in ("none", None) and "timm_model_name" in vision else EMBED_DIM
+    width = _width(vision)
     kinds = {"quick_gelu": config.get("quick_gelu", False)}
     if "multimodal_cfg" in config:
         multimodal = config["multimodal_cfg"] | {"width": WIDTH, "heads": 2, "layers": 1, "attn_pooler_heads": 2,
@@ -125,7 +130,7 @@ class shrunken_timm:  # noqa: N801 - a context
         return self._create(name, **{**arguments, **small})
 
 
-def _encoder(name, vocab_size, text):
+def _encoder(name, vocab_size, text, width):
     config = {"roberta-base": RobertaConfig, "xlm-roberta-base": XLMRobertaConfig}.get(name)
     if config is not None:
         made = config(vocab_size=vocab_size, max_position_embeddings=66, **_ENCODER)
@@ -139,7 +144,7 @@ def _encoder(name, vocab_size, text):
                          pad_token_id=1)  # fmt: skip
     lend_transformers()
     pooler = text.get("hf_pooler_type", "mean_pooler")
-    encoder = HFTextEncoder("", EMBED_DIM, config=made, pooler_type=pooler, proj_type="mlp")
+    encoder = HFTextEncoder("", width, config=made, pooler_type=pooler, proj_type="mlp")
     if made.is_encoder_decoder:
         encoder.transformer = encoder.transformer.encoder
     return encoder

@@ -14,9 +14,11 @@ from torch.nn import functional as F
 
 from raydapt.errors import UserError
 from raydapt.models.clip import Clip
+from raydapt.models.deployed import DeployedClip
 from raydapt.models.prompts import TextPrompt, VisualPrompt
 from raydapt.models.tuned_clip import TunedClip
 from raydapt.models.tuned_norms import TunedNorms
+from raydapt.verbs.export import to_onnx
 from tests.models.families import FAMILIES, family_clip
 
 PAGE = Path(__file__).parents[2] / "docs" / "towers.md"
@@ -38,6 +40,7 @@ def _features(clip: Clip) -> None:
         token_TL = clip.text_tower.tokenize(TEXTS)
         text = F.normalize(clip.model.encode_text(token_TL), dim=-1)
     torch.testing.assert_close(clip.encode_text(TEXTS), text, atol=1e-5, rtol=0)
+    assert image.shape == text.shape
 
 
 def _text_prompt(clip: Clip) -> None:
@@ -121,6 +124,15 @@ def row_of(family: str, folder: Path) -> str:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_table_of_towers_says_what_each_can_learn(family, tmp_path):
     assert row_of(family, tmp_path) in PAGE.read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_tower_is_exported(family, tmp_path):
+    pytest.importorskip("onnxscript")
+    clip = family_clip(FAMILIES[family], tmp_path)
+    _, difference = to_onnx(DeployedClip(clip, clip.encode_text(TEXTS)).eval(), clip.image_spec.size_px)
+    assert difference < 1e-3
 
 
 def write_table() -> None:

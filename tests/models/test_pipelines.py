@@ -1,6 +1,7 @@
 """Every kind of diffusion pipeline that is known: pictures that depend on number, prompt and guidance; LoRA files."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -179,3 +180,28 @@ def test_what_cannot_work_is_one_sentence(folders: Path, tmp_path: Path) -> None
         with pytest.raises(UserError, match=words) as caught:
             find_pipeline(str(tmp_path / name))
         assert "\n" not in str(caught.value)
+
+
+def test_names_of_the_hub_in_the_cache_are_what_their_folders_are(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    kinds = ("StableDiffusionXLPipeline", "FluxPipeline")
+    for name, kind in (*((kind, kind) for kind in kinds), ("Kolors", "KolorsPipeline")):
+        repository = tmp_path / f"models--org--{name}"
+        snapshot = repository / "snapshots" / ("a" * 40)
+        shutil.copytree(folders / (kind if kind in kinds else kinds[0]), snapshot)
+        (repository / "refs").mkdir()
+        (repository / "refs/main").write_text("a" * 40)
+        index = json.loads((snapshot / "model_index.json").read_text())
+        (snapshot / "model_index.json").write_text(json.dumps(index | {"_class_name": kind}))
+    for kind in kinds:
+        assert find_pipeline(f"org/{kind}").kind == kind
+        assert type(load_pipeline(f"org/{kind}")).__name__ == kind
+    with pytest.raises(UserError, match="'org/Kolors' holds a KolorsPipeline, which was never tried here"):
+        find_pipeline("org/Kolors")
+    with pytest.raises(
+        UserError, match=r"'org/none' cannot be loaded: it is not in the cache .*run `hf download org/none`"
+    ):
+        find_pipeline("org/none")

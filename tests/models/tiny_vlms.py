@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 import transformers as t
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 _TEXT = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
          "num_key_value_heads": 2, "max_position_embeddings": 4096, "tie_word_embeddings": False}  # fmt: skip
-_N_BYTES = 256
+_N_LETTERS = 94
+"""The first tokens: what ASCII prints, space aside."""
 _CHAT = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}IMAGE{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
@@ -60,7 +62,9 @@ def _qwen(version: str) -> tuple[Any, Any]:
     rope = {"rope_type": "default", "mrope_section": [6, 5, 5], "mrope_interleaved": True, "rope_theta": 10000.0}
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64,
               "deepstack_visual_indexes": [0], "num_position_embeddings": 64}  # fmt: skip
-    config = t.Qwen3VLConfig(text_config=text | {"head_dim": 32, "rope_parameters": rope}, vision_config=vision, **ids)
+    # vLLM 0.29.0 asks the language model's part for its architecture on a CPU, which published files do not state
+    text |= {"head_dim": 32, "rope_parameters": rope, "architectures": ["Qwen3ForCausalLM"]}
+    config = t.Qwen3VLConfig(text_config=text, vision_config=vision, **ids)
     processor = t.Qwen3VLProcessor(image, tokenizer, t.Qwen3VLVideoProcessor(), chat_template=chat)
     return t.Qwen3VLForConditionalGeneration(config), processor
 
@@ -147,12 +151,24 @@ TINY: dict[str, Callable[[], tuple[Any, Any]]] = {
 }
 
 
+_PUBLISHED_OLDER = ("LLaVA-NeXT", "Gemma 3")
+"""Their published weights name the vision tower as transformers 4 did, which is what vLLM 0.29 reads."""
+
+
+def _published_name(name: str) -> str:
+    return name.replace("vision_tower.", "vision_tower.vision_model.", 1)
+
+
 def save_vlm(kind: str, folder: Path) -> str:
     """Writes a model of a family as a folder, and returns the folder's name."""
     torch.manual_seed(0)
     model, processor = TINY[kind]()
     with torch.no_grad():
-        model.get_output_embeddings().weight[_N_BYTES:] = 0.0  # it says letters, where special tokens are no text
+        model.get_output_embeddings().weight[_N_LETTERS:] = 0.0  # what it says is text: no space, no special token
     model.eval().save_pretrained(folder)
     processor.save_pretrained(folder)
+    if kind in _PUBLISHED_OLDER:
+        path = folder / "model.safetensors"
+        tensors = {_published_name(name): tensor for name, tensor in load_file(path).items()}
+        save_file(tensors, path, metadata={"format": "pt"})
     return str(folder)

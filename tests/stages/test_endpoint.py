@@ -117,6 +117,13 @@ def test_no_answer_of_the_protocol_is_one_sentence(server: HTTPServer, status: i
     assert "\n" not in str(row[ERROR])
 
 
+def test_an_answer_in_latin_1_is_one_sentence(server: HTTPServer) -> None:
+    row = ask(server, 200, json.dumps(said("Un café."), ensure_ascii=False).encode("latin-1"))
+    assert row[ANSWER] is None
+    assert "answered with a text that is not in UTF-8, as JSON has to be: check the address" in str(row[ERROR])
+    assert "codec" not in str(row[ERROR])
+
+
 class _Moody(JsonAnswers, BaseHTTPRequestHandler):
     """Answers with the next of the server's moods, an answer for ever after them."""
 
@@ -128,6 +135,9 @@ class _Moody(JsonAnswers, BaseHTTPRequestHandler):
         if isinstance(status, bytes):
             self.answer(200, status, headers)
             return
+        if status == "meet":
+            self.server.meeting.wait(60)  # type: ignore[attr-defined]
+            status = 200
         if status == "hang":
             self.server.over.wait(10)  # type: ignore[attr-defined]
             return
@@ -136,13 +146,14 @@ class _Moody(JsonAnswers, BaseHTTPRequestHandler):
 
 @contextmanager
 def moody(
-    moods: list[tuple[object, dict[str, str]]], questions: int = 1
+    moods: list[tuple[object, dict[str, str]]], questions: int = 1, at_a_time: int = 1
 ) -> Iterator[tuple[ThreadingHTTPServer, pa.Table]]:
     """A server with these moods, and what becomes of so many questions to it."""
     over = threading.Event()
-    with served(ThreadingHTTPServer(("127.0.0.1", 0), _Moody), moods=list(moods), asked=0, over=over) as found:
+    state = {"moods": list(moods), "asked": 0, "over": over, "meeting": threading.Barrier(2)}
+    with served(ThreadingHTTPServer(("127.0.0.1", 0), _Moody), **state) as found:
         address = f"http://127.0.0.1:{found.server_port}/v1"
-        settings = CaptionSettings(engine="openai", base_url=address, model="m", max_num_seqs=1)
+        settings = CaptionSettings(engine="openai", base_url=address, model="m", max_num_seqs=at_a_time)
         client = EndpointClient(lambda row: Prompt(text="what?", image=None, seed=0), settings, SCHEMA, "caption")
         try:
             yield found, client(pa.table({"row": list(range(questions))}))
@@ -178,6 +189,25 @@ def test_a_server_that_hangs_is_left_after_two_questions(monkeypatch: pytest.Mon
         assert server.asked == 2
     errors = answers[ERROR].to_pylist()
     assert all(error.startswith(STOPPED) and "Timeout" in error for error in errors)
+
+
+@pytest.mark.parametrize(("place", "requests"), [("/v1/again", 4), ("ftp://nowhere/", 1)])
+def test_redirects_in_a_circle_are_refused_at_once(place: str, requests: int) -> None:
+    with moody([(307, {"Location": place})] * 99, questions=9, at_a_time=9) as (server, table):
+        assert server.asked == requests
+    last = place if "://" in place else f"http://127.0.0.1:{server.server_port}{place}"
+    for error in table[ERROR].to_pylist():
+        assert error.startswith(STOPPED + "Setting caption.base_url='http://127.0.0.1")
+        assert f"leads from address to address and to no server (last to {last}): check the address" in error
+
+
+def test_a_wrong_address_is_asked_once_and_a_right_one_by_all_at_once() -> None:
+    with moody([(401, {})] * 99, questions=9, at_a_time=9) as (server, _):
+        assert server.asked == 1
+    for first in (200, 400):
+        with moody([(first, {}), ("meet", {}), ("meet", {})], questions=3, at_a_time=3) as (server, table):
+            assert table[ANSWER].to_pylist()[1:] == ["A cat."] * 2  # each waited for the other
+            assert server.asked == 3
 
 
 def test_what_was_answered_before_a_server_failed_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
