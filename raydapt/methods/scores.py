@@ -10,12 +10,13 @@ Legend: N images, H held-out images, C classes, K neighbours, T trials of a swee
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from raydapt.methods.kmeans import fitted_kmeans
 
 DENSITY_TEMPERATURE = 0.05
 """Published value (Saito et al. 2021, section 3.2)."""
@@ -107,13 +108,7 @@ def cluster_agreement(class_N: Tensor, cluster_N: Tensor) -> float:
 
 def clusters(feature_ND: Tensor, count: int) -> Tensor:
     """The cluster int64 [N] of every image: k-means of L2-normalised features, from a fixed start."""
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-
-    kmeans = KMeans(min(count, len(feature_ND)), n_init=1, random_state=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # of copies there are fewer clusters, which is no fault
-        return torch.from_numpy(kmeans.fit_predict(feature_ND.numpy())).long()
+    return torch.from_numpy(fitted_kmeans(feature_ND, min(count, len(feature_ND))).labels_).long()
 
 
 def accuracy(class_H: Tensor, truth_H: Tensor) -> float:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from raydapt.methods.kmeans import fitted_kmeans
+
 EXACT_LIMIT = 20_000
 """Images up to which all pairs are compared."""
 _CELLS_FACTOR = 4
@@ -93,16 +95,17 @@ def _by_lists(feature_ND: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     An inverted file such as faiss' goes through its lists query by query, at a twentieth of a matrix product's speed.
     """
-    from sklearn.cluster import KMeans
-
     n_images = len(feature_ND)
     n_lists = int(_CELLS_FACTOR * math.sqrt(n_images))
     drawn_S = torch.randperm(n_images, generator=torch.Generator().manual_seed(0))[: _POINTS_PER_LIST * n_lists]
-    kmeans = KMeans(n_lists, init="random", n_init=1, max_iter=_KMEANS_STEPS, random_state=0)
-    centre_LD = F.normalize(torch.from_numpy(kmeans.fit(feature_ND[drawn_S].numpy()).cluster_centers_), dim=1)
-    list_N = torch.cat([best.indices[:, 0] for best in _best_of(feature_ND, centre_LD, 1)])
-    around_LP = torch.cat([best.indices for best in _best_of(centre_LD, centre_LD, min(_PROBED, n_lists))])
-    rows_of_list = torch.split(torch.argsort(list_N, stable=True), torch.bincount(list_N, minlength=n_lists).tolist())
+    kmeans = fitted_kmeans(feature_ND[drawn_S], n_lists, init="random", max_iter=_KMEANS_STEPS)
+    centre_LD = F.normalize(torch.from_numpy(kmeans.cluster_centers_), dim=1)
+    nearest_N = torch.cat([best.indices[:, 0] for best in _best_of(feature_ND, centre_LD, 1)])
+    # Where images are copies, many centres are one place: those that no image chose would crowd out the others.
+    chosen_L, list_N, size_L = nearest_N.unique(return_inverse=True, return_counts=True)  # type: ignore[no-untyped-call]
+    centre_LD = centre_LD[chosen_L]
+    around_LP = torch.cat([best.indices for best in _best_of(centre_LD, centre_LD, min(_PROBED, len(centre_LD)))])
+    rows_of_list = torch.split(torch.argsort(list_N, stable=True), size_L.tolist())
     cosine_NK, index_NK = torch.zeros(n_images, k), torch.full((n_images, k), -1)
     for rows_of_one, around_P in zip(rows_of_list, around_LP.tolist(), strict=True):
         rows_A = torch.cat([rows_of_list[number] for number in around_P])

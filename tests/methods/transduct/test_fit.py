@@ -197,6 +197,8 @@ def test_many_copies_of_one_image_are_one_list(monkeypatch):
     found = nearest(feature_ND, 4)
     torch.testing.assert_close(found.affinity_NK[200:], torch.ones(700, 4))
     assert not (found.index_NK == torch.arange(900)[:, None]).any()
+    few = others[:3].repeat(100, 1)  # fewer different images than lists
+    torch.testing.assert_close(nearest(few, 4).affinity_NK, torch.ones(300, 4))
 
 
 def test_an_image_and_its_copies_are_each_others_neighbours_but_not_their_own():
