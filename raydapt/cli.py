@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -361,11 +360,9 @@ cli.add_command(threshold)
 
 def main() -> None:
     """Runs the command line and turns a user's mistake into one sentence and exit code 2."""
-    # Ray and its dependencies warn about each other's versions: nothing that a user of raydapt could mend.
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    from raydapt.progress import log_to_console
+    from raydapt.progress import log_to_console, silence_libraries
 
+    silence_libraries()
     log_to_console()
     try:
         cli()

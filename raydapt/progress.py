@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, TextIO
@@ -174,6 +175,12 @@ def log_to_console() -> None:
     _LOG.propagate = False  # or a root handler of another package would say everything twice
     if not any(isinstance(handler, _Console) for handler in _LOG.handlers):
         _LOG.addHandler(_Console())
+
+
+def silence_libraries() -> None:
+    """Ray and its dependencies warn about each other's versions: nothing that a user of raydapt could mend."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
 def _watched(file: TextIO) -> bool:

@@ -62,11 +62,7 @@ class Feeds:
 
     def batches(self, step: int) -> dict[str, Batch]:
         """This worker's part of every stream's batch of a 0-based step, on its device."""
-        if self._thread is None:
-            return self._gather(step)
-        ahead = self._ahead if self._ahead is not None and self._ahead[0] == step else self._begin(step)
-        gathered = ahead[1].result()
-        self._ahead = self._begin(step + 1) if step + 1 < self._total else None
+        gathered = self._gather(step) if self._thread is None else self._gathered_ahead(step)
         return {name: self._moved(batch) for name, batch in gathered.items()}
 
     def close(self) -> None:
@@ -75,6 +71,12 @@ class Feeds:
             feed.close()
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)
+
+    def _gathered_ahead(self, step: int) -> dict[str, Batch]:
+        ahead = self._ahead if self._ahead is not None and self._ahead[0] == step else self._begin(step)
+        gathered = ahead[1].result()
+        self._ahead = self._begin(step + 1) if step + 1 < self._total else None
+        return gathered
 
     def _begin(self, step: int) -> tuple[int, Future[dict[str, Batch]]]:
         assert self._thread is not None
@@ -87,7 +89,7 @@ class Feeds:
             target_BC = stream.target_MC[position_B].float()
             batch = Batch(image_B=image_B, target_BC=target_BC, index_B=stream.index_M[position_B])
             batches[stream.name] = batch if self._thread is None else _pinned(batch, self._device)
-        return batches if self._thread is not None else {name: self._moved(batch) for name, batch in batches.items()}
+        return batches
 
     def _moved(self, batch: Batch) -> Batch:
         return Batch(

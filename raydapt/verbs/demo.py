@@ -3,7 +3,6 @@
 import logging
 import os
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed, wait
 from dataclasses import replace
@@ -18,6 +17,7 @@ from raydapt.errors import UserError
 from raydapt.methods.configuration import EverySetting, config_from_tree
 from raydapt.methods.table import METHODS, recipe_file, spec_of
 from raydapt.methods.without_images import decide_prompt
+from raydapt.progress import silence_libraries
 from raydapt.report.compare import format_table
 from raydapt.run import pipeline
 from raydapt.run.reporting import compare_runs
@@ -96,8 +96,7 @@ def _line(metrics: Mapping[str, Any]) -> str:
 
 
 def _prepare(threads: int) -> None:
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    silence_libraries()
     logging.getLogger("raydapt").setLevel(logging.ERROR)  # what two runs say at once stands in their reports
     torch.set_num_threads(threads)
 
