@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raydapt.artefacts.rows import Features
 from raydapt.errors import UserError
 from raydapt.methods.air.part import SYNTHETIC, AirPart
 from raydapt.methods.class_prior import ClassPrior, class_prior
@@ -140,7 +141,7 @@ class PromptMethod(Method):
                 "There are no unlabelled training images to learn from: check data.train_splits and data.shots."
             )
         if round_ == 1:
-            feature_UD = images.of_unlabelled(images.feature_ND)
+            feature_UD = images.unlabelled_features()
             all_UC = zero_shot_probability(feature_UD, self._zero_shot_CD, self.prompted.clip.logit_scale)
         else:
             all_UC = probability_UC()
@@ -180,7 +181,7 @@ def hard_targets(selection: Selection, n_candidates: int) -> Probabilities:
     return np.eye(n_candidates, dtype=np.float32)[selection.class_M]
 
 
-def zero_shot_probability(feature_UD: Tensor, class_CD: Tensor, logit_scale: float) -> Tensor:
+def zero_shot_probability(feature_UD: Features, class_CD: Tensor, logit_scale: float) -> Tensor:
     """Softmax [U, C] of the frozen features against class embeddings."""
     probability_UC = class_CD.new_empty(len(feature_UD), len(class_CD))
     for start in range(0, len(feature_UD), _ROWS_PER_CHUNK):

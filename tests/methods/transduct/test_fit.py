@@ -157,7 +157,7 @@ def test_nearest_is_the_naive_one(drawn):
 @pytest.mark.parametrize("search", [_by_sklearn, _by_torch])
 def test_every_search_finds_the_same(drawn, search):
     cosine_NK, index_NK = search(drawn.feature_ND, 4)
-    torch.testing.assert_close(index_NK[:, 1:], nearest(drawn.feature_ND, 3).index_NK)
+    torch.testing.assert_close(index_NK[:, 1:].int(), nearest(drawn.feature_ND, 3).index_NK)
     torch.testing.assert_close(cosine_NK[:, 1:], nearest(drawn.feature_ND, 3).affinity_NK, rtol=1e-4, atol=1e-5)
 
 
