@@ -104,8 +104,9 @@ def copy_rows(feature_ND: Features, row_B: Tensor, out_BD: Tensor) -> Tensor:
     return out_BD[: len(row_B)]
 
 
-def blocks(n_images: int, rows: int = _BLOCK_ROWS) -> Iterator[slice]:
+def blocks(n_images: int, rows: int | None = None) -> Iterator[slice]:
     """The rows of all images, a bounded number at a time."""
+    rows = rows or _BLOCK_ROWS
     for start in range(0, n_images, rows):
         yield slice(start, min(start + rows, n_images))
 

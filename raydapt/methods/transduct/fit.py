@@ -56,7 +56,9 @@ class _Problem:
 
     feature_ND: Features
     text_CD: Tensor
-    base: BaseLogits
+    base: BaseLogits | None
+    """None: the texts', s t . f."""
+    logit_scale: float
     settings: TransductSettings
     neighbours: Neighbours
     second: SecondView | None = None
@@ -76,7 +78,21 @@ class _Problem:
     def start(self) -> None:
         """Labels are the base classifier's probabilities."""
         for rows in self.blocks():
-            self.labels.write(rows, self.base(rows).softmax(dim=1))
+            self.labels.write(rows, self.base_logits(rows).softmax(dim=1))
+
+    def base_logits(self, rows: slice) -> Tensor:
+        """[B, C] of a block by the classifier that the labels start from."""
+        if self.base is None:
+            return self.logit_scale * self.feature_ND[rows] @ self.text_CD.T
+        return self.base(rows)
+
+    def linear_scores(self, head: Head, rows: slice) -> Tensor:
+        """Lambda base_i + w . f_i + b, [B, C]; of the texts' logits and a head one product of matrices."""
+        feature_BD, strength = self.feature_ND[rows], self.settings.text_strength
+        if self.base is None:
+            weight_CD = strength * self.logit_scale * self.text_CD + head.weight_CD
+            return torch.addmm(head.bias_C, feature_BD, weight_CD.T)
+        return (strength * self.base(rows)).add_(torch.addmm(head.bias_C, feature_BD, head.weight_CD.T))
 
     def statistics(self) -> Statistics:
         sum_CD, mass_C = torch.zeros_like(self.text_CD), self.text_CD.new_zeros(len(self.text_CD))
@@ -122,8 +138,7 @@ class _Problem:
         """
         trust = 0.0 if second is None else self.second_trust()
         for rows in self.blocks():
-            score_BC = self.settings.text_strength * self.base(rows)
-            score_BC += torch.addmm(head.bias_C, self.feature_ND[rows], head.weight_CD.T)
+            score_BC = self.linear_scores(head, rows)
             if self.neighbours.index_NK.shape[1] and self.settings.neighbour_strength:
                 mean_BC = self.labels.neighbours_mean(self.neighbours, rows, normalised=normalised)
                 score_BC += self.settings.neighbour_strength * mean_BC
@@ -166,13 +181,8 @@ def fit(
     settings = settings or TransductSettings()
     if neighbours is None:
         neighbours = nearest(feature_ND, settings.neighbours, text_CD.device)
-    if base is None:
-
-        def base(rows: slice) -> Tensor:
-            return logit_scale * feature_ND[rows] @ text_CD.T
-
     second = None if second_NE is None else SecondView.of(second_NE, settings, text_CD.device)
-    problem = _Problem(feature_ND, text_CD, base, settings, neighbours, second)
+    problem = _Problem(feature_ND, text_CD, base, logit_scale, settings, neighbours, second)
     problem.start()
     if settings.rule in ("tempered", "spherical"):
         head, prior_C = _mixture(problem, log_prior_C)
@@ -231,7 +241,7 @@ def _surest_means(problem: _Problem) -> Tensor:
     """The mean of the images of which the base classifier is surest, of every class (TransCLIP, section 4.1)."""
     best_SC = index_SC = None
     for rows in problem.blocks():
-        probability_BC = problem.base(rows).softmax(dim=1)
+        probability_BC = problem.base_logits(rows).softmax(dim=1)
         row_BC = torch.arange(rows.start, rows.stop, device=probability_BC.device)[:, None].expand_as(probability_BC)
         if best_SC is not None and index_SC is not None:
             probability_BC, row_BC = torch.cat([best_SC, probability_BC]), torch.cat([index_SC, row_BC])
