@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ import torch
 from raydapt.cluster.joining import require_reachable
 from raydapt.cluster.nodes import capacity, may_stay, require_nodes, selector
 from raydapt.errors import UserError
+from raydapt.progress import said_if_slow
 from raydapt.settings.groups import RaySettings, TrainSettings
 from raydapt.store.folder import Folder
 from raydapt.train.checkpoint import Checkpoints, TrainState, from_bytes
@@ -117,13 +118,16 @@ def train_on_workers(
         ),
     )
     heard: set[tuple[Any, ...]] = set()
+    start = ExitStack()
 
     def hear(line: Mapping[str, Any]) -> None:
+        start.close()
         if _place(line) not in heard:  # a checkpoint holds the lines of all sessions, and so of those heard already
             heard.add(_place(line))
             log(line)
 
-    with _listening(lines, hear):
+    with start, _listening(lines, hear):
+        start.enter_context(said_if_slow(f"starting {_in_words(least, most)} …"))
         checkpoint = trainer.fit().checkpoint
     if checkpoint is None:
         raise RuntimeError("Ray Train ended without a checkpoint.")
@@ -204,8 +208,11 @@ def training_place(settings: TrainSettings, ray_settings: RaySettings) -> str:
     """Where a training happens, in words."""
     if trains_here(settings, ray_settings):
         return "in this process"
-    least, most = settings.least_workers, settings.most_workers
-    return f"on {most if least == most else f'{least} to {most}'} Ray Train worker{'' if most == 1 else 's'}"
+    return f"on {_in_words(settings.least_workers, settings.most_workers)}"
+
+
+def _in_words(least: int, most: int) -> str:
+    return f"{most if least == most else f'{least} to {most}'} Ray Train worker{'' if most == 1 else 's'}"
 
 
 def local_context(settings: TrainSettings) -> WorkerContext:
