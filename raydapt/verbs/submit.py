@@ -44,8 +44,12 @@ PASSED_ON = ("RAYDAPT_DATA", "HF_HUB_OFFLINE", "HF_HOME", "VLLM_CPU_KVCACHE_SPAC
 """Variables that a job gets from this shell. What travels this way stands in the dashboard: never add a secret."""
 _STRONGER = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 _SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "KEY", "CREDENTIAL")
-_TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
-"""Loggers of Ray that tell how the working directory is packed."""
+_TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+"""Loggers of Ray that tell how the working directory is packed and when a connection ends."""
 _POLL_S = 2.0
 _AGENT_S = 180.0
 """How long a cluster that has just started is given until it can take a job."""
