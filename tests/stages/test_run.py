@@ -1,4 +1,5 @@
 import errno
+import logging
 import os
 import random
 import stat
@@ -16,6 +17,7 @@ import ray.data
 from raydapt.errors import UserError
 from raydapt.settings.groups import RaySettings
 from raydapt.stages.run import Stage, run_stage, whole_parts
+from raydapt.stages.through_ray import _after_start
 from raydapt.store.artefact import Store
 from raydapt.store.fingerprint import Recipe
 
@@ -89,6 +91,26 @@ def stage_of(
         max_error_share=share,
         ray=SETTINGS,
     )
+
+
+def test_actors_that_are_long_in_starting_are_told_and_no_batch_is_lost(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("raydapt.progress._SILENCE_S", 0.0)
+    monkeypatch.setattr(logging.getLogger("raydapt"), "propagate", True)
+    caplog.set_level(logging.INFO, "raydapt")
+    stage, batches = stage_of({}, []), [table_of(result_rows(part, 2)) for part in range(3)]
+
+    def slow() -> Iterator[pa.Table]:
+        for _ in range(200):
+            if caplog.messages:
+                break
+            threading.Event().wait(0.05)
+        yield from batches
+
+    assert list(_after_start(slow(), stage, 2)) == batches
+    assert caplog.messages == ["starting 2 actors for values on Ray …"]
+    assert list(_after_start(iter(()), stage, 1)) == []
 
 
 @pytest.mark.ray
