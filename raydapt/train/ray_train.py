@@ -117,17 +117,7 @@ def train_on_workers(
             callbacks=list(callbacks),
         ),
     )
-    heard: set[tuple[Any, ...]] = set()
-    start = ExitStack()
-
-    def hear(line: Mapping[str, Any]) -> None:
-        start.close()
-        if _place(line) not in heard:  # a checkpoint holds the lines of all sessions, and so of those heard already
-            heard.add(_place(line))
-            log(line)
-
-    with start, _listening(lines, hear):
-        start.enter_context(said_if_slow(f"starting {_in_words(least, most)} …"))
+    with _listening(lines, log, f"starting {_in_words(least, most)} …") as hear:
         checkpoint = trainer.fit().checkpoint
     if checkpoint is None:
         raise RuntimeError("Ray Train ended without a checkpoint.")
@@ -154,12 +144,28 @@ class _Lines:
 
 
 @contextmanager
-def _listening(lines: Any, hear: Log) -> Iterator[None]:
-    """Passes on the lines of the first worker while training goes on, from a thread of this process."""
+def _listening(lines: Any, log: Log, start: str) -> Iterator[Log]:
+    """Passes on the lines of the first worker while training goes on, from a thread of this process.
+
+    Args:
+        lines: The actor `_Lines`.
+        log: Gets every line once.
+        start: What is said to go on until the first line comes.
+
+    Yields:
+        What passes on a line that was not heard yet.
+    """
     import ray
     from ray.exceptions import RayError
 
-    over = threading.Event()
+    over, starting = threading.Event(), ExitStack()
+    heard: set[tuple[Any, ...]] = set()
+
+    def hear(line: Mapping[str, Any]) -> None:
+        starting.close()
+        if _place(line) not in heard:  # a checkpoint holds the lines of all sessions, and so of those heard already
+            heard.add(_place(line))
+            log(line)
 
     def listen() -> None:
         last = False
@@ -172,12 +178,14 @@ def _listening(lines: Any, hear: Log) -> Iterator[None]:
                 return
 
     thread = threading.Thread(target=listen, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    with starting:
+        starting.enter_context(said_if_slow(start))
+        thread.start()
+        try:
+            yield hear
+        finally:
+            over.set()
+            thread.join()
 
 
 def _place(line: Mapping[str, Any]) -> tuple[Any, ...]:
