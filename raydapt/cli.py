@@ -275,6 +275,7 @@ def export(run_folder: str, output: str) -> None:
 @click.option("--features", is_flag=True, help="CLIP features of WHU-RS19 (RAYDAPT_DATA) in place of the digits.")
 def demo(overrides: tuple[str, ...], features: bool) -> None:
     """Runs the built-in handwritten digits through every method, offline, and compares them."""
+    _import_models()
     from raydapt.verbs import demo as demo_
 
     demo_.demo(list(overrides), features=features)
