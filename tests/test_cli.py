@@ -178,6 +178,19 @@ def test_the_demo_lays_its_settings_over_the_recipe_of_every_method() -> None:
 
 
 @pytest.mark.slow
+def test_the_program_says_what_it_imports_before_it_plans(tmp_path: Path) -> None:
+    code = (
+        "import sys, raydapt.progress as p; p._SILENCE_S = 0.0\n"
+        "from raydapt.cli import main; sys.argv = ['raydapt', *sys.argv[1:]]; main()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", code, "run", "cpl", "data.source=digits", "--dry-run"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[0] == "importing torch and open_clip …"
+    assert "stage     features" in done.stdout
+
+
+@pytest.mark.slow
 def test_exit_codes_of_the_program() -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 

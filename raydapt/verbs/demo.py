@@ -71,6 +71,7 @@ def _run_all(configs: Sequence[Config]) -> list[Folder]:
     processes = min(_AT_ONCE, os.cpu_count() or 1)
     threads = max(1, (os.cpu_count() or 1) // processes)
     started, done = time.monotonic(), 0
+    click.echo(f"{len(configs)} methods, {processes} at a time; {configs[0].method} first, whose features all read …")
     with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_prepare, initargs=(threads,)) as pool:
         # The first one makes what all read.
         begun = [pool.submit(_run_quietly, configs[0])]
