@@ -27,6 +27,9 @@ from raydapt.stages.vllm_engine import (
     sampling_of,
 )
 
+_STAGE = "vLLMEngineStage"
+"""As ray.data.llm calls what holds the engine."""
+
 
 class _Opaque:
     """What no column of numbers or texts can hold: it keeps Ray from guessing the kind of rows without an image."""
@@ -73,9 +76,10 @@ def ask_vllm(
     )
     # The configuration has no word for nodes' labels and the engine's work; what a stage hands to Ray Data has.
     placed = _placement(ray_settings.model_nodes, settings.tensor_parallel)
-    stage = processor.get_stage_by_name("vLLMEngineStage")
+    stage = processor.get_stage_by_name(_STAGE)
     stage.map_batches_kwargs.update(placed)
-    stage.fn = timed(stage.fn, answer_work(address), settings.tensor_parallel)
+    engine = timed(stage.fn, answer_work(address), settings.tensor_parallel)
+    processor.stages[_STAGE] = stage.model_copy(update={"fn": engine})  # an assignment would ask for a GPU
     named = partial(as_result, schema=questions.schema)
     answered = processor(dataset)
     return answered.map_batches(named, batch_format="pyarrow", batch_size=None, label_selector=label), engines
