@@ -46,7 +46,7 @@ _RESOURCES = (
 )
 LEAST_CACHE_GB = 0.3
 """For sets that do not fit in it: windows of two streams then have some 70 blocks, which mix well (docs/cluster.md)."""
-_STAGE_RESOURCES = ("actors", "cpus_per_actor", "gpus_per_actor")
+_STAGE_RESOURCES = ("actors", "cpus_per_actor", "gpus_per_actor", "compile")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -270,6 +270,9 @@ class SynthesisSettings:
     """Of the images; the run's own seed does not change them."""
     batch_size: PositiveInt = 20
     """Images of one class that are made at once, committed and resumed together."""
+    compile: bool = False
+    """Let torch compile the UNet, or the transformer in its place: faster on GPUs, after a minute's wait. Its images
+    differ by rounding alone, and are not told apart from others."""
     actors: PositiveInt | Auto = "auto"
     """Actors that hold the pipeline; ``auto``: one per GPU, else one per two CPUs."""
     cpus_per_actor: NonNegative = 1.0
