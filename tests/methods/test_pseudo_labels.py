@@ -423,6 +423,7 @@ def test_quantiles_of_the_columns_are_those_of_numpy(kind, share):
     np.testing.assert_array_equal(quantiles.column_quantiles(blocks, sample, share_C), expected)
 
 
+@pytest.mark.usefixtures("large_blocks")
 def test_a_sample_does_not_keep_the_blocks_that_it_was_drawn_from(monkeypatch):
     monkeypatch.setattr(quantiles, "_CELLS_OF_SAMPLE", 1000)
     probability = probabilities(10_000, 100)
