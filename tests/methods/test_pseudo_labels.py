@@ -429,7 +429,7 @@ def test_a_sample_does_not_keep_the_blocks_that_it_was_drawn_from(monkeypatch):
     probability = probabilities(10_000, 100)
     (_, sample), peak = peak_bytes(lambda: quantiles.sample_of(Counted(probability)))
     np.testing.assert_array_equal(sample, probability[::1000])
-    assert peak < 0.1 * probability.nbytes
+    assert peak < 0.2 * probability.nbytes
 
 
 def test_a_sample_that_misleads_costs_passes_and_no_digit(monkeypatch):
