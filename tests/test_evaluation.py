@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from raydapt.methods.targets import sparse
 from raydapt.run.accuracy import evaluate, harmonic_mean, pseudo_label_accuracy
 from raydapt.run.evaluation import confusion_table
 
@@ -92,7 +93,7 @@ def test_pseudo_label_accuracy_equals_naive_loops(kind):
         target_MC = (target_MC > 0.5).float()
         target_MC[:, 0] = 1.0
     found = pseudo_label_accuracy(index_M, target_MC, truth_N)
-    assert pseudo_label_accuracy(index_M, target_MC.to_sparse(), truth_N) == found
+    assert pseudo_label_accuracy(index_M, sparse(target_MC), truth_N) == found
 
     top, holds, known = 0.0, 0, 0
     for i, weights in zip(index_M.tolist(), target_MC.tolist(), strict=True):

@@ -20,13 +20,16 @@ from raydapt.artefacts.partial_labels import PartialLabels
 from raydapt.artefacts.pixels import PixelRows
 from raydapt.artefacts.rows import Features, rows_of
 from raydapt.artefacts.synthetic_images import SyntheticImages
+from raydapt.methods.targets import Targets, sparse
 
 ImageSource = Literal["train", "synthetic"]
 """Which images a stream draws from: the images that are adapted to, or synthetic ones."""
 
 
 OverImages = Callable[[Callable[[Tensor], Tensor]], Tensor]
-"""Applies a function of a batch of images (as the method `input_kind` them) to all training images."""
+"""Applies a function of a batch of images (as the method `input_kind` them) to all training images, or the unlabelled
+ones, batch by batch in evaluation mode without gradients, each worker to its part; every worker gets all results
+[N, ...], on the CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +40,8 @@ class Stream:
     """The key of its batches in `Method.forward`."""
     index_M: Tensor
     """int64 indices into the training images."""
-    target_MC: Tensor
-    """Targets: one-hot or a distribution in float32, or 0/1 sets of candidates, also in uint8; batches are float32."""
+    target_MC: Targets
+    """One-hot, a distribution, or 0/1 sets of candidates, also sparse; batches are float32 and dense."""
     batch_size: int
     """Images per optimiser step over all workers."""
     source: ImageSource = "train"
@@ -106,13 +109,13 @@ class TrainingImages:
             return of_all
         return of_all[index_U]
 
-    def unlabelled_features(self) -> Features:
-        """The unlabelled images' features, without a copy."""
-        return rows_of(self.feature_ND, self.unlabelled_U)
+    def all_unlabelled(self, feature_ND: Features) -> Features:
+        """The unlabelled images' rows of features [N, D], without a copy."""
+        return rows_of(feature_ND, self.unlabelled_U)
 
-    def unlabelled_second(self) -> Features | None:
-        """The same of the second encoder's, if there are some."""
-        return None if self.second_ND is None else rows_of(self.second_ND, self.unlabelled_U)
+    def unlabelled_features(self, rows: slice | Tensor) -> Tensor:
+        """Features [B, D] of some of the unlabelled images, by their places among these."""
+        return self.feature_ND[self.unlabelled_U[rows]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +134,7 @@ class PseudoLabels:
 
     index_M: Tensor
     """int64 indices into the training images; an image may stand here more than once (published leader board)."""
-    target_MC: Tensor
+    target_MC: Targets
     """Targets over all classes as a stream has them; sparse where they are only kept (see `kept`)."""
     confidence_M: Tensor
     """Probability of the class that selected the image."""
@@ -147,7 +150,7 @@ class PseudoLabels:
     @property
     def kept(self) -> PseudoLabels:
         """The same with sparse targets, for the history: most classes are no target of most images."""
-        return replace(self, target_MC=self.target_MC.to_sparse().float())
+        return replace(self, target_MC=sparse(self.target_MC))
 
 
 class Method(nn.Module, ABC):
@@ -173,13 +176,13 @@ class Method(nn.Module, ABC):
         """The loss, a scalar, of one batch of every stream (of its name)."""
 
     @abstractmethod
-    def begin_round(self, round_: int, probability_UC: Callable[[], Tensor]) -> list[Stream]:
+    def begin_round(self, round_: int, over_unlabelled: OverImages) -> list[Stream]:
         """Re-initialises what is learned anew in each round and chooses what the round learns from.
 
         Args:
             round_: 1-based.
-            probability_UC: Computes the current model's softmax over all classes for `TrainingImages.unlabelled_U`,
-                in that order; costly, so it is called only when needed, and before anything is re-initialised.
+            over_unlabelled: For what the current model says of `TrainingImages.unlabelled_U`, in that order; costly, so
+                it is called only when needed, and before anything is re-initialised.
 
         Returns:
             The round's streams. The first defines the epoch, the others are cycled through.
@@ -197,8 +200,7 @@ class Method(nn.Module, ABC):
         Args:
             round_: As in `begin_round`.
             epoch: Of the round.
-            over_images: Applies a function to all training images, batch by batch in evaluation mode without
-                gradients, each worker to its part; every worker gets all results [N, ...], on the CPU.
+            over_images: For what the current model says of all training images.
         """
 
     def end_round(self, round_: int) -> None:

@@ -27,6 +27,7 @@ from diffusers import (
 from torch import Tensor
 
 from raydapt.errors import UserError
+from raydapt.models.compiling import compiled
 from raydapt.models.peak import Clock
 from raydapt.models.pipelines import OWN_SAMPLER, STABLE_DIFFUSION, grain_px
 
@@ -65,8 +66,13 @@ class ImageMaker:
 
     clock: Clock
 
-    def __init__(self, pipeline: Any, sampling: Sampling) -> None:
+    def __init__(self, pipeline: Any, sampling: Sampling, *, compile_denoiser: bool = False) -> None:
         """Sets the scheduler.
+
+        Args:
+            pipeline: Changed in place; LoRA weights are in it already.
+            sampling: How images are made.
+            compile_denoiser: Whether torch compiles the UNet, or the transformer in its place.
 
         Raises:
             UserError: When the side is none that the pipeline can make, or it knows no negative prompt.
@@ -93,6 +99,8 @@ class ImageMaker:
         if device.type == "cuda" and hasattr(pipeline, "unet"):
             denoiser.to(memory_format=torch.channels_last)  # as a card's matrix units read convolutions
         self.clock = Clock(denoiser, device, _PRECISIONS[denoiser.dtype])
+        if compile_denoiser:
+            denoiser.forward = compiled(denoiser.forward, setting="synthesis.compile")
 
     @torch.inference_mode()
     def make(self, prompt: str, class_name: str, indices: Sequence[int]) -> npt.NDArray[np.uint8]:

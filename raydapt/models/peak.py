@@ -78,7 +78,7 @@ class Clock:
     """Seconds and operations of a module's calls; the device is not waited for before somebody asks.
 
     Every call is taken for as large as the first one, which is made twice: counting takes other kernels, which round
-    otherwise.
+    otherwise. Where torch has been asked to compile `forward` since, it does so before the first call's time begins.
     """
 
     def __init__(self, module: nn.Module, device: torch.device, precision: str) -> None:
@@ -86,6 +86,7 @@ class Clock:
         self._seconds, self._calls, self._entered = 0.0, 0, 0.0
         self._begun: list[torch.cuda.Event] = []
         self._ended: list[torch.cuda.Event] = []
+        self._eager = module.forward  # what torch compiles later is counted as it was before
         module.register_forward_pre_hook(self._enter, with_kwargs=True)
         module.register_forward_hook(self._leave)
 
@@ -100,6 +101,8 @@ class Clock:
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._calls:
             with counted(self._work):
+                self._eager(*args, **kwargs)
+            if module.forward != self._eager:
                 module.forward(*args, **kwargs)
         if self._device.type == "cuda":
             self._begun.append(self._now())

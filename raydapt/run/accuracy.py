@@ -10,6 +10,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from raydapt.methods.targets import Targets, sparse
+
 UNKNOWN = -1
 """The class index of an image whose label nobody knows."""
 
@@ -118,7 +120,7 @@ class PseudoLabelAccuracy:
 
 
 def pseudo_label_accuracy(
-    index_M: ArrayLike | Tensor, target_MC: ArrayLike | Tensor, class_N: ArrayLike | Tensor | None
+    index_M: ArrayLike | Tensor, target_MC: Targets, class_N: ArrayLike | Tensor | None
 ) -> PseudoLabelAccuracy:
     """Compares pseudo-labels with the labels that adaptation never saw.
 
@@ -134,8 +136,8 @@ def pseudo_label_accuracy(
     known_M = true_M != UNKNOWN
     if not bool(known_M.any()):
         return PseudoLabelAccuracy(selected=len(index))
-    sparse_MC = torch.as_tensor(target_MC).to_sparse().coalesce()
-    (row_E, class_E), weight_E = sparse_MC.indices(), sparse_MC.values()
+    entries = sparse(target_MC).tocoo()
+    (row_E, class_E), weight_E = (torch.from_numpy(i).long() for i in entries.coords), torch.from_numpy(entries.data)
     most_M = torch.zeros(len(index)).to(weight_E).scatter_reduce_(0, row_E, weight_E, "amax")
     heaviest_E, true_E = weight_E == most_M[row_E], class_E == true_M[row_E]
     ties_M = torch.bincount(row_E[heaviest_E], minlength=len(index))

@@ -16,6 +16,7 @@ from raydapt.artefacts.words import words_at
 from raydapt.data.classes import ClassSpace
 from raydapt.methods.contract import PseudoLabels
 from raydapt.methods.predictions import Predictions
+from raydapt.methods.targets import sparse
 from raydapt.run.accuracy import Accuracies, evaluate, pseudo_label_accuracy
 from raydapt.settings.groups import TrainSettings
 from raydapt.train.checkpoint import TrainState
@@ -84,17 +85,25 @@ def with_unreadable(answered: pa.Table, table: FeatureTable, labels: list[str | 
 
 def pseudo_labels_table(history: list[PseudoLabels], id_N: list[str], names: tuple[str, ...]) -> pa.Table:
     """``pseudo_labels.parquet``: what each round gave to which image (ids of the training images in `id_N`)."""
-    columns: dict[str, list[Any]] = {"round": [], "id": [], "classes": [], "weights": []}
+    types = {
+        "round": pa.int32(),
+        "id": pa.string(),
+        "classes": pa.list_(pa.string()),
+        "weights": pa.list_(pa.float32()),
+    }
+    ids, class_names = pa.array(id_N, pa.string()), pa.array(names, pa.string())
+    tables = [pa.schema(types.items()).empty_table()]
     for round_, labels in enumerate(history, start=1):
-        sparse_MC = labels.target_MC.to_sparse().coalesce()
-        row_E, class_E = sparse_MC.indices().numpy()
-        end_M = np.searchsorted(row_E, np.arange(len(labels.index_M)), side="right")
-        columns["round"] += [round_] * len(labels.index_M)
-        columns["id"] += [id_N[index] for index in labels.index_M.tolist()]
-        columns["classes"] += [[names[c] for c in part] for part in np.split(class_E, end_M)[:-1]]
-        columns["weights"] += [part.tolist() for part in np.split(sparse_MC.values().numpy(), end_M)[:-1]]
-    types = [pa.int32(), pa.string(), pa.list_(pa.string()), pa.list_(pa.float32())]
-    return pa.table({name: pa.array(c, t) for (name, c), t in zip(columns.items(), types, strict=True)})
+        target_MC = sparse(labels.target_MC)
+        start_M = pa.array(target_MC.indptr.astype(np.int32))
+        columns = {
+            "round": pa.array(np.full(target_MC.shape[0], round_, np.int32)),
+            "id": ids.take(pa.array(labels.index_M.numpy())),
+            "classes": pa.ListArray.from_arrays(start_M, class_names.take(pa.array(target_MC.indices))),
+            "weights": pa.ListArray.from_arrays(start_M, pa.array(target_MC.data)),
+        }
+        tables.append(pa.table(columns, tables[0].schema))
+    return pa.concat_tables(tables)
 
 
 def round_metrics(history: list[PseudoLabels], class_N: Tensor, unlabelled_U: Tensor) -> list[dict[str, Any]]:

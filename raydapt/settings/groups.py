@@ -270,6 +270,9 @@ class SynthesisSettings:
     """Of the images; the run's own seed does not change them."""
     batch_size: PositiveInt = 20
     """Images of one class that are made at once, committed and resumed together."""
+    compile: bool = False
+    """Let torch compile the UNet, or the transformer in its place: faster on GPUs, after a minute's wait. Its images
+    differ by rounding alone, and are not told apart from others."""
     actors: PositiveInt | Auto = "auto"
     """Actors that hold the pipeline; ``auto``: one per GPU, else one per two CPUs."""
     cpus_per_actor: NonNegative = 1.0
@@ -313,7 +316,7 @@ class RaySettings:
     cpus: PositiveInt | Auto = "auto"
     """Logical CPUs of a local cluster; ``auto``: at least 4."""
     progress: bool | Auto = "auto"
-    """Rewrite a line of progress in place; ``auto``: on a terminal outside CI; off: write none."""
+    """Rewrite a line of progress in place; ``auto``: on a terminal or in a notebook, outside CI; off: write none."""
     decode_nodes: NodeLabel | None = None
     """Label, such as ``raydapt=cpu``, of the nodes that read and decode; none: any node."""
     model_nodes: NodeLabel | None = None

@@ -31,6 +31,7 @@ from raydapt.stages.caption_rows import (
     image_rows_on_ray,
 )
 from raydapt.stages.commit import PART, PART_ROWS
+from raydapt.stages.engine_work import WORK_FIELDS
 from raydapt.stages.questions import ANSWER, ASKED, ERROR, Prompt, Questions, SkipRow
 from raydapt.stages.run import Parts, Stage, run_stage
 from raydapt.store.artefact import StageResult, Store
@@ -49,6 +50,7 @@ _KEPT = [
     (ERROR, pa.string()),
     (PART, pa.int64()),
     (PART_ROWS, pa.int64()),
+    *WORK_FIELDS,
 ]
 _SCHEMAS = {
     IMAGE_CAPTIONS: pa.schema(_KEPT),

@@ -15,6 +15,7 @@ from raydapt.settings.groups import RaySettings
 from raydapt.settings.language import DescribeSettings
 from raydapt.stages.asking import answer_s, ask, parts_here
 from raydapt.stages.commit import PART, PART_ROWS
+from raydapt.stages.engine_work import WORK_FIELDS
 from raydapt.stages.questions import ANSWER, ASKED, ERROR, SECONDS, Prompt, Questions
 from raydapt.stages.run import Parts, Stage, run_stage
 from raydapt.store.artefact import StageResult, Store
@@ -34,6 +35,7 @@ _SCHEMA = pa.schema(
         (ERROR, pa.string()),
         (PART, pa.int64()),
         (PART_ROWS, pa.int64()),
+        *WORK_FIELDS,
     ]
 )
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from raydapt.errors import UserError
+from raydapt.models.compiling import compiled, in_batches_of
 from raydapt.models.peak import Work, counted, peak_of
 from raydapt.settings.groups import Precision
 
@@ -56,8 +57,7 @@ class Inference:
     channels_last: bool = False
     """Whether pixels reach the encoder with their channels beside each other."""
     compiled: Callable[[Tensor], Tensor] | None = None
-    """What takes the encoder's place where torch compiles it: for batches of `compiled_size` alone."""
-    compiled_size: int = 0
+    """What takes the place of the encoder's `encode_image` where torch compiles it."""
     work: Work = field(default_factory=Work)
     """What it has worked so far."""
 
@@ -80,14 +80,15 @@ class Inference:
         if channels_last:
             tower.to(memory_format=torch.channels_last)
         work = Work(peak_flop_per_s=peak_of(device, precision))
-        compiled = torch.compile(encoder.encode_image, dynamic=False) if compiled_size else None
+        fast = None
+        if compiled_size:
+            fast = in_batches_of(compiled_size, compiled(encoder.encode_image, setting="features.compile"))
         return cls(
             encoder=encoder,
             device=device,
             precision=precision,
             channels_last=channels_last,
-            compiled=compiled,
-            compiled_size=compiled_size,
+            compiled=fast,
             work=work,
         )
 
@@ -103,30 +104,7 @@ class Inference:
                     self.encoder.encode_image(pixel_B3SS[:1])
                 self._image_flop.append(one.flop)
             self.work.flop += sum(self._image_flop) * len(pixel_B3SS)
-            if self.compiled is None:
-                return self.encoder.encode_image(pixel_B3SS).float()
-            parts = [self._encode_compiled(part) for part in torch.split(pixel_B3SS, self.compiled_size)]
-            return torch.cat(parts).float()
-
-    def _encode_compiled(self, pixel_B3SS: Tensor) -> Tensor:
-        """Features of at most `compiled_size` images, filled up with black ones: every other shape is compiled anew."""
-        assert self.compiled is not None
-        missing = self.compiled_size - len(pixel_B3SS)
-        filled = (
-            torch.cat([pixel_B3SS, pixel_B3SS.new_zeros(missing, *pixel_B3SS.shape[1:])]) if missing else pixel_B3SS
-        )
-        try:
-            return self.compiled(filled)[: len(pixel_B3SS)]
-        except RuntimeError as error:
-            from torch._dynamo.exc import TorchDynamoException  # by now it is there; by itself it takes a second
-
-            if not isinstance(error, TorchDynamoException):
-                raise
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(
-                f"Setting features.compile=true: torch cannot compile the model on this machine ({reason}): set it to "
-                "false, or install what is missing, such as a C++ compiler."
-            ) from error
+            return (self.compiled or self.encoder.encode_image)(pixel_B3SS).float()
 
     def encode_chosen(
         self, pixel_N3SS: npt.NDArray[np.uint8], chosen_M: npt.NDArray[np.int64], batch_size: int

@@ -13,8 +13,10 @@ from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raydapt.cluster.nodes import address_of, capacity, require_cpu, require_nodes, selector
+from raydapt.models.answer_work import answer_work
 from raydapt.settings.groups import RaySettings
 from raydapt.settings.language import EngineSettings
+from raydapt.stages.engine_work import timed
 from raydapt.stages.questions import ANSWER, ASKED, ERROR, FAILED, SECONDS, PromptBuilder, Questions, SkipRow, as_result
 from raydapt.stages.vllm_engine import (
     engine_arguments,
@@ -24,6 +26,9 @@ from raydapt.stages.vllm_engine import (
     require_vllm,
     sampling_of,
 )
+
+_STAGE = "vLLMEngineStage"
+"""As ray.data.llm calls what holds the engine."""
 
 
 class _Opaque:
@@ -69,9 +74,12 @@ def ask_vllm(
         preprocess_map_kwargs={"label_selector": label},
         postprocess_map_kwargs={"label_selector": label},
     )
-    # The configuration has no word for nodes' labels; what a stage hands to Ray Data has.
+    # The configuration has no word for nodes' labels and the engine's work; what a stage hands to Ray Data has.
     placed = _placement(ray_settings.model_nodes, settings.tensor_parallel)
-    processor.get_stage_by_name("vLLMEngineStage").map_batches_kwargs.update(placed)
+    stage = processor.get_stage_by_name(_STAGE)
+    stage.map_batches_kwargs.update(placed)
+    engine = timed(stage.fn, answer_work(address), settings.tensor_parallel)
+    processor.stages[_STAGE] = stage.model_copy(update={"fn": engine})  # an assignment would ask for a GPU
     named = partial(as_result, schema=questions.schema)
     answered = processor(dataset)
     return answered.map_batches(named, batch_format="pyarrow", batch_size=None, label_selector=label), engines

@@ -47,13 +47,16 @@ NOT_FINITE = "not_finite"
 class Synthesizer:
     """The actor: a pipeline loaded once, part numbers in, parts of images out."""
 
-    def __init__(self, job: SynthesisJob, plan: ActorPlan, lora: Folder | None = None) -> None:
+    def __init__(
+        self, job: SynthesisJob, plan: ActorPlan, lora: Folder | None = None, *, compile_denoiser: bool = False
+    ) -> None:
         """Loads the pipeline.
 
         Args:
             job: What is made.
             plan: What the actor has.
             lora: Where the LoRA of the job lies that it does not hold itself.
+            compile_denoiser: See ``synthesis.compile``.
         """
         if lora is not None:
             job = replace(job, lora=lora.read(WEIGHTS_FILE))
@@ -67,7 +70,7 @@ class Synthesizer:
         pipeline = load_pipeline(job.pipeline, device=device)
         if job.lora is not None:
             apply_lora(pipeline, job.lora)
-        self._job, self._maker = job, ImageMaker(pipeline, job.sampling)
+        self._job, self._maker = job, ImageMaker(pipeline, job.sampling, compile_denoiser=compile_denoiser)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
         """Makes one part."""
@@ -144,7 +147,8 @@ def synthesize_stage(
 
     def here(pending: Sequence[int]) -> Parts:
         check_room(store, len(pending) * settings.batch_size, job.sampling.size_px)
-        synthesizer = Synthesizer(job, plan_here(spread, gpu=device_kind() == "cuda"))
+        plan = plan_here(spread, gpu=device_kind() == "cuda")
+        synthesizer = Synthesizer(job, plan, compile_denoiser=settings.compile)
         for part in pending:
             yield part, synthesizer.make(part)
 
@@ -163,6 +167,7 @@ def synthesize_stage(
         images = numbers.map_batches(
             committing(Synthesizer, store.artefact_of(job.recipe)),
             fn_constructor_args=(replace(job, lora=None), plan, lora),
+            fn_constructor_kwargs={"compile_denoiser": settings.compile},
             batch_size=1,
             compute=ActorPoolStrategy(size=plan.actors, max_tasks_in_flight_per_actor=2),
             num_cpus=plan.cpus,

@@ -17,8 +17,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from raydapt.models.answer_work import answer_work
 from raydapt.progress import said_if_slow
 from raydapt.settings.language import EngineSettings
+from raydapt.stages.commit import MODEL_S
+from raydapt.stages.engine_work import work_columns
 from raydapt.stages.questions import ANSWER, ASKED, ERROR, FAILED, SECONDS, PromptBuilder, Questions, SkipRow, as_result
 from raydapt.stages.vllm_engine import (
     engine_arguments,
@@ -30,6 +33,8 @@ from raydapt.stages.vllm_engine import (
 )
 from raydapt.stages.work import device_kind
 
+TOKENS = "tokens"
+"""Of the prompt and of the answer, in a row that an engine answered."""
 _STARTS = 2
 """Times that an engine is started which dies with a question."""
 _END_S = 30.0
@@ -44,7 +49,7 @@ class EngineProcess:
     """One engine in one process; the rows of one table are asked at a time."""
 
     def __init__(self, arguments: Mapping[str, Any], environment: Mapping[str, str]) -> None:
-        """Starts it and waits until it answers.
+        """Starts it and waits until it answers; it tells the name of its device.
 
         Args:
             arguments: Of vLLM's ``EngineArgs``.
@@ -67,7 +72,7 @@ class EngineProcess:
                 start_new_session=True,  # Ctrl-C is for this process, whose end ends that one
             )
         with said_if_slow("starting the language model …"):
-            self._exchange(dict(arguments))
+            self.device_name: str = self._exchange(dict(arguments))
 
     def ask(
         self, table: pa.Table, asker: PromptBuilder, chat: Mapping[str, str], sampling: Mapping[str, Any]
@@ -120,6 +125,7 @@ class EngineClient:
         self._arguments = engine_arguments(settings, on_gpu=on_gpu, images=questions.images) | pinned | {"model": name}
         self._environment = engine_environment(on_gpu=on_gpu, local=True)
         self._questions, self._chat, self._sampling = questions, chat, sampling_of(settings)
+        self._work, self._devices = answer_work(address), settings.tensor_parallel
         self._kept = ExitStack()
         self._kept.enter_context(engines_kept())
         try:
@@ -149,8 +155,14 @@ class EngineClient:
                 if starts == _STARTS:
                     raise _died(lost) from None
             else:
+                self._add_work(rows, engine.device_name)
                 named = [*schema.names, FAILED]
                 return as_result(pa.table({name: [row.get(name) for row in rows] for name in named}), schema)
+
+    def _add_work(self, rows: list[dict[str, Any]], device_name: str) -> None:
+        for row in rows:
+            if MODEL_S in row:
+                row |= work_columns(self._work, row.get(TOKENS, (0, 0)), row[MODEL_S], device_name, self._devices)
 
 
 def _died(lost: EngineLost) -> RuntimeError:
@@ -195,10 +207,11 @@ def serve(handle: int) -> None:
         handle: File descriptor of its end of the pipe.
     """
     from vllm import EngineArgs, LLMEngine
+    from vllm.platforms import current_platform
 
     with Connection(handle) as connection:
         engine = LLMEngine.from_engine_args(EngineArgs(**connection.recv()))
-        connection.send(None)
+        connection.send(current_platform.get_device_name())
         while True:
             try:
                 table, asker, chat, sampling = connection.recv()
@@ -214,10 +227,11 @@ def answers(
     chat: Mapping[str, str],
     sampling: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """The rows with what the engine says, or why it says nothing."""
+    """The rows with what the engine says, of how many tokens, in which share of its time, or why it says nothing."""
     from vllm import SamplingParams
 
     started: dict[str, float] = {}
+    busy_s = 0.0
     for place, row in enumerate(rows):
         try:
             question = asker(row)
@@ -233,10 +247,17 @@ def answers(
             row[FAILED] = f"{type(error).__name__}: {error}"
         started[str(place)] = time.perf_counter()
     while engine.has_unfinished_requests():
-        for output in engine.step():
+        before = time.perf_counter()
+        outputs, now = engine.step(), time.perf_counter()
+        busy_s += now - before
+        for output in outputs:
             if output.finished:
-                answer = {ANSWER: output.outputs[0].text, SECONDS: time.perf_counter() - started[output.request_id]}
-                rows[int(output.request_id)].update(answer)
+                (said,) = output.outputs
+                answer = {ANSWER: said.text, SECONDS: now - started[output.request_id]}
+                tokens = {TOKENS: (len(output.prompt_token_ids), len(said.token_ids))}
+                rows[int(output.request_id)].update(answer | tokens)
+    for number in started:
+        rows[int(number)][MODEL_S] = busy_s / len(started)
     return rows
 
 

@@ -8,11 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from safetensors.torch import load, save
+from scipy.sparse import coo_array, csr_array
 from torch import Tensor
 
 from raydapt.methods.contract import PseudoLabels, Stream
+from raydapt.methods.targets import Targets, sparse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +111,7 @@ def from_bytes(data: bytes) -> TrainState:
         Stream(
             name=item["name"],
             index_M=tensors[f"stream.{i}.index"],
-            target_MC=_dense(tensors, f"stream.{i}", item["shape"]),
+            target_MC=_sparse_targets(tensors, f"stream.{i}", item["shape"]),
             batch_size=item["batch_size"],
             source=item.get("source", "train"),
         )
@@ -164,20 +167,16 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _sparse(prefix: str, target_MC: Tensor) -> dict[str, Tensor]:
-    sparse_MC = target_MC.to_sparse().coalesce()
-    return {f"{prefix}.where": sparse_MC.indices().T.to(torch.int32), f"{prefix}.value": sparse_MC.values()}
+def _sparse(prefix: str, target_MC: Targets) -> dict[str, Tensor]:
+    sparse_MC = sparse(target_MC).tocoo()
+    where_E2 = torch.from_numpy(np.stack(sparse_MC.coords, axis=1).astype(np.int32))
+    return {f"{prefix}.where": where_E2, f"{prefix}.value": torch.from_numpy(sparse_MC.data)}
 
 
-def _sparse_targets(tensors: Mapping[str, Tensor], prefix: str, shape: list[int]) -> Tensor:
-    where_2E = tensors[f"{prefix}.where"].long().T
-    return torch.sparse_coo_tensor(
-        where_2E, tensors[f"{prefix}.value"], shape, is_coalesced=True, check_invariants=True
-    )
-
-
-def _dense(tensors: Mapping[str, Tensor], prefix: str, shape: list[int]) -> Tensor:
-    return _sparse_targets(tensors, prefix, shape).to_dense()
+def _sparse_targets(tensors: Mapping[str, Tensor], prefix: str, shape: list[int]) -> csr_array:
+    row_E, class_E = tensors[f"{prefix}.where"].numpy().T
+    value_E = tensors[f"{prefix}.value"].to(torch.float32).numpy()
+    return csr_array(coo_array((value_E, (row_E, class_E)), shape=tuple(shape)))
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

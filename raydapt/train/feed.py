@@ -15,6 +15,7 @@ from torch import Tensor
 from raydapt.artefacts.inputs import InputKind
 from raydapt.artefacts.pixels import PixelRows, StoredPixels
 from raydapt.methods.contract import Batch, Stream, TrainingImages
+from raydapt.methods.targets import batch_of
 from raydapt.settings.groups import TrainSettings
 from raydapt.train.place import WorkerContext
 from raydapt.train.sampling import BlockOrder, StreamOrder
@@ -86,7 +87,7 @@ class Feeds:
         batches = {}
         for stream in self._streams:
             position_B, image_B = self._feeds[stream.name].take(step)
-            target_BC = stream.target_MC[position_B].float()
+            target_BC = batch_of(stream.target_MC, position_B)
             batch = Batch(image_B=image_B, target_BC=target_BC, index_B=stream.index_M[position_B])
             batches[stream.name] = batch if self._thread is None else _pinned(batch, self._device)
         return batches

@@ -7,7 +7,6 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -117,7 +116,7 @@ class _Trainer:
             state.step = 0
             state.optimizer = {}
             seed_torch(seed_of(self.seed, state.round_, "round"), self.place.device)
-            streams = method.begin_round(state.round_, self._probabilities)
+            streams = method.begin_round(state.round_, self._over_unlabelled)
             state.streams = [stream for stream in streams if len(stream.index_M)]
             if method.pseudo_labels is not None:
                 state.history.append(method.pseudo_labels.kept)
@@ -222,23 +221,24 @@ class _Trainer:
             return self.model.no_sync()
         return contextlib.nullcontext()
 
-    def _probabilities(self) -> Tensor:
-        """Softmax [U, C] of the current model for the unlabelled images; each worker computes its part."""
-        return self._gather(predict, self.images.unlabelled_U)
+    def _over_unlabelled(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """A function of the unlabelled images; see `Method.begin_round`."""
+        return self._gather(function, self.images.unlabelled_U)
 
     def _over_images(self, function: Callable[[Tensor], Tensor]) -> Tensor:
         """A function of all training images; see `Method.begin_epoch`."""
         with self.amp():
-            return self._gather(partial(apply, function=function), torch.arange(len(self.images.feature_ND)))
+            return self._gather(function, torch.arange(len(self.images.feature_ND)))
 
-    def _gather(self, evaluate: Callable[..., Tensor], index_M: Tensor) -> Tensor:
+    def _gather(self, function: Callable[[Tensor], Tensor], index_M: Tensor) -> Tensor:
         place = self.place
-        result = evaluate(
+        result = apply(
             self.method,
             lambda index_B: self.images.take(index_B, self.method.input_kind),
             index_M.tensor_split(place.world)[place.rank],
             batch_size=self.settings.predict_batch_size,
             device=place.device,
+            function=function,
         )
         if place.world == 1:
             return result

@@ -3,10 +3,11 @@
 ``python -m tests.bench.bench_commit --rows 10000 100000 1000000`` runs a stage of two actors whose model does nothing
 (512 float32 features a row, random bits, in parts of 512 rows), each time in a process of its own, and prints the bytes
 that the driver took from Ray Data and the largest memory of its process (RSS) with what of it was there before the
-stage began.
+stage began. ``--nodes 1 2 4`` measures a local cluster of so many nodes as well, with an actor on each.
 """
 
 import argparse
+import itertools
 import json
 import resource
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray.data
+from ray.cluster_utils import Cluster
 from ray.data import ActorPoolStrategy
 
 from raydapt.cluster.joining import ensure_ray
@@ -59,9 +61,19 @@ class NullModel:
         return with_part(table, part)
 
 
-def measure(rows: int, way: str) -> dict[str, Any]:
-    """One line of the table, of this process."""
-    settings = RaySettings(address="local", cpus=4, progress=False)
+def cluster_of(nodes: int) -> tuple[Cluster, RaySettings]:
+    """Nodes of one logical processor each beside a head with none, and the settings that join them."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(nodes):
+        cluster.add_node(num_cpus=1, wait=False)
+    cluster.wait_for_nodes(timeout=120)
+    return cluster, RaySettings(address=cluster.address, progress=False)
+
+
+def measure(rows: int, way: str, nodes: int = 0) -> dict[str, Any]:
+    """One line of the table, of this process; 0 nodes are this machine alone with two actors."""
+    actors = nodes or ACTORS
+    cluster, settings = cluster_of(nodes) if nodes else (None, RaySettings(address="local", cpus=4, progress=False))
     recipe, parts = Recipe(kind="null", settings={}, inputs=()), -(-rows // ROWS_PER_PART)
     taken, commits = [0], through_ray._commits
 
@@ -82,9 +94,9 @@ def measure(rows: int, way: str) -> dict[str, Any]:
             configure(block_bytes=1024 * 1024)
             numbers = ray.data.from_items([{PART: part} for part in pending], override_num_blocks=len(pending))
             maker = committing(NullModel, store.artefact_of(recipe)) if way == WAYS[1] else NullModel
-            compute = ActorPoolStrategy(size=ACTORS, max_tasks_in_flight_per_actor=2)
+            compute = ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2)
             made = numbers.map_batches(maker, fn_constructor_args=(rows,), batch_size=1, compute=compute, num_cpus=1)
-            return made, ACTORS
+            return made, actors
 
         before_mb, started = peak_mb(), time.monotonic()
         stage = Stage(
@@ -94,7 +106,11 @@ def measure(rows: int, way: str) -> dict[str, Any]:
         assert manifest.rows == rows
         seconds = time.monotonic() - started
     ray.shutdown()  # type: ignore[no-untyped-call]
+    if cluster is not None:
+        cluster.shutdown()
     return {
+        "nodes": nodes or 1,
+        "actors": actors,
         "rows": rows,
         "way": way,
         "bytes stored, MB": round(sum(shard.bytes for shard in manifest.shards) / _MEGABYTE, 1),
@@ -115,15 +131,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table, each line of which a process of its own measures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
-    parser.add_argument("--way", choices=WAYS, help="measure this one alone, in this process")
+    parser.add_argument("--way", choices=WAYS, nargs="+", default=WAYS)
+    parser.add_argument("--nodes", type=int, nargs="+", default=[0], help="of a local cluster; 0: Ray on this machine")
+    parser.add_argument("--here", action="store_true", help="measure the first of each alone, in this process")
     given = parser.parse_args(arguments)
-    if given.way:
-        print(json.dumps(measure(given.rows[0], given.way)))
+    if given.here:
+        print(json.dumps(measure(given.rows[0], given.way[0], given.nodes[0])))
         return
     table = []
-    for rows in given.rows:
-        for way in WAYS:
-            command = [sys.executable, "-m", "tests.bench.bench_commit", "--rows", str(rows), "--way", way]
+    for rows, nodes in itertools.product(given.rows, given.nodes):
+        for way in given.way:
+            command = [sys.executable, "-m", "tests.bench.bench_commit", "--rows", str(rows), "--nodes", str(nodes)]
+            command += ["--way", way, "--here"]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             table.append(json.loads(done.stdout.splitlines()[-1]))
             print(table[-1], file=sys.stderr, flush=True)

@@ -28,7 +28,7 @@ MINI = ("data.source=digits", "model.clip=mini")
 CAPTIONS = ("latteclip.use_image_caption=true", "latteclip.use_batch_caption=true")
 
 JOB_FILES = ("air-samples", "air", "coreg-full", "coreg", "cpl", "demo", "ensemble", "fair", "fpl", "fusion", "grip",
-             "large", "latteclip", "transduct", "tune-study-fair", "tune-study", "tune", "wca",
+             "large", "large-images", "latteclip", "transduct", "tune-study-fair", "tune-study", "tune", "wca",
              "zero_shot")  # fmt: skip
 # coreg, coreg-topk and coreg-prob-ratio moved on 2026-11-25: Co-Reg's recipe says train.precision=auto. It said bf16,
 # which is slow on a processor without bf16 instructions. Their artefacts stay valid, their runs are learned anew.
@@ -39,6 +39,7 @@ PLANS: dict[str, tuple[str | None, tuple[str, ...]]] = {
     **{name: (name, ()) for name in JOB_FILES},
     "tune-study": ("tune-study", ("cpl.rounds=5",)),
     "large": ("large", ("data.class_features=null",)),
+    "large-images": ("large-images", ("data.class_names=auto",)),
     "defaults": (None, ()),
     "cpl-ssl": ("cpl", ("data.paradigm=ssl",)),
     "cpl-trzsl": ("cpl", ("data.paradigm=trzsl",)),

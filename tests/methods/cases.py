@@ -8,6 +8,7 @@ from raydapt.artefacts.pixels import PixelRows
 from raydapt.artefacts.synthetic_images import SyntheticImages
 from raydapt.data.classes import ClassSpace
 from raydapt.methods.contract import TrainingImages
+from raydapt.methods.prompting.matching import WishLists
 from raydapt.methods.spec import BuildContext
 from raydapt.methods.table import GROUPS, setting_groups, spec_of
 from raydapt.settings.config import Config
@@ -37,6 +38,39 @@ def probabilities(n_images, n_classes, seed=0, *, ties=False):
         logits = np.round(logits)
     weights = np.exp(logits)
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def mask_of(lists, n_classes):
+    """Wish lists as a matrix [U, C] of what is on them."""
+    mask = np.zeros((len(lists.size_U), n_classes), bool)
+    owner, entry = lists.entries(np.arange(len(mask)))
+    mask[owner, lists.class_E[entry]] = True
+    return mask
+
+
+def lists_of(probability, candidates):
+    """Wish lists of the classes that a matrix [U, C] names."""
+    size = candidates.sum(axis=1)
+    classes = [
+        c for row in range(len(size)) for c in np.argsort(-probability[row], kind="stable") if candidates[row, c]
+    ]
+    rows = np.repeat(np.arange(len(size)), size)
+    return WishLists(
+        start_U=np.cumsum(size) - size,
+        size_U=size,
+        class_E=classes.astype(np.int32),
+        probability_E=probability[rows, classes],
+    )
+
+
+def over_unlabelled(method, images):
+    """What the training loop gives a method: a function of the unlabelled images."""
+
+    @torch.no_grad()
+    def over(function):
+        return function(images.take(images.unlabelled_U, method.input_kind))
+
+    return over
 
 
 def training_images(paradigm="ul", *, n=60, clip=None, with_pixels=False):

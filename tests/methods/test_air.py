@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -9,16 +10,26 @@ from torch.nn import functional as F
 from raydapt.methods.air.rules import class_weights, fuse
 from raydapt.methods.air.settings import AirSettings
 from raydapt.methods.contract import Batch
+from raydapt.methods.cpl.rules import cpl_candidates, cpl_select
 from raydapt.methods.cpl.settings import CplSettings
 from raydapt.methods.grip.settings import GripSettings
-from raydapt.methods.prompting.method import zero_shot_probability
-from raydapt.methods.prompting.pseudo_labels import cpl_candidates, cpl_select, restrict_probability
+from raydapt.methods.prompting import probability_blocks
+from raydapt.methods.prompting.probability_blocks import ProbabilityBlocks, restrict_probability
+from raydapt.methods.targets import batch_of
 from raydapt.settings.groups import ModelSettings, TrainSettings
 from raydapt.train.checkpoint import from_bytes
 from raydapt.train.loop import fit
 from raydapt.train.place import WorkerContext
-from tests.methods.cases import CLASSES, build_method, config_of, synthetic_images, tiny_clip, training_images
-from tests.methods.test_prompt_methods import probability_of
+from tests.methods.cases import (
+    CLASSES,
+    build_method,
+    config_of,
+    over_unlabelled,
+    synthetic_images,
+    tiny_clip,
+    training_images,
+)
+from tests.methods.test_prompt_methods import zero_shot_probability
 
 TRAIN = TrainSettings(batch_size=16, epochs=2, learning_rate=0.1, warmup_epochs=0.5, checkpoint_every_s=0)
 CPL = CplSettings(alpha=0.75, beta=0.5, rounds=3)
@@ -76,7 +87,7 @@ def test_without_weights_it_is_its_base_bit_for_bit(base, paradigm):
     assert all(torch.equal(air.method[key], plain.method[key]) for key in plain.method)
     assert [line["loss"] for line in air.lines] == [line["loss"] for line in plain.lines]
     for one, other in zip(air.history, plain.history, strict=True):
-        assert torch.equal(one.target_MC.to_dense(), other.target_MC.to_dense())
+        assert (one.target_MC != other.target_MC).nnz == 0
 
 
 @pytest.mark.parametrize("stop_after", [1, 3])
@@ -100,13 +111,13 @@ def test_every_base_prompt_and_paradigm_learns_from_both_kinds_of_images(base, p
     images = with_synthetic(paradigm, clip=clip, prompt=prompt)
     method = build_method(config(base=base, prompt=prompt, synthetic_weight=0.5), clip, CLASSES, images)
     for round_ in (1, 2):
-        streams = method.begin_round(round_, lambda: probability_of(method, images))
+        streams = method.begin_round(round_, over_unlabelled(method, images))
         method.enter_round(round_, streams)
         assert streams[-1].source == "synthetic"
         batches = {
             s.name: Batch(
                 image_B=images.take(s.index_M[:6], method.input_kind, s.source),
-                target_BC=s.target_MC[:6],
+                target_BC=batch_of(s.target_MC, torch.arange(min(6, len(s.index_M)))),
                 index_B=s.index_M[:6],
             )
             for s in streams
@@ -128,15 +139,14 @@ def test_the_fused_probabilities_select_the_images_trzsl_among_unseen_classes_al
     clip = tiny_clip()
     images = with_synthetic("trzsl", clip=clip)
     method = build_method(config(fusion_weight=2.0, image_scale=30.0), clip, CLASSES, images)
-    method.begin_round(1, lambda: torch.zeros(0))
-    class_CD = clip.class_embeddings(CLASSES.names, CLASSES.templates[:1])
+    method.begin_round(1, None)
     feature_UD, unseen = images.feature_ND[images.unlabelled_U], images.candidate_classes
-    text_UC = zero_shot_probability(feature_UD, class_CD, clip.logit_scale)
+    text_UC = torch.from_numpy(zero_shot_probability(clip, images))[images.unlabelled_U]
     synthetic = images.synthetic
     weight_CD = class_weights(synthetic.feature_MD, synthetic.class_M, 4, prototypes="nearest", nearest=4)
     image_UK = (30 * feature_UD @ weight_CD[unseen].T).softmax(dim=1)
     q = fuse(restrict_probability(text_UC.numpy(), unseen.numpy()), image_UK.numpy(), 2.0)
-    selection = cpl_select(q, cpl_candidates(q, 0.75, 0.5), len(q) // (3 * 2))
+    selection = cpl_select(cpl_candidates(ProbabilityBlocks.of(q), 0.75, 0.5), len(q) // (3 * 2), 2)
     pseudo = method.pseudo_labels
     assert pseudo.index_M.tolist() == images.unlabelled_U[selection.row_M].tolist()
     assert pseudo.class_M.tolist() == unseen[selection.class_M].tolist()
@@ -154,9 +164,30 @@ def test_the_weight_of_the_images_decays_from_round_to_round(decay, weight):
     synthetic = images.synthetic
     weight_CD = class_weights(synthetic.feature_MD, synthetic.class_M, 4, prototypes="nearest", nearest=4)
     image_UC = (30 * images.feature_ND[images.unlabelled_U] @ weight_CD.T).softmax(dim=1)
-    both_UC, guesses = method.air.judge(3, text_UC.numpy(), images, None)
-    torch.testing.assert_close(torch.from_numpy(both_UC), (text_UC + weight * image_UC) / (1 + weight))
-    assert guesses["both"].tolist() == both_UC.argmax(axis=1).tolist()
+    text = ProbabilityBlocks.of(text_UC.numpy())
+    blocks, guesses = method.air.judge(3, text, images, images.unlabelled_features, None)
+    both_UC = torch.from_numpy(np.concatenate([block for _, block in blocks]))
+    torch.testing.assert_close(both_UC, (text_UC + weight * image_UC) / (1 + weight))
+    assert guesses["both"].tolist() == both_UC.argmax(dim=1).tolist()
+
+
+@pytest.mark.parametrize("settings", [{"centred": True}, {"image_scale": "matched"}])
+def test_judging_block_by_block_is_judging_at_once(settings, monkeypatch):
+    clip = tiny_clip()
+    images = with_synthetic(clip=clip)
+    text = zero_shot_probability(clip, images)
+
+    def judged():
+        method = build_method(config(fusion_weight=2.0, **settings), clip, CLASSES, images)
+        blocks, guesses = method.air.judge(1, ProbabilityBlocks.of(text), images, images.unlabelled_features, None)
+        return np.concatenate([block for _, block in blocks]), guesses
+
+    at_once, guesses = judged()
+    monkeypatch.setattr(probability_blocks, "CELLS_PER_BLOCK", 28)
+    monkeypatch.setattr(probability_blocks, "CELLS_KEPT", 0)
+    in_blocks, same = judged()
+    np.testing.assert_allclose(in_blocks, at_once, rtol=1e-5)
+    assert {name: guess.tolist() for name, guess in guesses.items()} == {n: g.tolist() for n, g in same.items()}
 
 
 def test_visual_prompts_encode_both_kinds_of_images_anew():
@@ -168,7 +199,7 @@ def test_visual_prompts_encode_both_kinds_of_images_anew():
         feature_UD = method.prompted.visual(images.take(images.unlabelled_U, "pixels"))
         feature_MD = method.prompted.visual(images.synthetic.take(torch.arange(24), "pixels"))
     assert not torch.allclose(feature_MD, images.synthetic.feature_MD, atol=1e-3)
-    method.begin_round(2, lambda: probability_of(method, images))
+    method.begin_round(2, over_unlabelled(method, images))
     weight_CD = class_weights(feature_MD, images.synthetic.class_M, 4, prototypes="nearest", nearest=4)
     assert method.pseudo_labels.guesses["images"].tolist() == (feature_UD @ weight_CD.T).argmax(dim=1).tolist()
 
@@ -217,12 +248,12 @@ def test_centred_features_are_those_less_the_mean_of_their_kind(paradigm):
         weights.append(feature_KD[(feature_KD @ feature_KD.mean(0)).argsort(descending=True)[:4]].mean(0))
     expected_U = unseen[(real_UD @ torch.stack(weights).T).argmax(dim=1)]
     method = build_method(config(centred=True), clip, CLASSES, images)
-    method.begin_round(1, lambda: torch.zeros(0))
+    method.begin_round(1, None)
     assert method.pseudo_labels.guesses["images"].tolist() == expected_U.tolist()
     # An offset between the two kinds of images changes nothing any more.
     moved = replace(synthetic, feature_MD=synthetic.feature_MD + 0.5)
     other = build_method(config(centred=True), clip, CLASSES, replace(images, synthetic=moved))
-    other.begin_round(1, lambda: torch.zeros(0))
+    other.begin_round(1, None)
     assert other.pseudo_labels.guesses["images"].tolist() == expected_U.tolist()
 
 
@@ -253,12 +284,12 @@ def test_a_learned_state_predicts_with_the_scale_that_the_last_round_found(fusio
     images = with_synthetic(clip=clip)
     settings = config(fusion_at_test=fusion_at_test, image_scale="matched", centred=True)
     method = build_method(settings, clip, CLASSES, images)
-    method.begin_round(1, lambda: torch.zeros(0))
+    method.begin_round(1, None)
     predictor = build_method(settings, clip, CLASSES, synthetic=images.synthetic)
     predictor.load_state_dict(method.state_dict())
     if fusion_at_test:
         assert float(predictor.air.scale) == float(method.air.scale) != pytest.approx(clip.logit_scale)
-        assert torch.equal(predictor.air.centre_D, images.feature_ND[images.unlabelled_U].mean(dim=0))
+        torch.testing.assert_close(predictor.air.centre_D, images.feature_ND[images.unlabelled_U].mean(dim=0))
     else:
         assert torch.equal(predictor.logits(images.feature_ND), method.logits(images.feature_ND))
         assert build_method(settings, clip, CLASSES).air is None  # synthetic images are not needed to predict
@@ -271,7 +302,7 @@ def test_in_trzsl_synthetic_images_of_unseen_classes_are_learned_from(base, clas
     for paradigm, expected in (("trzsl", learned_from), ("ssl", {0, 1, 2, 3})):
         images = with_synthetic(paradigm, clip=clip)
         method = build_method(config(base=base, trzsl_classes=classes), clip, CLASSES, images)
-        stream = method.begin_round(1, lambda: torch.zeros(0))[-1]
+        stream = method.begin_round(1, None)[-1]
         assert set(stream.target_MC.argmax(dim=1).tolist()) == expected
         assert images.synthetic.class_M[stream.index_M].tolist() == stream.target_MC.argmax(dim=1).tolist()
 
@@ -281,6 +312,6 @@ def test_fusion_at_test_of_synthetic_images_alone_knows_the_mean_and_the_scale()
     images = with_synthetic(clip=clip)
     alone = config(synthetic_only=True, fusion_at_test=True, centred=True, image_scale="matched")
     method = build_method(alone, clip, CLASSES, images)
-    method.begin_round(1, lambda: torch.zeros(0))
+    method.begin_round(1, None)
     torch.testing.assert_close(method.air.centre_D, images.feature_ND.mean(dim=0))
     assert float(method.air.scale) != clip.logit_scale

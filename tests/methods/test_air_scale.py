@@ -10,6 +10,7 @@ from raydapt.artefacts.synthetic_images import SyntheticImages
 from raydapt.methods.air.part import AirPart
 from raydapt.methods.air.settings import AirSettings
 from raydapt.methods.contract import TrainingImages
+from raydapt.methods.prompting.probability_blocks import ProbabilityBlocks
 from tests.clip_like import ClipLike, clip_like
 
 
@@ -37,7 +38,7 @@ def judged(n_classes, scale, **settings):
     )
     text_UC = (scale * images.feature_ND @ drawn.text_CD.T).softmax(dim=1).numpy()
     part = AirPart(AirSettings(**settings), synthetic, drawn.text_CD, scale)
-    _, guesses = part.judge(1, text_UC, images, None)
+    _, guesses = part.judge(1, ProbabilityBlocks.of(text_UC), images, images.unlabelled_features, None)
     contested_U = guesses["text"] != guesses["images"]
     won_U = guesses["both"] == guesses["images"]
     return 100 * float(won_U[contested_U].double().mean())

@@ -4,17 +4,46 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from raydapt.methods.prompting.pseudo_labels import (
-    cpl_candidates,
-    cpl_select,
-    cpl_targets,
-    growing_count,
-    leader_board,
-    published_leader_board,
-    restrict_probability,
-    top_k_per_class,
-)
-from tests.methods.cases import probabilities
+from raydapt.methods.cpl import rules
+from raydapt.methods.prompting import probability_blocks, pseudo_labels, quantiles
+from raydapt.methods.prompting.probability_blocks import ProbabilityBlocks, best_classes, restrict_probability
+from raydapt.methods.prompting.pseudo_labels import growing_count
+from tests.methods.cases import lists_of, mask_of, probabilities
+
+
+@pytest.fixture(autouse=True)
+def small_blocks_and_lists(monkeypatch):
+    """What a block, a sample and a list hold in a set of very many images and classes."""
+    monkeypatch.setattr(probability_blocks, "CELLS_PER_BLOCK", 50)
+    monkeypatch.setattr(quantiles, "_CELLS_OF_SAMPLE", 60)
+    monkeypatch.setattr(pseudo_labels, "_LIST", 2)
+    monkeypatch.setattr(rules, "_LIST", 2)
+
+
+def top_k_per_class(probability, k):
+    return pseudo_labels.top_k_per_class(ProbabilityBlocks.of(probability), k)
+
+
+def leader_board(probability, k):
+    return pseudo_labels.leader_board(ProbabilityBlocks.of(probability), k)
+
+
+def published_leader_board(probability, k):
+    return pseudo_labels.published_leader_board(ProbabilityBlocks.of(probability), k)
+
+
+def cpl_candidates(probability, alpha, beta):
+    return mask_of(rules.cpl_candidates(ProbabilityBlocks.of(probability), alpha, beta), probability.shape[1])
+
+
+def cpl_select(probability, candidates, k):
+    return rules.cpl_select(lists_of(probability, candidates), k, probability.shape[1])
+
+
+def cpl_targets(probability, candidates, rows, *, soft):
+    lists, n_classes = lists_of(probability, candidates), probability.shape[1]
+    return rules.cpl_targets(lists, rows, n_classes, soft=soft).toarray()
+
 
 SIZES = [(1, 2, 1), (7, 3, 1), (7, 3, 2), (40, 4, 6), (40, 4, 10), (40, 4, 50), (60, 9, 3)]
 
@@ -244,6 +273,7 @@ def test_pairs_are_ordered_by_class_and_falling_confidence():
     ):
         assert (np.diff(selection.class_M) >= 0).all()
         confidence = probability[selection.row_M, selection.class_M]
+        np.testing.assert_array_equal(confidence, selection.confidence_M)
         for c in range(4):
             assert (np.diff(confidence[selection.class_M == c]) <= 0).all()
 
@@ -297,23 +327,57 @@ def peak_bytes(function):
         tracemalloc.stop()
 
 
+class Counted(ProbabilityBlocks):
+    """Blocks that are made anew each time, and how many cells were made."""
+
+    def __init__(self, probability):
+        self.cells = 0
+        super().__init__(probability.shape, self.made)
+        self._kept, self._probability = None, probability
+
+    def made(self, rows):
+        block = self._probability[rows].copy()
+        self.cells += block.size
+        return block
+
+
+@pytest.fixture
+def large_blocks(monkeypatch):
+    """A twentieth of ten thousand images and a hundred classes, and the lists of the code."""
+    monkeypatch.setattr(probability_blocks, "CELLS_PER_BLOCK", 50_000)
+    monkeypatch.setattr(quantiles, "_CELLS_OF_SAMPLE", 100_000)
+    monkeypatch.setattr(pseudo_labels, "_LIST", 16)
+    monkeypatch.setattr(rules, "_LIST", 32)
+
+
+@pytest.mark.usefixtures("large_blocks")
 @pytest.mark.parametrize("k", [10, 100])
 def test_ten_thousand_images_of_a_hundred_classes_equal_the_dense_rules_in_a_part_of_their_memory(k):
     probability = probabilities(10_000, 100, seed=1)
-    candidates, peak = peak_bytes(lambda: cpl_candidates(probability, 0.75, 0.9))
-    np.testing.assert_array_equal(candidates, dense_candidates(probability, 0.75, 0.9))
-    assert peak < 1.5 * probability.nbytes  # the answer is a quarter
-    selection, peak = peak_bytes(lambda: cpl_select(probability, candidates, k))
-    assert pairs(selection) == dense_boards(probability, candidates, k)
-    assert peak < 0.5 * probability.nbytes
-    everything = np.ones(probability.shape, bool)
-    selection, peak = peak_bytes(lambda: leader_board(probability, k))
-    assert pairs(selection) == dense_boards(probability, everything, k)
-    assert peak < 0.5 * probability.nbytes
+    blocks, whole = Counted(probability), probability.nbytes
+    expected = dense_candidates(probability, 0.75, 0.9)
+    candidates, peak = peak_bytes(lambda: rules.cpl_candidates(blocks, 0.75, 0.9))
+    np.testing.assert_array_equal(mask_of(candidates, 100), expected)
+    assert blocks.cells == 3 * probability.size  # a look, the quantiles, the sets
+    assert peak < whole
+    selection, peak = peak_bytes(lambda: rules.cpl_select(candidates, k, 100))
+    assert pairs(selection) == dense_boards(probability, expected, k)
+    assert peak < whole
+    blocks.cells = 0
+    selection, peak = peak_bytes(lambda: pseudo_labels.leader_board(blocks, k))
+    assert pairs(selection) == dense_boards(probability, np.ones(probability.shape, bool), k)
+    assert blocks.cells < 6 * probability.size
+    assert peak < 2 * whole
+    blocks.cells = 0
+    selection, peak = peak_bytes(lambda: pseudo_labels.top_k_per_class(blocks, k))
+    assert pairs(selection) == naive_top_k(probability, k)
+    assert blocks.cells == probability.size
+    assert peak < 0.5 * whole
 
 
+@pytest.mark.usefixtures("large_blocks")
 @pytest.mark.parametrize("soft", [False, True])
-def test_targets_of_many_images_equal_the_dense_rule_in_little_more_memory_than_their_own(soft):
+def test_targets_of_many_images_equal_the_dense_rule(soft):
     probability = probabilities(10_000, 100, seed=1)
     probability[:50] = np.eye(100, dtype=np.float32)[0]  # certainly of a class that is no candidate of theirs
     candidates = dense_candidates(probability, 0.75, 0.9)
@@ -324,9 +388,79 @@ def test_targets_of_many_images_equal_the_dense_rule_in_little_more_memory_than_
     masked = probability[rows] * hard
     even, kept = hard / hard.sum(1, keepdims=True), masked.sum(1, keepdims=True)
     expected = np.where(kept > 0, masked / np.where(kept > 0, kept, 1), even) if soft else hard
-    target, peak = peak_bytes(lambda: cpl_targets(probability, candidates, rows, soft=soft))
-    np.testing.assert_array_equal(target, expected)
-    assert peak < 1.5 * target.nbytes
+    target = rules.cpl_targets(lists_of(probability, candidates), rows, 100, soft=soft)
+    np.testing.assert_allclose(target.toarray(), expected, rtol=1e-6)
+    assert target.data.nbytes < 0.2 * expected.nbytes
+    assert (target.data > 0).all()
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("n_best", [1, 3, 6])
+def test_the_best_classes_are_those_of_a_stable_sort(n_best, ties):
+    probability = probabilities(30, 6, ties=ties)
+    probability[:, 2] = 0
+    order = np.argsort(-probability, axis=1, kind="stable")[:, :n_best]
+    classes, confidence = best_classes(probability, n_best)
+    np.testing.assert_array_equal(classes, order)
+    np.testing.assert_array_equal(confidence, np.take_along_axis(probability, order, axis=1))
+    open_ = np.random.default_rng(0).random(probability.shape) < 0.5
+    order = np.argsort(np.where(open_, 0, 2) - probability.astype(np.float64), axis=1, kind="stable")[:, :n_best]
+    np.testing.assert_array_equal(best_classes(probability, n_best, open_)[0], order)
+
+
+@pytest.mark.parametrize("kind", ["spread", "sorted", "ties", "zeros", "a single image"])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.99, 1.0])
+def test_quantiles_of_the_columns_are_those_of_numpy(kind, share):
+    probability = probabilities(1 if kind == "a single image" else 400, 5, ties=kind == "ties")
+    if kind == "sorted":  # the sample is as even as ever, and its bounds are too narrow for blocks that differ so
+        probability = np.sort(probability, axis=0)
+        probability[-15:] = probability[-15:][::-1]
+    if kind == "zeros":
+        probability[probability < 0.2] = 0
+    blocks, share_C = Counted(probability), np.array([share, 0.5, share, 0.9, share])
+    _, sample = quantiles.sample_of(blocks)
+    expected = [np.quantile(column.astype(np.float64), q) for column, q in zip(probability.T, share_C, strict=True)]
+    np.testing.assert_array_equal(quantiles.column_quantiles(blocks, sample, share_C), expected)
+
+
+@pytest.mark.usefixtures("large_blocks")
+def test_a_sample_does_not_keep_the_blocks_that_it_was_drawn_from(monkeypatch):
+    monkeypatch.setattr(quantiles, "_CELLS_OF_SAMPLE", 1000)
+    probability = probabilities(10_000, 100)
+    (_, sample), peak = peak_bytes(lambda: quantiles.sample_of(Counted(probability)))
+    np.testing.assert_array_equal(sample, probability[::1000])
+    assert peak < 0.2 * probability.nbytes
+
+
+def test_a_sample_that_misleads_costs_passes_and_no_digit(monkeypatch):
+    monkeypatch.setattr(quantiles, "_CELLS_OF_SAMPLE", 500)
+    probability = probabilities(400, 5)
+    probability[::4] = 1.0  # exactly the images that are drawn
+    blocks, share_C = Counted(probability), np.full(5, 0.5)
+    _, sample = quantiles.sample_of(blocks)
+    assert (sample == 1).all()
+    blocks.cells = 0
+    expected = np.quantile(probability.astype(np.float64), 0.5, axis=0)
+    np.testing.assert_array_equal(quantiles.column_quantiles(blocks, sample, share_C), expected)
+    assert blocks.cells == 2 * probability.size
+
+
+def test_blocks_of_a_small_set_are_kept_and_others_made_anew_with_the_same_bits(monkeypatch):
+    probability = probabilities(60, 5)
+    made = []
+
+    def rows_of(rows):
+        made.append(rows)
+        return probability[rows]
+
+    for kept, times in ((1000, 6), (299, 12)):
+        monkeypatch.setattr(probability_blocks, "CELLS_KEPT", kept)
+        made.clear()
+        blocks = ProbabilityBlocks(probability.shape, rows_of)
+        for _ in range(2):
+            assert np.array_equal(np.concatenate([block for _, block in blocks]), probability)
+        assert len(made) == times
+    assert [rows.start for rows, _ in blocks.holding(np.array([3, 9, 25]))] == [0, 20]
 
 
 def test_nothing_is_copied_where_nothing_is_restricted():

@@ -23,7 +23,7 @@ def test_nothing_is_learned():
     assert method.input_kind == "features"
     assert list(method.parameters()) == []
     assert list(method.state_dict()) == []
-    assert method.begin_round(1, lambda: torch.zeros(1, 4)) == []
+    assert method.begin_round(1, None) == []
     assert float(method({})) == 0
 
 

@@ -8,7 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from pretraining.diffusion_model import load_tokenizer
@@ -71,6 +77,39 @@ def test_guidance_is_that_of_a_plain_call(folder: str) -> None:
     ).images[0]
     expected = (plain.permute(1, 2, 0) * 255).round().numpy()
     assert np.abs(expected - image).max() <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's, of its own modules
+def test_a_compiled_unet_makes_the_same_images_by_rounding_apart() -> None:
+    """Of the miniature, which makes pictures of something: at most one step of 255, as docs/pipelines.md says."""
+    torch._dynamo.reset()
+    sampling = replace(SAMPLING, steps=20, guidance=7.5, size_px=32, batch_size=6)
+    eager = ImageMaker(load_pipeline("mini"), sampling)
+    fast = ImageMaker(load_pipeline("mini"), sampling, compile_denoiser=True)
+    made = [maker.make("a photo of a dog.", "dog", range(6)).astype(int) for maker in (eager, fast)]
+    assert np.abs(made[0] - made[1]).max() <= 1
+    assert fast.clock.read()[1] == eager.clock.read()[1]
+    with torch._dynamo.config.patch(error_on_recompile=True):  # neither for fewer images nor for another text
+        made = [maker.make("a drawing of two cats.", "cat", [8, 3]).astype(int) for maker in (eager, fast)]
+    assert np.abs(made[0] - made[1]).max() <= 1
+
+
+def test_one_step_of_a_turbo_pipeline_is_that_of_a_plain_call(folder: str) -> None:
+    """SD-Turbo's folder: Stable Diffusion with a sampler that begins at the last of its times; no guidance."""
+
+    def turbo() -> StableDiffusionPipeline:
+        pipeline = load_pipeline(folder)
+        pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
+        return pipeline
+
+    sampling = replace(SAMPLING, scheduler="pipeline", steps=1, guidance=0.0, batch_size=1)
+    (image,) = ImageMaker(turbo(), sampling).make("a photo of a dog.", "dog", [5])
+    generator = torch.Generator().manual_seed(image_seed(0, "dog", 5))
+    plain = turbo()(
+        "a photo of a dog.", generator=generator, num_inference_steps=1, guidance_scale=0.0, output_type="pt"
+    ).images[0]
+    assert np.abs((plain.permute(1, 2, 0) * 255).round().numpy() - image).max() <= 1
 
 
 def test_size_and_identity_come_from_the_folder(folder: str, tmp_path: Path) -> None:

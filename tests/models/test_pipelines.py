@@ -116,9 +116,9 @@ def lora_of(kind: str) -> bytes:
     return save({f"{part}.{name}": 5 * value.contiguous() for name, value in weights.items()})
 
 
-def picture(pipeline: object) -> np.ndarray:
+def picture(pipeline: object, *, compile_denoiser: bool = False) -> np.ndarray:
     how = Sampling(scheduler="pipeline", steps=2, guidance=4.0, negative_prompt="", size_px=32, seed=0, batch_size=1)
-    return ImageMaker(pipeline, how).make("a dog", "dog", [0]).astype(int)
+    return ImageMaker(pipeline, how, compile_denoiser=compile_denoiser).make("a dog", "dog", [0]).astype(int)
 
 
 @pytest.mark.slow
@@ -134,6 +134,20 @@ def test_lora_files(folders: Path, tmp_path: Path, kind: str) -> None:
     other = next(one for one in WITH_LORA if (one == "FluxPipeline") != (kind == "FluxPipeline"))
     with pytest.raises(UserError, match="belong to another model"):
         apply_lora(load_pipeline(str(folders / kind)), lora_of(other))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's, of its own modules
+@pytest.mark.parametrize("kind", ["StableDiffusionPipeline", "StableDiffusionXLPipeline", "FluxPipeline"])
+def test_compiled_pipelines_with_a_lora(folders: Path, kind: str) -> None:
+    torch._dynamo.reset()
+    data, pictures = lora_of(kind), []
+    for fast in (False, True):
+        pipeline = load_pipeline(str(folders / kind))
+        apply_lora(pipeline, data)
+        pictures.append(picture(pipeline, compile_denoiser=fast))
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1
+    assert np.abs(pictures[0] - picture(load_pipeline(str(folders / kind)))).max() > 1
 
 
 @pytest.mark.parametrize("kind", ["PixArtSigmaPipeline"])

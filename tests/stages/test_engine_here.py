@@ -6,11 +6,15 @@ The miniature captioner; few tests, since every engine takes half a minute to st
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from raydapt.data.sources import resolve_source
+from raydapt.models.answer_work import answer_work
+from raydapt.models.language import chat_texts
 from raydapt.settings.groups import RaySettings
 from raydapt.stages import vllm_process
 from raydapt.stages.caption import CaptionJob, caption_stage
@@ -47,9 +51,31 @@ def asked(place: Path) -> tuple[list[CaptionJob], KnownRows]:
     return [images, groups], known
 
 
-def captions(job: CaptionJob, known: KnownRows, store: Path, ray: RaySettings) -> pa.Table:
-    table = caption_stage(job, known=known, ray_settings=ray, store=Store(str(store))).artefact.read()
-    return table.drop_columns(["seconds"])
+def captions(
+    job: CaptionJob, known: KnownRows, store: Path, ray: RaySettings, stats: list[dict[str, Any]] | None = None
+) -> pa.Table:
+    artefact = caption_stage(job, known=known, ray_settings=ray, store=Store(str(store))).artefact
+    if stats is not None:
+        stats.append(artefact.manifest.stats)
+    return artefact.read().drop_columns(["seconds"])
+
+
+def flop_of(job: CaptionJob, table: pa.Table) -> float:
+    """Operations of captions, counted anew from their texts by the model's own processor."""
+    from transformers import AutoProcessor
+
+    processor, work, total = AutoProcessor.from_pretrained(job.address), answer_work(job.address), 0.0
+    picture = Image.new("RGB", (40, 30))  # of any size: it is as many tokens as any other
+    for prompt, caption in zip(table["prompt"].to_pylist(), table["caption"].to_pylist(), strict=True):
+        if caption is not None:
+            (chat,) = chat_texts(job.address, [prompt], image=True, setting="caption.model").values()
+            asked = processor(text=chat, images=picture).input_ids[0]
+            total += work.flop(len(asked), job.settings.max_tokens)
+    return total
+
+
+def told(stats: dict[str, Any]) -> float:
+    return float(stats["model_flop_per_s"] * stats["model_seconds"])
 
 
 @pytest.mark.ray
@@ -63,7 +89,8 @@ def test_here_on_ray_and_half_and_half_are_the_same_texts(
         vllm_process.EngineProcess, "__init__", lambda self, *words: (started.append(words), start(self, *words))[1]
     )
     with vllm_process.engines_kept():
-        here = [captions(job, known, place / "here", HERE) for job in jobs]
+        stats: list[dict[str, Any]] = []
+        here = [captions(job, known, place / "here", HERE, stats) for job in jobs]
         with monkeypatch.context() as patch:
             patch.setattr(Artefact, "note_part", stop_after(2))
             with pytest.raises(KeyboardInterrupt):
@@ -75,6 +102,11 @@ def test_here_on_ray_and_half_and_half_are_the_same_texts(
     assert not vllm_process._KEPT
     assert again.equals(here[1])
     assert captions(jobs[0], known, place / "half", ON_RAY).equals(here[0])
+    assert captions(jobs[1], known, place / "ray", ON_RAY, stats).equals(here[1])
+    for job, table, stat in zip((*jobs, jobs[1]), (*here, here[1]), stats, strict=True):
+        assert told(stat) == pytest.approx(flop_of(job, table), rel=0.01)
+        assert 0 < stat["model_share"] <= 1
+        assert stat["share_of_peak"] is None
     errors = here[0]["error"].to_pylist()
     assert errors[BAD_ROW] == "not_an_image"
     too_long = [row for row in range(ROWS) if row % 3 == 2 and row != BAD_ROW]

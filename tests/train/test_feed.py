@@ -173,10 +173,10 @@ class PixelToy(Toy):
         noisy = replace(noisy, image_B=noisy.image_B + torch.randint_like(noisy.image_B, 2))
         return loss - (noisy.target_BC * self.logits(noisy.image_B).log_softmax(-1)).sum(-1).mean()
 
-    def begin_round(self, round_, probability_UC):
+    def begin_round(self, round_, over_unlabelled):
         index_F = torch.tensor([30, 3, 17, 9, 25, 1])
         few = Stream(name="few", index_M=index_F, target_MC=one_hot(index_F % 3, self.images.n_classes), batch_size=3)
-        return [*super().begin_round(round_, probability_UC), few]
+        return [*super().begin_round(round_, over_unlabelled), few]
 
 
 def images_with(pixels: StoredPixels | Tensor) -> TrainingImages:

@@ -1,6 +1,6 @@
 """A method small enough to be followed by hand, for the tests of the training loop."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +30,8 @@ class Toy(Method):
         noisy_BD = batch.image_B + 0.1 * torch.randn_like(batch.image_B)
         return -(batch.target_BC * self.logits(noisy_BD).log_softmax(-1)).sum(-1).mean()
 
-    def begin_round(self, round_: int, probability_UC: Callable[[], Tensor]) -> list[Stream]:
-        probability = probability_UC()
+    def begin_round(self, round_: int, over_unlabelled: OverImages) -> list[Stream]:
+        probability = over_unlabelled(lambda image_B: self.logits(image_B).softmax(-1))
         confidence_U, class_U = probability.max(-1)
         index_U = self.images.unlabelled_U
         target_UC = one_hot(class_U, self.images.n_classes)

@@ -20,7 +20,7 @@ from raydapt.methods.air.rules import centred, class_weights, fuse, matching_sca
 from raydapt.methods.air.settings import AirSettings
 from raydapt.methods.contract import Batch, Stream, TrainingImages, one_hot
 from raydapt.methods.even_sample import even_sample
-from raydapt.methods.prompting.pseudo_labels import Probabilities
+from raydapt.methods.prompting.probability_blocks import Probabilities, ProbabilityBlocks, Rows
 from raydapt.models.residual_prompt import Prompted
 
 SYNTHETIC = "synthetic"
@@ -68,31 +68,47 @@ class AirPart(nn.Module):
         return self.settings.fusion_weight > 0
 
     def judge(
-        self, round_: int, text_UK: Probabilities, images: TrainingImages, encoder: Prompted | None
-    ) -> tuple[Probabilities, dict[str, Tensor]]:
+        self,
+        round_: int,
+        text_UK: ProbabilityBlocks,
+        images: TrainingImages,
+        features_of: Callable[[Rows], Tensor],
+        encoder: Prompted | None,
+    ) -> tuple[ProbabilityBlocks, dict[str, Tensor]]:
         """The fused pseudo-label probabilities p* [U, K], and which class each judge would choose.
 
         Args:
             round_: 1-based; lambda decays with it.
             text_UK: What the text classifier says of the candidate classes.
             images: The training images; of candidate classes other than all (TRZSL), p^ is over these alone.
-            encoder: Encodes both kinds of images anew; None takes the frozen features.
+            features_of: Features of some of the unlabelled images, of the encoder.
+            encoder: Encodes the synthetic images anew; None takes the frozen features.
         """
-        index_U, candidates_K = images.unlabelled_U, images.candidate_classes.cpu()
-        feature_UD = images.feature_ND[index_U]
-        if encoder is not None:
-            feature_UD = encode(encoder, lambda index_B: images.take(index_B, "pixels"), index_U)
+        candidates_K, n_images = images.candidate_classes.cpu(), len(images.unlabelled_U)
+        weight_KD = self.weights(encoder, candidates_K)
         if self.settings.centred:
-            self.centre_D.copy_(feature_UD.mean(dim=0))
-        score_UK = self._real(feature_UD, self.centre_D.cpu()) @ self.weights(encoder, candidates_K).T
+            sum_D = torch.stack([features_of(rows).double().sum(dim=0) for rows, _ in text_UK]).sum(dim=0)
+            self.centre_D.copy_(sum_D / n_images)
+        centre_D = self.centre_D.cpu()
+
+        def scores_of(rows: Rows) -> Tensor:
+            return self._real(features_of(rows), centre_D) @ weight_KD.T
+
         if self.settings.image_scale == "matched":
-            row_R = even_sample(torch.arange(len(score_UK)), _ROWS_TO_MATCH)
-            confidence = float(text_UK[row_R.numpy()].max(axis=1).mean())
-            self.scale.fill_(matching_scale(score_UK[row_R], confidence))
-        image_UK = (float(self.scale) * score_UK).softmax(dim=1).numpy()
-        both_UK = fuse(text_UK, image_UK, self.settings.fusion_weight * self.settings.fusion_decay ** (round_ - 1))
-        judges = {TEXT: text_UK, IMAGES: image_UK, BOTH: both_UK}
-        return both_UK, {name: candidates_K[torch.from_numpy(p.argmax(axis=1))] for name, p in judges.items()}
+            row_R = even_sample(torch.arange(n_images), _ROWS_TO_MATCH)
+            confidence = float(text_UK.rows_of(row_R).max(axis=1).mean())
+            self.scale.fill_(matching_scale(scores_of(row_R), confidence))
+        scale, weight = float(self.scale), self.settings.fusion_weight * self.settings.fusion_decay ** (round_ - 1)
+
+        def image_of(rows: Rows) -> Probabilities:
+            return (scale * scores_of(rows)).softmax(dim=1).numpy()
+
+        both_UK = ProbabilityBlocks(text_UK.shape, lambda rows: fuse(text_UK.rows_of(rows), image_of(rows), weight))
+        guesses: dict[str, list[Tensor]] = {TEXT: [], IMAGES: [], BOTH: []}
+        for (rows, text_BK), (_, both_BK) in zip(text_UK, both_UK, strict=True):
+            for name, p_BK in zip(guesses, (text_BK, image_of(rows), both_BK), strict=True):
+                guesses[name].append(candidates_K[torch.from_numpy(p_BK.argmax(axis=1))])
+        return both_UK, {name: torch.cat(parts) for name, parts in guesses.items()}
 
     def weights(self, encoder: Prompted | None, candidates_K: Tensor) -> Tensor:
         """The auxiliary classifier [K, D] of some classes, on the CPU."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from raydapt.methods.prompting.pseudo_labels import Probabilities
+from raydapt.methods.prompting.probability_blocks import Probabilities
 
 Prototypes = Literal["nearest", "all", "mean"]
 _BISECTIONS = 60

@@ -51,12 +51,12 @@ class Candidates(nn.Module):
         """Weight float32 [N] and class int64 [N] of the heaviest candidate."""
         return self.value_NK[:, 0].cpu(), self.class_NK[:, 0].cpu()
 
-    def sparse(self) -> Tensor:
-        """All weights, a sparse tensor [N, C] on the CPU."""
-        row_E, place_E = self.value_NK.cpu().nonzero(as_tuple=True)
-        index_2E = torch.stack([row_E, self.class_NK.cpu()[row_E, place_E]])
-        values_E, shape = self.value_NK.cpu()[row_E, place_E], (len(self.value_NK), self.n_classes)
-        return torch.sparse_coo_tensor(index_2E, values_E, shape, check_invariants=True).coalesce()
+    def sparse(self) -> csr_array:
+        """All weights, float32 [N, C]."""
+        value_NK, class_NK = self.value_NK.cpu().numpy(), self.class_NK.cpu().numpy()
+        row_E, place_E = value_NK.nonzero()
+        entries = (value_NK[row_E, place_E], (row_E, class_NK[row_E, place_E]))
+        return csr_array(entries, shape=(len(value_NK), self.n_classes))
 
 
 def candidate_sets(images: TrainingImages) -> csr_array:

@@ -120,7 +120,7 @@ class CoReg(Method):
         first, second = (_as(student).classify(image) for student in self.students)
         return (first + second).float()
 
-    def begin_round(self, round_: int, probability_UC: Callable[[], Tensor]) -> list[Stream]:
+    def begin_round(self, round_: int, over_unlabelled: OverImages) -> list[Stream]:
         """All images with their candidates; there is one round."""
         candidate_NC = self.candidates.sparse()
         index_N = torch.arange(candidate_NC.shape[0])

@@ -12,16 +12,12 @@ from torch.nn import functional as F
 
 from raydapt.methods.air.part import AirPart
 from raydapt.methods.contract import Batch, PseudoLabels, Stream, TrainingImages, one_hot
+from raydapt.methods.cpl.rules import cpl_candidates, cpl_select, cpl_targets
 from raydapt.methods.cpl.settings import CplSettings
 from raydapt.methods.prompting.losses import candidate_loss
 from raydapt.methods.prompting.method import PromptMethod
-from raydapt.methods.prompting.pseudo_labels import (
-    Probabilities,
-    cpl_candidates,
-    cpl_select,
-    cpl_targets,
-    growing_count,
-)
+from raydapt.methods.prompting.probability_blocks import ProbabilityBlocks
+from raydapt.methods.prompting.pseudo_labels import growing_count
 from raydapt.models.residual_prompt import Prompted
 
 PSEUDO, LABELLED = "pseudo", "labelled"
@@ -53,17 +49,18 @@ class Cpl(PromptMethod):
             raise ValueError("cpl.alpha and cpl.beta are resolved before the method is built")
         self.settings = settings
 
-    def select(self, round_: int, probability_UK: Probabilities) -> PseudoLabels:
+    def select(self, round_: int, probability_UK: ProbabilityBlocks) -> PseudoLabels:
         """Finds candidate sets and selects K_n images per class."""
-        prior, beta = self.prior_of_candidates, float(self.settings.beta)
-        candidate_UK = cpl_candidates(
+        prior, beta, n_candidates = self.prior_of_candidates, float(self.settings.beta), probability_UK.shape[1]
+        candidates = cpl_candidates(
             probability_UK, float(self.settings.alpha), prior.upper_quantiles(beta).numpy() if prior.known else beta
         )
         count = growing_count(round_, self.rounds, *probability_UK.shape)
-        selection = cpl_select(probability_UK, candidate_UK, prior.places(count))
+        selection = cpl_select(candidates, prior.places(count), n_candidates)
         # The zero-shot probabilities of the first round are worth learning from as they are, later sets alone count.
-        target_MK = cpl_targets(probability_UK, candidate_UK, selection.row_M, soft=round_ == 1)
-        return self.pseudo_labels_of(selection, probability_UK, target_MK)
+        return self.pseudo_labels_of(
+            selection, cpl_targets(candidates, selection.row_M, n_candidates, soft=round_ == 1)
+        )
 
     def streams(self, pseudo_labels: PseudoLabels) -> list[Stream]:
         """Selected images and, in proportion, the labelled ones."""

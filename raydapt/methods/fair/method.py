@@ -8,7 +8,7 @@ D width, P stored side in px, S the model's side in px.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +106,7 @@ class Fair(Method):
         self.register_buffer("predicted_C", torch.full((len(prompt_CD),), 1 / len(prompt_CD), device=prompt_CD.device))
         self.register_load_state_dict_pre_hook(_begin_memory)  # type: ignore[no-untyped-call]
 
-    def begin_round(self, round_: int, probability_UC: Callable[[], Tensor]) -> list[Stream]:
+    def begin_round(self, round_: int, over_unlabelled: OverImages) -> list[Stream]:
         """One stream of all unlabelled images; it carries no targets, since `forward` makes the pseudo-labels."""
         if self._images is None:
             raise RuntimeError("The method was built without training images, to predict only.")

@@ -11,8 +11,8 @@ from raydapt.methods.air.part import AirPart
 from raydapt.methods.contract import PseudoLabels, TrainingImages
 from raydapt.methods.fpl.settings import FplSettings
 from raydapt.methods.prompting.hard_labels import HardLabelMethod, Weighting
-from raydapt.methods.prompting.method import hard_targets
-from raydapt.methods.prompting.pseudo_labels import Probabilities, published_leader_board, top_k_per_class
+from raydapt.methods.prompting.probability_blocks import ProbabilityBlocks
+from raydapt.methods.prompting.pseudo_labels import published_leader_board, top_k_per_class
 from raydapt.models.residual_prompt import Prompted
 
 
@@ -47,8 +47,8 @@ class Fpl(HardLabelMethod):
         )
         self.settings = settings
 
-    def select(self, round_: int, probability_UK: Probabilities) -> PseudoLabels:
+    def select(self, round_: int, probability_UK: ProbabilityBlocks) -> PseudoLabels:
         """The most confident images of each class, or those on its leader board."""
         chosen = top_k_per_class if self.settings.selection == "top" else published_leader_board
         selection = chosen(probability_UK, self.prior_of_candidates.places(self.settings.shots))
-        return self.pseudo_labels_of(selection, probability_UK, hard_targets(selection, probability_UK.shape[1]))
+        return self.pseudo_labels_of(selection, selection.one_hot(probability_UK.shape[1]))

@@ -11,8 +11,8 @@ from raydapt.methods.air.part import AirPart
 from raydapt.methods.contract import PseudoLabels, TrainingImages
 from raydapt.methods.grip.settings import GripSettings
 from raydapt.methods.prompting.hard_labels import HardLabelMethod, Weighting
-from raydapt.methods.prompting.method import hard_targets
-from raydapt.methods.prompting.pseudo_labels import Probabilities, growing_count, leader_board, published_leader_board
+from raydapt.methods.prompting.probability_blocks import ProbabilityBlocks
+from raydapt.methods.prompting.pseudo_labels import growing_count, leader_board, published_leader_board
 from raydapt.models.residual_prompt import Prompted
 
 
@@ -51,9 +51,8 @@ class Grip(HardLabelMethod):
         )
         self.board = leader_board if settings.board == "clean" else published_leader_board
 
-    def select(self, round_: int, probability_UK: Probabilities) -> PseudoLabels:
+    def select(self, round_: int, probability_UK: ProbabilityBlocks) -> PseudoLabels:
         """Fills the leader boards."""
         count = growing_count(round_, self.rounds, *probability_UK.shape)
         selection = self.board(probability_UK, self.prior_of_candidates.places(count))
-        target_MK = hard_targets(selection, probability_UK.shape[1])
-        return self.pseudo_labels_of(selection, probability_UK, target_MK)
+        return self.pseudo_labels_of(selection, selection.one_hot(probability_UK.shape[1]))

@@ -10,7 +10,7 @@ L tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -154,7 +154,7 @@ class LatteClip(Method):
             logits_BC: Tensor = self.scale * feature_BD.to(torch.float32) @ self.class_embeddings().T
         return logits_BC
 
-    def begin_round(self, round_: int, probability_UC: Callable[[], Tensor]) -> list[Stream]:
+    def begin_round(self, round_: int, over_unlabelled: OverImages) -> list[Stream]:
         """One stream of all images; it carries no targets, since `forward` makes the pseudo-labels."""
         index_N = torch.arange(len(self._zero_shot_N))
         return [

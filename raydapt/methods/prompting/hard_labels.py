@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from scipy.sparse import vstack
 from torch import Tensor
 
 from raydapt.methods.air.part import AirPart
 from raydapt.methods.contract import Batch, PseudoLabels, Stream, TrainingImages, one_hot
 from raydapt.methods.prompting.losses import two_group_cross_entropy
 from raydapt.methods.prompting.method import PromptMethod
+from raydapt.methods.targets import sparse
 from raydapt.models.residual_prompt import Prompted
 
 TRAIN = "train"
@@ -71,10 +73,11 @@ class HardLabelMethod(PromptMethod):
         """One stream, of pseudo-labelled and labelled images together."""
         images = self.images
         index_M = torch.cat([pseudo_labels.index_M, images.labelled_L.cpu()])
-        target_MC = torch.cat([pseudo_labels.target_MC, one_hot(images.label_L.cpu(), images.n_classes)])
+        label_LC = one_hot(images.label_L.cpu(), images.n_classes)
+        target_MC = vstack([sparse(pseudo_labels.target_MC), sparse(label_LC)], format="csr")
         if self.train_share < 1:
             kept_M = self._kept(len(pseudo_labels.index_M), len(index_M))
-            index_M, target_MC = index_M[kept_M], target_MC[kept_M]
+            index_M, target_MC = index_M[kept_M], target_MC[kept_M.numpy()]
         return [Stream(name=TRAIN, index_M=index_M, target_MC=target_MC, batch_size=self.batch_size)]
 
     def _kept(self, n_pseudo: int, n_all: int) -> Tensor:

@@ -11,17 +11,16 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 
-from raydapt.artefacts.rows import Features
 from raydapt.errors import UserError
 from raydapt.methods.air.part import SYNTHETIC, AirPart
 from raydapt.methods.class_prior import ClassPrior, class_prior
-from raydapt.methods.contract import Batch, Method, PseudoLabels, Stream, TrainingImages
-from raydapt.methods.prompting.pseudo_labels import Probabilities, Selection, Targets, restrict_probability
+from raydapt.methods.contract import Batch, Method, OverImages, PseudoLabels, Stream, TrainingImages
+from raydapt.methods.prompting.probability_blocks import ProbabilityBlocks, Rows, softmax_blocks
+from raydapt.methods.prompting.pseudo_labels import Selection
 from raydapt.models.residual_prompt import Prompted
-
-_ROWS_PER_CHUNK = 8192
 
 
 class PromptMethod(Method):
@@ -86,15 +85,15 @@ class PromptMethod(Method):
         parts = torch.split(logits_BC, [len(batch.image_B) for batch in batches.values()])
         return dict(zip(batches, parts, strict=True))
 
-    def begin_round(self, round_: int, probability_UC: Callable[[], Tensor]) -> list[Stream]:
+    def begin_round(self, round_: int, over_unlabelled: OverImages) -> list[Stream]:
         """Selects from the last round's probabilities, then draws the prompt anew."""
         if self.air is not None and self.air.settings.synthetic_only:
             if self.air.settings.fusion_at_test:  # which goes by what the judgement finds: the images' mean, the scale
-                self.candidate_probability(round_, probability_UC)
+                self.candidate_probability(round_, over_unlabelled)
             self.restart(round_)
             return self._synthetic_streams(self.air)
-        self.pseudo_labels = None  # those of the last round, of which there may be gigabytes
-        probability_UK = self.candidate_probability(round_, probability_UC)
+        self.pseudo_labels = None  # those of the last round
+        probability_UK = self.candidate_probability(round_, over_unlabelled)
         self.restart(round_)
         selected = self.select(round_, probability_UK)
         self.pseudo_labels = replace(selected, guesses=self._guesses)
@@ -110,7 +109,7 @@ class PromptMethod(Method):
         return self.prior.among(self.images.candidate_classes)
 
     @abstractmethod
-    def select(self, round_: int, probability_UK: Probabilities) -> PseudoLabels:
+    def select(self, round_: int, probability_UK: ProbabilityBlocks) -> PseudoLabels:
         """The pseudo-labels of a round, from probabilities over the candidate classes."""
 
     @abstractmethod
@@ -133,58 +132,52 @@ class PromptMethod(Method):
         """Draws the prompt of a round; it depends on the seed and the round alone."""
         self.prompted.reset(int(np.random.SeedSequence((self.seed, round_)).generate_state(1)[0]))
 
-    def candidate_probability(self, round_: int, probability_UC: Callable[[], Tensor]) -> Probabilities:
+    def candidate_probability(self, round_: int, over_unlabelled: OverImages) -> ProbabilityBlocks:
         """Q [U, K] over the candidate classes: zero-shot in the first round, of the prompted model later."""
         images = self.images
         if not len(images.unlabelled_U):
             raise UserError(
                 "There are no unlabelled training images to learn from: check data.train_splits and data.shots."
             )
-        if round_ == 1:
-            feature_UD = images.unlabelled_features()
-            all_UC = zero_shot_probability(feature_UD, self._zero_shot_CD, self.prompted.clip.logit_scale)
-        else:
-            all_UC = probability_UC()
-        all_np = all_UC.detach().to("cpu", torch.float32).numpy()
-        text_UK = restrict_probability(all_np, images.candidate_classes.cpu().numpy())
+        # The frozen features are right until something visual is learned; then they are made anew.
+        encoder = self.prompted if self.prompted.uses_pixels and round_ > 1 else None
+        features_of: Callable[[Rows], Tensor] = images.unlabelled_features
+        if encoder is not None:
+            features_of = over_unlabelled(encoder.image_features).__getitem__
+        class_CD = self._zero_shot_CD if round_ == 1 else self.class_embeddings()
+        text_UK = softmax_blocks(
+            len(images.unlabelled_U), features_of, class_CD, self.prompted.clip.logit_scale, images.candidate_classes
+        )
         if self.air is None or not self.air.judges:
             return text_UK
-        # The frozen features are right until something visual is learned; then both kinds of images are encoded anew.
-        encoder = self.prompted if self.prompted.uses_pixels and round_ > 1 else None
-        both_UK, self._guesses = self.air.judge(round_, text_UK, images, encoder)
+        both_UK, self._guesses = self.air.judge(round_, text_UK, images, features_of, encoder)
         return both_UK
 
-    def pseudo_labels_of(self, selection: Selection, probability_UK: Probabilities, target_MK: Targets) -> PseudoLabels:
+    @torch.no_grad()
+    def class_embeddings(self) -> Tensor:
+        """L2-normalised class embeddings float32 [C, D] of the prompted model as it is now."""
+        was_training = self.training
+        self.eval()
+        class_CD = self.prompted.class_embeddings().to(torch.float32)
+        self.train(was_training)
+        return class_CD
+
+    def pseudo_labels_of(self, selection: Selection, target_MK: csr_array) -> PseudoLabels:
         """A selection in terms of the training images and of all classes."""
         if not len(selection.row_M):
             raise UserError(
-                f"Not one of {len(probability_UK)} unlabelled images is a candidate of any class: lower cpl.beta, "
-                "raise cpl.alpha or give more images."
+                f"Not one of {len(self.images.unlabelled_U)} unlabelled images is a candidate of any class: lower "
+                "cpl.beta, raise cpl.alpha or give more images."
             )
         candidates_K, row_M = self.images.candidate_classes.cpu(), torch.from_numpy(selection.row_M)
-        target_MC = torch.from_numpy(target_MK)
-        if len(candidates_K) < self.images.n_classes:
-            target_MC = torch.zeros(len(row_M), self.images.n_classes, dtype=target_MC.dtype)
-            target_MC[:, candidates_K] = torch.from_numpy(target_MK)
+        class_E, shape = candidates_K.numpy()[target_MK.indices], (len(row_M), self.images.n_classes)
+        target_MC = csr_array((target_MK.data, class_E, target_MK.indptr), shape=shape)
+        target_MC.sort_indices()
         return PseudoLabels(
             index_M=self.images.unlabelled_U.cpu()[row_M],
             target_MC=target_MC,
-            confidence_M=torch.from_numpy(probability_UK[selection.row_M, selection.class_M]),
+            confidence_M=torch.from_numpy(selection.confidence_M),
             class_M=candidates_K[torch.from_numpy(selection.class_M)],
             waiting=selection.waiting,
             dropped=selection.dropped,
         )
-
-
-def hard_targets(selection: Selection, n_candidates: int) -> Probabilities:
-    """One-hot targets [M, K] of the classes that selected the images."""
-    return np.eye(n_candidates, dtype=np.float32)[selection.class_M]
-
-
-def zero_shot_probability(feature_UD: Features, class_CD: Tensor, logit_scale: float) -> Tensor:
-    """Softmax [U, C] of the frozen features against class embeddings."""
-    probability_UC = class_CD.new_empty(len(feature_UD), len(class_CD))
-    for start in range(0, len(feature_UD), _ROWS_PER_CHUNK):
-        rows = slice(start, start + _ROWS_PER_CHUNK)
-        probability_UC[rows] = (logit_scale * feature_UD[rows].to(class_CD) @ class_CD.T).softmax(dim=1)
-    return probability_UC

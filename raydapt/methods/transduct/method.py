@@ -5,13 +5,13 @@ Legend: B batch, C classes, D width, S image side in px.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from raydapt.methods.contract import Batch, Method, Stream
+from raydapt.methods.contract import Batch, Method, OverImages, Stream
 from raydapt.methods.transduct.fit import TransductFit
 from raydapt.models.clip import Clip, OnClip
 
@@ -57,7 +57,7 @@ class Transduct(Method):
         with torch.autocast(feature_BD.device.type, enabled=False):
             return feature_BD.to(torch.float32) @ weight_CD.T + self.bias_C
 
-    def begin_round(self, round_: int, probability_UC: Callable[[], Tensor]) -> list[Stream]:
+    def begin_round(self, round_: int, over_unlabelled: OverImages) -> list[Stream]:
         """There are no rounds: a fit is all there is to learn."""
         return []
 

@@ -80,15 +80,16 @@ class TransductSpec(MethodSpec):
 
 def fit_images(context: BuildContext, images: TrainingImages, text_CD: Tensor) -> TransductFit:
     """The fit to the unlabelled images, from the texts or from the answers of other runs where there are some."""
-    second_NE, stated_C = images.unlabelled_second(), context.prior.log_prior()
+    stated_C, device = context.prior.log_prior(), text_CD.device
+    second_ND = images.second_ND
     return fit(
-        on_device(images.unlabelled_features(), text_CD.device),
+        on_device(images.all_unlabelled(images.feature_ND), device),
         text_CD,
         context.clip.logit_scale,
         context.config.of(TransductSettings),
         log_prior_C=None if stated_C is None else stated_C.to(text_CD),
-        base=_answers_of_runs(images, text_CD.device),
-        second_NE=None if second_NE is None else on_device(second_NE, text_CD.device),
+        base=_answers_of_runs(images, device),
+        second_NE=None if second_ND is None else on_device(images.all_unlabelled(second_ND), device),
     )
 
 

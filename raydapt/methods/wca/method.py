@@ -5,7 +5,7 @@ Legend: B batch, C classes, K crops of an image, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from raydapt.artefacts.inputs import InputKind
 from raydapt.data.classes import ClassSpace
-from raydapt.methods.contract import Batch, Method, Stream
+from raydapt.methods.contract import Batch, Method, OverImages, Stream
 from raydapt.methods.fair.method import described
 from raydapt.methods.fair.rules import class_sums, composite, crop_weights, description_weights
 from raydapt.methods.fair.settings import FairSettings
@@ -60,7 +60,7 @@ class Wca(Method):
         rho_BK = crop_weights(whole_BD, crop_BKD, top_k=top_k, temperature=temperature)
         return torch.einsum("bk,bkd->bd", rho_BK, crop_BKD)
 
-    def begin_round(self, round_: int, probability_UC: Callable[[], Tensor]) -> list[Stream]:
+    def begin_round(self, round_: int, over_unlabelled: OverImages) -> list[Stream]:
         """There are no rounds."""
         return []
 

@@ -5,12 +5,12 @@ Legend: B batch, C classes, D width, S image side in px.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from raydapt.methods.contract import Batch, Method, Stream
+from raydapt.methods.contract import Batch, Method, OverImages, Stream
 from raydapt.models.clip import Clip, OnClip
 
 
@@ -36,7 +36,7 @@ class ZeroShot(Method):
         with torch.autocast(feature_BD.device.type, enabled=False):
             return clip.logit_scale * feature_BD.to(torch.float32) @ self.class_CD.T
 
-    def begin_round(self, round_: int, probability_UC: Callable[[], Tensor]) -> list[Stream]:
+    def begin_round(self, round_: int, over_unlabelled: OverImages) -> list[Stream]:
         """There are no rounds, so there is nothing to learn from."""
         return []
 
