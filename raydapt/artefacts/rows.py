@@ -52,7 +52,10 @@ class HeldFeatures:
 
     def __getitem__(self, rows: slice | Tensor, /) -> Tensor:
         """float32 [B, D] of a slice or of int64 rows."""
-        return self.value_AD[rows if self.row_N is None else self.row_N[rows]].float()
+        source_B = rows if self.row_N is None else self.row_N[rows]
+        if isinstance(source_B, slice):
+            return self.value_AD[source_B].float()
+        return take(self.value_AD, source_B).float()
 
 
 def held(value_AD: Tensor) -> Features:
@@ -98,10 +101,19 @@ def copy_rows(feature_ND: Features, row_B: Tensor, out_BD: Tensor) -> Tensor:
 
     A new array of megabytes costs more than what is written into it: the system hands it out page by page.
     """
+    value_AD = feature_ND.value_AD if isinstance(feature_ND, HeldFeatures) else feature_ND
+    assert isinstance(value_AD, Tensor)
     for start in range(0, len(row_B), _PIECE_ROWS):
-        piece_P = row_B[start : start + _PIECE_ROWS]
-        out_BD[start : start + len(piece_P)] = feature_ND[piece_P]
+        source_P = piece_P = row_B[start : start + _PIECE_ROWS]
+        if isinstance(feature_ND, HeldFeatures) and feature_ND.row_N is not None:
+            source_P = take(feature_ND.row_N, piece_P)
+        out_BD[start : start + len(piece_P)].copy_(take(value_AD, source_P))
     return out_BD[: len(row_B)]
+
+
+def take(value_AD: Tensor, row_B: Tensor) -> Tensor:
+    """Rows of a matrix; on a CPU less than half the time that indexing takes."""
+    return value_AD.index_select(0, row_B)
 
 
 def blocks(n_images: int, rows: int | None = None) -> Iterator[slice]:

@@ -59,6 +59,8 @@ class SoftLabels:
         weight_BK, index_BK = neighbours.affinity_NK[rows], neighbours.index_NK[rows].long()
         if normalised:
             weight_BK = weight_BK / weight_BK.sum(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        class_BKL, share_BKL = self.class_NL[index_BK].long(), self.share_NL[index_BK] * weight_BK[:, :, None]
+        shape, index_M = (*index_BK.shape, -1), index_BK.flatten()
+        class_BKL = self.class_NL.index_select(0, index_M).long().reshape(shape)
+        share_BKL = self.share_NL.index_select(0, index_M).reshape(shape) * weight_BK[:, :, None]
         mean_BC = share_BKL.new_zeros(len(index_BK), self.n_classes)
         return mean_BC.scatter_add_(1, class_BKL.flatten(1), share_BKL.flatten(1))
