@@ -24,7 +24,7 @@ _CELLS_FACTOR = 4
 """Lists per square root of the number of images (faiss' guideline: 4 to 16)."""
 _MOST_COARSE, _PER_LIST = 4000, 250
 """Lists of a million images, and how many images each of them has: of more images each list is cut again."""
-_SHARED, _SHARED_STEPS = 16, 2
+_SHARED, _SHARED_STEPS = 32, 3
 """Coarse lists whose fine centres an image chooses among, and steps of k-means with that choice."""
 _POINTS_PER_LIST, _KMEANS_STEPS = 64, 6
 _ROWS = 8192
@@ -53,12 +53,9 @@ def lists_of(feature_ND: Features) -> Lists:
     coarse = _lists(coarse_LD, _nearest(feature_ND, coarse_LD))
     if n_images <= _MOST_COARSE * _PER_LIST:
         return coarse
-    centres = [
-        _centres(rows_of(feature_ND, row_M), max(1, round(len(row_M) / _PER_LIST)), generator) for row_M in coarse.rows
-    ]
-    of_coarse = torch.split(torch.arange(sum(map(len, centres))), [len(centre_FD) for centre_FD in centres])
-    around = [torch.cat([of_coarse[number] for number in around_P]) for around_P in coarse.around(_SHARED).tolist()]
-    centre_LD = torch.cat(centres)
+    drawn_L = torch.randperm(n_images, generator=generator)[: n_images // _PER_LIST]
+    centre_LD, owner_L = feature_ND[drawn_L], _nearest(rows_of(feature_ND, drawn_L), coarse.centre_LD)
+    around = [torch.isin(owner_L, around_P).nonzero()[:, 0] for around_P in coarse.around(_SHARED)]
     for _ in range(_SHARED_STEPS):
         centre_LD = _means(feature_ND, _assigned(feature_ND, centre_LD, coarse, around), centre_LD)
     return _lists(centre_LD, _assigned(feature_ND, centre_LD, coarse, around))
