@@ -11,19 +11,26 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, TextIO
 
-from tqdm.asyncio import tqdm_asyncio
-from tqdm.auto import tqdm
+from tqdm import TqdmWarning
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", TqdmWarning)  # a notebook without ipywidgets sees the line of a terminal
+    from tqdm.auto import tqdm
 
 _LOG = logging.getLogger("raydapt")
 _EVERY_S = 0.25
 _LOG_EVERY_S = 30.0
 _SILENCE_S = 2.0
-_BAR = "{desc}: {percentage:3.0f} %|{bar}| {n_fmt}/{total_fmt} {unit}{postfix}"
-_WITHOUT_TOTAL = "{desc}: {n_fmt} {unit}{postfix}"
+_BAR = "{desc}: {percentage:3.0f} %|{bar}| {n:,}/{total:,} {unit}{postfix}"
+_WITHOUT_TOTAL = "{desc}: {n:,} {unit}{postfix}"
+_CLOCKS = ((1, "s"), (60, "min"), (3600, "h"))
+_LEAST_RATE = 0.1
+_COLUMNS, _LINES = 79, 24
+"""Of a terminal that does not know its size."""
 
 
 class Progress:
@@ -63,7 +70,7 @@ class Progress:
         self._title, self._unit, self._logs = title, unit, show is not False and not moving
         self.total, self.done, self.failed = total, done, failed
         self._start, self._before = time.monotonic(), done
-        self._logged = self._start
+        self._logged = self._working = self._start
         self._bar = tqdm(
             desc=title,
             total=total or None,
@@ -71,10 +78,14 @@ class Progress:
             initial=done,
             file=file,
             disable=not moving,
-            dynamic_ncols=True,
+            **_size(file),
             mininterval=_EVERY_S,
             bar_format=_BAR if total else _WITHOUT_TOTAL,
         )
+
+    def begun(self, ago_s: float) -> None:
+        """Lets rate and time left count from so long ago: what came before, such as Ray's actors, was the start."""
+        self._working = max(self._start, time.monotonic() - ago_s)
 
     def add(self, rows: int, failed: int = 0, *, rate: tuple[float, str] | None = None) -> None:
         """Counts rows that have just been done.
@@ -101,19 +112,21 @@ class Progress:
             _LOG.info(self.line(rate))
 
     def line(self, rate: tuple[float, str] | None = None) -> str:
-        """The line without a bar: ``features: 512/2000 images (26 %), 812 images/s, 00:02 left, 1 failed``."""
-        of_all = f"/{self.total} {self._unit} ({100 * self.done / self.total:.0f} %)" if self.total else ""
-        return ", ".join(filter(None, [f"{self._title}: {self.done}{of_all or ' ' + self._unit}", self._told(rate)]))
+        """The line without a bar: ``features: 512/2,000 images (26 %), 812 images/s, 00:02 left, 1 failed``."""
+        of_all = f"/{self.total:,} {self._unit} ({100 * self.done / self.total:.0f} %)" if self.total else ""
+        return ", ".join(filter(None, [f"{self._title}: {self.done:,}{of_all or ' ' + self._unit}", self._told(rate)]))
 
     def _told(self, rate: tuple[float, str] | None) -> str:
         """Rate, time left or taken, failed rows: as far as there is anything to tell."""
-        seconds, fresh = time.monotonic() - self._start, self.done - self._before
+        ended = self.total is not None and self.done >= self.total
+        seconds = time.monotonic() - (self._start if ended else self._working)
+        fresh = self.done - self._before
         speed, unit = rate or (fresh / seconds if seconds > 0 else 0.0, self._unit)
-        words = [f"{_sensible(speed)} {unit}/s"] if speed > 0 else []
-        if self.total and self.done >= self.total:
-            words.append(f"{tqdm.format_interval(seconds)} in all")
+        words = [_rate(speed, unit)] if speed > 0 else []
+        if self.total and ended:
+            words.append(f"{as_clock(seconds)} in all")
         elif self.total and fresh > 0:
-            words.append(f"{tqdm.format_interval((self.total - self.done) * seconds / fresh)} left")
+            words.append(f"{as_clock((self.total - self.done) * seconds / fresh)} left")
         return ", ".join(words + ([f"{self.failed} failed"] if self.failed else []))
 
 
@@ -151,9 +164,21 @@ class TrainingProgress:
 
 
 @contextmanager
-def said_if_slow(message: str, *, after_s: float = _SILENCE_S) -> Iterator[None]:
+def steps_told(
+    title: str, *, total: int, show: bool | Literal["auto"] = "auto"
+) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Tells how far a training is that counts steps alone; yields what takes the lines of its log."""
+    progress = Progress(title, total=total, unit="steps", show=show)
+    try:
+        yield lambda line: progress.add(max(0, line["step"] - progress.done))
+    finally:
+        progress.close()
+
+
+@contextmanager
+def said_if_slow(message: str, *, after_s: float | None = None) -> Iterator[None]:
     """Logs what is being done when it takes longer than a moment, so that nobody looks at nothing."""
-    timer = threading.Timer(after_s, _LOG.info, [message])
+    timer = threading.Timer(_SILENCE_S if after_s is None else after_s, _LOG.info, [message])
     timer.daemon = True
     timer.start()
     try:
@@ -183,12 +208,33 @@ def silence_libraries() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
+def as_clock(seconds: float) -> str:
+    """A duration as ``01:30`` or ``2:01:30``."""
+    clock: str = tqdm.format_interval(seconds)
+    return clock
+
+
 def _watched(file: TextIO) -> bool:
     """Whether somebody sees a line move: in a terminal or a notebook, and not in a CI job."""
-    notebook = tqdm is not tqdm_asyncio
-    return (notebook or file.isatty()) and os.environ.get("CI", "") in ("", "0", "false")
+    return (_in_notebook() or file.isatty()) and os.environ.get("CI", "") in ("", "0", "false")
 
 
-def _sensible(rate: float) -> str:
-    """Whole from 10 on, below with two digits that count."""
-    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and "IPKernelApp" in getattr(ipython.get_ipython(), "config", {})
+
+
+def _size(file: TextIO) -> dict[str, Any]:
+    """How wide a line may be: looked up each time, or fixed where a terminal says 0, as in many containers."""
+    try:
+        knows = os.get_terminal_size(file.fileno()).columns > 0
+    except (OSError, ValueError):  # no terminal, or no file at all
+        knows = True
+    return {"dynamic_ncols": True} if knows else {"ncols": _COLUMNS, "nrows": _LINES}
+
+
+def _rate(per_s: float, unit: str) -> str:
+    """By the second, minute or hour, so that it is no small share of one; whole from 10 on, else of two digits."""
+    length_s, clock = next((one for one in _CLOCKS if per_s * one[0] >= _LEAST_RATE), _CLOCKS[-1])
+    rate = per_s * length_s
+    return f"{f'{rate:,.0f}' if rate >= 10 else f'{rate:.2g}'} {unit}/{clock}"

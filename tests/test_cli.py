@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,38 @@ def test_the_demo_lays_its_settings_over_the_recipe_of_every_method() -> None:
     assert demo_config("cpl").train.max_steps_per_round == 150
     assert demo_config("cpl", ["train.max_steps_per_round=2"]).train.max_steps_per_round == 2
     assert load_config(JOBS / "demo.yaml") == demo_config("cpl")
+
+
+def test_the_demo_says_what_it_is_at_when_nothing_ends_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    from raydapt.store.folder import Folder
+    from raydapt.verbs import demo
+
+    folder, runs = Folder("runs", setting="runs"), [Future[Folder]() for _ in range(4)]
+    method_of = dict(zip(runs, ("zero_shot", "cpl", "air", "coreg"), strict=True))
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        {1: runs[2], 2: runs[1], 3: runs[3]}[len(said)].set_result(folder)
+
+    monkeypatch.setattr(demo, "_EVERY_S", 0.0)
+    monkeypatch.setattr("raydapt.verbs.demo.click.echo", say)
+    runs[0].set_result(folder)
+    assert [method_of[run] for run in demo._as_they_end(method_of, 2)] == ["zero_shot", "air", "cpl", "coreg"]
+    assert said == ["  at cpl and air …", "  at cpl and coreg …", "  at coreg …"]
+
+
+@pytest.mark.slow
+def test_the_program_says_what_it_imports_before_it_plans(tmp_path: Path) -> None:
+    code = (
+        "import sys, raydapt.progress as p; p._SILENCE_S = 0.0\n"
+        "from raydapt.cli import main; sys.argv = ['raydapt', *sys.argv[1:]]; main()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", code, "run", "cpl", "data.source=digits", "--dry-run"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[0] == "importing torch and open_clip …"
+    assert "stage     features" in done.stdout
 
 
 @pytest.mark.slow

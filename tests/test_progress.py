@@ -1,13 +1,18 @@
+import fcntl
 import io
 import logging
+import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Iterator
 
 import pytest
 
-from raydapt.progress import Progress, TrainingProgress, said_if_slow
+from raydapt.progress import Progress, TrainingProgress, said_if_slow, steps_told
 
 
 class Terminal(io.StringIO):
@@ -45,13 +50,32 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 def test_line_tells_rate_percent_time_left_and_failed(clock: list[float]) -> None:
     progress = Progress("features", total=2000, done=500, failed=1, show=False)
-    assert progress.line() == "features: 500/2000 images (25 %), 1 failed"
+    assert progress.line() == "features: 500/2,000 images (25 %), 1 failed"
     clock[0] += 2
     progress.add(500, failed=2)
-    assert progress.line() == "features: 1000/2000 images (50 %), 250 images/s, 00:04 left, 3 failed"
+    assert progress.line() == "features: 1,000/2,000 images (50 %), 250 images/s, 00:04 left, 3 failed"
     clock[0] += 3600
     progress.add(1000)
-    assert progress.line() == "features: 2000/2000 images (100 %), 0.42 images/s, 1:00:02 in all, 3 failed"
+    assert progress.line() == "features: 2,000/2,000 images (100 %), 0.42 images/s, 1:00:02 in all, 3 failed"
+
+
+def test_the_time_left_does_not_count_the_start_and_the_time_in_all_does(clock: list[float]) -> None:
+    progress = Progress("features", total=2000, show=False)
+    clock[0] += 100
+    progress.begun(2.0)  # the first part took two seconds, and the actors 98 to start
+    progress.add(500)
+    assert progress.line() == "features: 500/2,000 images (25 %), 250 images/s, 00:06 left"
+    clock[0] += 2
+    progress.add(500)
+    assert progress.line() == "features: 1,000/2,000 images (50 %), 250 images/s, 00:04 left"
+    clock[0] += 98
+    progress.add(1000)
+    assert progress.line() == "features: 2,000/2,000 images (100 %), 10 images/s, 03:20 in all"
+    late = Progress("features", total=2000, show=False)
+    clock[0] += 1
+    late.begun(5.0)  # longer ago than there was anything to count
+    late.add(500)
+    assert late.line() == "features: 500/2,000 images (25 %), 500 images/s, 00:03 left"
 
 
 @pytest.mark.parametrize(("rows", "words"), [(2, "0.5"), (37, "9.2"), (400, "100"), (50_000, "12,500")])
@@ -59,7 +83,17 @@ def test_rates_have_the_digits_that_count(clock: list[float], rows: int, words: 
     progress = Progress("captions", total=None, unit="captions", show=False)
     clock[0] += 4
     progress.add(rows)
-    assert progress.line() == f"captions: {rows} captions, {words} captions/s"
+    assert progress.line() == f"captions: {rows:,} captions, {words} captions/s"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(60, "2 trials/min"), (19, "0.11 trials/s"), (1800, "4 trials/h"), (72_000, "0.1 trials/h")]
+)
+def test_slow_work_is_told_by_the_minute_or_hour(clock: list[float], seconds: int, words: str) -> None:
+    progress = Progress("tune", total=None, unit="trials", show=False)
+    clock[0] += seconds
+    progress.add(2)
+    assert progress.line() == f"tune: 2 trials, {words}"
 
 
 def test_terminal_sees_one_moving_line(clock: list[float], logged: list[str]) -> None:
@@ -75,6 +109,36 @@ def test_terminal_sees_one_moving_line(clock: list[float], logged: list[str]) ->
     assert last.startswith("features: 100 %|")
     assert last.endswith("| 4/4 images, 10 images/s, 00:00 in all, 1 failed")
     assert logged == []
+
+
+@pytest.mark.parametrize(("columns", "width"), [(0, 79), (50, 49)])
+def test_a_line_is_as_wide_as_the_terminal_or_79_where_that_is_unknown(columns: int, width: int) -> None:
+    """Terminals of containers often say that they have no columns, and tqdm would write nothing."""
+    code = (
+        "import os, time, raydapt.progress as p; q = p.Progress('features', total=2000, failed=1)\n"
+        "for _ in range(2): q.add(1000)\n"
+        "q.close()"
+    )
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24 if columns else 0, columns, 0, 0))
+    subprocess.run([sys.executable, "-c", code], stderr=theirs, stdin=theirs, check=True)
+    os.close(theirs)
+    lines = os.read(ours, 65536).decode().replace("\n", "\r").split("\r")
+    os.close(ours)
+    last = [line for line in lines if line.strip()][-1]
+    assert last.startswith("features: 100 %|")
+    assert len(last) == width
+
+
+def test_steps_are_told_once_where_lost_workers_go_over_them_again(clock: list[float], logged: list[str]) -> None:
+    with steps_told("lora", total=1500) as log:
+        for step in (20, 40, 20, 1500):
+            clock[0] += 10
+            log({"step": step})
+    assert logged == [
+        "lora: 40/1,500 steps (3 %), 1.3 steps/s, 18:15 left",
+        "lora: 1,500/1,500 steps (100 %), 38 steps/s, 00:40 in all",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What `raydapt status` tells of a run that was stopped, is running, or is finished."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -25,11 +26,15 @@ def record(tmp_path: Path) -> Run:
     return record
 
 
-def test_a_run_that_is_not_finished_tells_its_stages_and_its_training(record: Run) -> None:
+def test_a_run_that_is_not_finished_tells_its_stages_and_its_training(
+    record: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     lines = status(record.path).splitlines()
     assert lines[0] == "job: stopped; the same command goes on with it"
     assert lines[1].startswith("  stage     features ")
-    assert lines[1].endswith(": to be made in this process")
+    assert lines[1].endswith(": to be made")  # the process that asks knows not where
     noted = NotedProgress(record, rounds=10, epochs=5)
     noted(LINE)
     noted({**LINE, "epoch": 4})  # too soon to be written down
@@ -37,6 +42,9 @@ def test_a_run_that_is_not_finished_tells_its_stages_and_its_training(record: Ru
         lines = status(record.path).splitlines()
         assert lines[0] == "job: running"
         assert lines[-1] == "  train     round 2 of 10, epoch 3 of 5, loss 0.5123, 942 images/s, 0 s ago"
+    now[0] += 10
+    noted({**LINE, "epoch": 5})  # two epochs in ten seconds, and forty to go
+    assert status(record.path).endswith("round 2 of 10, epoch 5 of 5, loss 0.5123, 942 images/s, 03:20 left, 0 s ago")
     assert record.folder.held() is False
     record.remove(PROGRESS)
     assert "train" not in status(record.path)

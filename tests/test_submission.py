@@ -276,6 +276,7 @@ def test_a_cluster_gives_what_this_machine_gives(two_nodes: TwoNodes, tmp_path: 
     assert first.returncode == 0, first.stdout + first.stderr
     assert "ray job submit" in first.stdout
     assert ": submitted" in first.stdout
+    assert "INFO" not in first.stderr  # what Ray tells of packages that it makes and sends
     metrics = [
         json.loads(next((tmp_path / runs).glob("*/metrics.json")).read_text())["adapted"] for runs in ("ra", "rb")
     ]

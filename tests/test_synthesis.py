@@ -1,6 +1,7 @@
 """What is synthesised is decided before it is made, and the LoRA is taught by the images that CLIP is surest of."""
 
 import dataclasses
+import logging
 import pickle
 from pathlib import Path
 
@@ -167,7 +168,11 @@ def test_in_trzsl_images_of_unseen_classes_teach_airs_lora(plan: Plan, features:
     assert recipes["unseen"] != recipes["all"] == usual.recipe.fingerprint
 
 
-def test_the_lora_is_made_once(plan: Plan, features: Artefact) -> None:
+def test_the_lora_is_made_once_and_tells_its_steps(
+    plan: Plan, features: Artefact, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("raydapt"), "propagate", True)
+    caplog.set_level(logging.INFO, "raydapt")
     made = {"features": StageResult(artefact=features, reused=True)}
     specs = synthetic_specs(plan.config, plan.facts, samples=3, pixels=False)
     assert [(spec.name, spec.step) for spec in specs] == [
@@ -175,7 +180,9 @@ def test_the_lora_is_made_once(plan: Plan, features: Artefact) -> None:
         ("synthetic", False),
         ("synthetic_features", False),
     ]
-    first = make_lora(plan, specs[0], made)
+    shown = dataclasses.replace(plan.config, ray=dataclasses.replace(plan.config.ray, progress="auto"))
+    first = make_lora(dataclasses.replace(plan, config=shown), specs[0], made)
+    assert [text for text in caplog.messages if text.startswith("lora: 3/3 steps (100 %)")]
     assert not first.reused
     assert first.artefact.manifest.stats["steps"] == 3
     assert make_lora(plan, specs[0], made).reused

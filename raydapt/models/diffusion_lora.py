@@ -5,6 +5,7 @@ Legend: N images, B batch, L tokens, D width of the text states, h/w sides of th
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,6 +35,9 @@ _ALPHA = ".alpha"
 _HUB_FILE = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?(/.+\.safetensors)?")
 _OTHER_KINDS = {"dora_scale": "DoRA", ".hada_w": "LoHa", ".lokr_w": "LoKr", ".lora_mid": "LoCon (with a third matrix)"}
 """What a part of a name tells of weights that are more than two matrices; diffusers drops the scale of DoRA."""
+# Which parts have weights is counted here; diffusers warns of each part that a file leaves as it is.
+for _file in ("lora_base", "peft"):
+    logging.getLogger(f"diffusers.loaders.{_file}").setLevel(logging.ERROR)
 _KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
 
 

@@ -19,6 +19,7 @@ from torch import nn
 from raydapt.errors import UserError
 from raydapt.models.hub import fetch_file, hub_cache, split_revision
 from raydapt.models.weight_files import check_safetensors
+from raydapt.progress import said_if_slow
 from raydapt.store.fingerprint import files_digest
 
 MINI = Path(__file__).parent / "mini" / "diffusion"
@@ -168,8 +169,10 @@ def load_pipeline(name: str, *, device: str | torch.device = "cpu") -> Any:
         how["revision"] = found.revision
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    kind, where = getattr(diffusers, found.kind), str(found.folder or found.repository)
     try:
-        pipeline: Any = getattr(diffusers, found.kind).from_pretrained(str(found.folder or found.repository), **how)
+        with said_if_slow(f"loading the pipeline {name} …"):
+            pipeline: Any = kind.from_pretrained(where, **how)
     except _FAULTS as error:
         raise not_loaded(name, error) from error
     pipeline.set_progress_bar_config(disable=True)

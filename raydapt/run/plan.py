@@ -211,9 +211,9 @@ def describe_plan(plan: Plan) -> str:
     )
 
 
-def artefact_lines(plan: Plan) -> list[str]:
-    """What a run makes to learn, a line each: how much of it is there, and where the rest will be made."""
-    return [f"stage     {_described(plan, artefact)}" for artefact in plan.artefacts]
+def artefact_lines(plan: Plan, *, where: bool = True) -> list[str]:
+    """What a run makes to learn, a line each: how much of it is there, and where this process would make the rest."""
+    return [f"stage     {_described(plan, artefact, where=where)}" for artefact in plan.artefacts]
 
 
 def _model(plan: Plan) -> str:
@@ -223,7 +223,7 @@ def _model(plan: Plan) -> str:
     return f"{plan.config.model.clip} ({plan.image_spec.size_px} px)"
 
 
-def _described(plan: Plan, spec: ArtefactSpec) -> str:
+def _described(plan: Plan, spec: ArtefactSpec, *, where: bool) -> str:
     """One artefact in words: its name, and how much of it is there."""
     if spec.recipe is None:
         return f"{spec.name}: {spec.kind} of {spec.of}, once it is there"
@@ -233,9 +233,10 @@ def _described(plan: Plan, spec: ArtefactSpec) -> str:
         return f"{spec.name} {artefact.fingerprint}: there{rows}"
     wanted = _wanted_parts(plan, spec)
     there = len(artefact.committed_parts() & wanted)
-    state = f"{there:,} of {len(wanted):,} parts there, the rest" if there else "to be made"
-    place = where_made(plan, spec, 1 - there / max(1, len(wanted)))
-    return f"{spec.name} {artefact.fingerprint}: {state} {place}{f', {spec.cost}' if spec.cost else ''}"
+    state = f"{there:,} of {len(wanted):,} parts there" if there else "to be made"
+    if where:
+        state += f"{', the rest' if there else ''} {where_made(plan, spec, 1 - there / max(1, len(wanted)))}"
+    return f"{spec.name} {artefact.fingerprint}: {state}{f', {spec.cost}' if spec.cost else ''}"
 
 
 def _wanted_parts(plan: Plan, spec: ArtefactSpec) -> set[int]:

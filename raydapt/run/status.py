@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raydapt.errors import UserError
+from raydapt.progress import as_clock
 from raydapt.run.finished import open_folder
 from raydapt.run.plan import artefact_lines, make_plan
 from raydapt.store.run_record import Run
@@ -19,14 +20,25 @@ class NotedProgress:
     def __init__(self, record: Run, *, rounds: int, epochs: int) -> None:
         self._record, self._all = record, {"rounds": rounds, "epochs": epochs}
         self._noted: float | None = None
+        self._first: tuple[float, int] | None = None
 
     def __call__(self, line: Mapping[str, Any]) -> None:
         """Takes one line of the log."""
         now = time.monotonic()
+        done = (line["round"] - 1) * self._all["epochs"] + line["epoch"]
+        self._first = self._first or (now, done)
         if self._noted is None or now - self._noted >= _NOTE_EVERY_S:
             self._noted = now
             kept = {name: line.get(name) for name in ("round", "epoch", "loss", "images_per_s")}
-            self._record.write_json(PROGRESS, {**self._all, **kept, "time": time.time()})
+            left_s = self._left_s(now, done)
+            self._record.write_json(PROGRESS, {**self._all, **kept, "time": time.time(), "left_s": left_s})
+
+    def _left_s(self, now: float, done: int) -> float | None:
+        """Seconds that all rounds take at the pace so far; None at the first line."""
+        assert self._first is not None
+        since, before = self._first
+        total = self._all["rounds"] * self._all["epochs"]
+        return (total - done) * (now - since) / (done - before) if done > before else None
 
 
 def status(run_folder: str) -> str:
@@ -48,7 +60,7 @@ def status(run_folder: str) -> str:
     known = {True: "running", False: "stopped; the same command goes on with it", None: "not finished"}
     lines = [f"{record.name}: {known[held]}"]
     try:
-        lines += [f"  {line}" for line in artefact_lines(make_plan(config))]
+        lines += [f"  {line}" for line in artefact_lines(make_plan(config), where=False)]  # that is up to the run
     except UserError as error:  # such as a relative path, asked from another folder
         lines.append(f"  stage     not known from here ({error})")
     if record.exists(PROGRESS):
@@ -60,7 +72,8 @@ def training_in_words(noted: Mapping[str, Any]) -> str:
     """How far a training was when it was noted down (see `NotedProgress`), and how long it has to go at that rate."""
     ago = max(0.0, time.time() - noted["time"])
     rate = f", {noted['images_per_s']:,.0f} images/s" if noted.get("images_per_s") else ""
+    left = "" if noted.get("left_s") is None else f", {as_clock(noted['left_s'])} left"
     return (
         f"round {noted['round']} of {noted['rounds']}, epoch {noted['epoch']} of {noted['epochs']}, "
-        f"loss {noted['loss']:.4g}{rate}, {ago:.0f} s ago"
+        f"loss {noted['loss']:.4g}{rate}{left}, {ago:.0f} s ago"
     )

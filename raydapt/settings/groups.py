@@ -316,7 +316,7 @@ class RaySettings:
     cpus: PositiveInt | Auto = "auto"
     """Logical CPUs of a local cluster; ``auto``: at least 4."""
     progress: bool | Auto = "auto"
-    """Rewrite a line of progress in place; ``auto``: on a terminal outside CI; off: write none."""
+    """Rewrite a line of progress in place; ``auto``: on a terminal or in a notebook, outside CI; off: write none."""
     decode_nodes: NodeLabel | None = None
     """Label, such as ``raydapt=cpu``, of the nodes that read and decode; none: any node."""
     model_nodes: NodeLabel | None = None

@@ -204,6 +204,8 @@ def _make(artefact: Artefact, stage: Stage, pending: Sequence[int], tally: Tally
                     given_up = given_up or committed.stopped
                     continue  # other parts were whole before, and are kept
                 artefact.note_part(committed.shard)
+                if not tally.rows and committed.model_s:
+                    progress.begun(committed.model_s)
                 tally.add(committed, committed.shard)
                 progress.add(committed.shard.rows, sum(committed.shard.errors.values()))
                 if stage.rows and progress.failed > stage.max_error_share * stage.rows:

@@ -22,7 +22,7 @@ from raydapt.errors import UserError
 from raydapt.models.clip import Clip
 from raydapt.models.self_supervised import SelfEncoder
 from raydapt.models.vision_encoder import VisionEncoder, shared_vision
-from raydapt.progress import Progress
+from raydapt.progress import steps_told
 from raydapt.stages.features import Encoder, encoding_stage
 from raydapt.stages.place import StagePlace, is_there
 from raydapt.stages.run import Parts, Stage, run_stage
@@ -95,18 +95,8 @@ def make_network(place: StagePlace, spec: ArtefactSpec, made: Mapping[str, Stage
         pixel_D3SS=pixels[row_N[position_D]],
         checkpoint_every_s=config.train.checkpoint_every_s,
     )
-    progress = Progress("self_encoder", total=config.second.steps, unit="steps", show=config.ray.progress)
-    done = 0
-
-    def log(line: Mapping[str, Any]) -> None:
-        nonlocal done
-        progress.add(line["step"] - done, 0)
-        done = line["step"]
-
-    try:
+    with steps_told("self_encoder", total=config.second.steps, show=config.ray.progress) as log:
         return train_self(spec.recipe, job, train=config.train, ray_settings=config.ray, store=place.store, log=log)
-    finally:
-        progress.close()
 
 
 def make_second(place: StagePlace, spec: ArtefactSpec, made: Mapping[str, StageResult]) -> StageResult:

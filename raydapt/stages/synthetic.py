@@ -23,6 +23,7 @@ from raydapt.methods.best_classes import best_classes
 from raydapt.methods.class_prior import class_prior
 from raydapt.methods.open_set import kept_rows
 from raydapt.models.clip import load_clip
+from raydapt.progress import steps_told
 from raydapt.stages.place import StagePlace, is_there
 from raydapt.stages.synthesis import synthesize_stage
 from raydapt.store.artefact import Artefact, StageResult
@@ -75,7 +76,8 @@ def make_lora(place: StagePlace, spec: ArtefactSpec, made: Mapping[str, StageRes
         seed=config.synthesis.seed,
         checkpoint_every_s=config.train.checkpoint_every_s,
     )
-    return tune_lora(spec.recipe, job, train=config.train, ray_settings=config.ray, store=place.store)
+    with steps_told(LORA, total=config.lora.steps, show=config.ray.progress) as log:
+        return tune_lora(spec.recipe, job, train=config.train, ray_settings=config.ray, store=place.store, log=log)
 
 
 def choose_images(place: StagePlace, features: Artefact, *, taught: tuple[int, ...] | None = None) -> ConfidentImages:

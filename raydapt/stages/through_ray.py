@@ -12,6 +12,7 @@ from ray.exceptions import RayError
 
 from raydapt.cluster.joining import ensure_ray, require_reachable, require_shared
 from raydapt.errors import UserError
+from raydapt.progress import said_if_slow
 from raydapt.stages.commit import COMMITTED, Committed, commit_part, told_of
 from raydapt.stages.context import configure
 from raydapt.stages.metrics import StageMetrics
@@ -38,7 +39,7 @@ def commits_through_ray(stage: Stage, pending: Sequence[int], artefact: Artefact
     try:
         dataset, tally.actors = stage.dataset_of(pending)
         batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-        for committed in _commits(iter(batches), artefact):
+        for committed in _commits(_after_start(iter(batches), stage, tally.actors), artefact):
             yield committed
             if committed.shard is not None:
                 seconds = time.monotonic() - tally.started
@@ -59,6 +60,14 @@ def commits_through_ray(stage: Stage, pending: Sequence[int], artefact: Artefact
                 "the model and its files, give it a server with engine=openai, or lower max_model_len and max_num_seqs."
             ) from error
         raise
+
+
+def _after_start(batches: Iterator[pa.Table], stage: Stage, actors: int) -> Iterator[pa.Table]:
+    """The same batches; says that actors start when the first batch is long in coming."""
+    with said_if_slow(f"starting {actors} actor{'' if actors == 1 else 's'} for {stage.recipe.kind} on Ray …"):
+        first = next(batches, None)
+    if first is not None:
+        yield from chain([first], batches)
 
 
 def _commits(batches: Iterator[pa.Table], artefact: Artefact) -> Iterator[Committed]:

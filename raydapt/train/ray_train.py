@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ import torch
 from raydapt.cluster.joining import require_reachable
 from raydapt.cluster.nodes import capacity, may_stay, require_nodes, selector
 from raydapt.errors import UserError
+from raydapt.progress import said_if_slow
 from raydapt.settings.groups import RaySettings, TrainSettings
 from raydapt.store.folder import Folder
 from raydapt.train.checkpoint import Checkpoints, TrainState, from_bytes
@@ -116,14 +117,7 @@ def train_on_workers(
             callbacks=list(callbacks),
         ),
     )
-    heard: set[tuple[Any, ...]] = set()
-
-    def hear(line: Mapping[str, Any]) -> None:
-        if _place(line) not in heard:  # a checkpoint holds the lines of all sessions, and so of those heard already
-            heard.add(_place(line))
-            log(line)
-
-    with _listening(lines, hear):
+    with _listening(lines, log, f"starting {_in_words(least, most)} …") as hear:
         checkpoint = trainer.fit().checkpoint
     if checkpoint is None:
         raise RuntimeError("Ray Train ended without a checkpoint.")
@@ -150,12 +144,28 @@ class _Lines:
 
 
 @contextmanager
-def _listening(lines: Any, hear: Log) -> Iterator[None]:
-    """Passes on the lines of the first worker while training goes on, from a thread of this process."""
+def _listening(lines: Any, log: Log, start: str) -> Iterator[Log]:
+    """Passes on the lines of the first worker while training goes on, from a thread of this process.
+
+    Args:
+        lines: The actor `_Lines`.
+        log: Gets every line once.
+        start: What is said to go on until the first line comes.
+
+    Yields:
+        What passes on a line that was not heard yet.
+    """
     import ray
     from ray.exceptions import RayError
 
-    over = threading.Event()
+    over, starting = threading.Event(), ExitStack()
+    heard: set[tuple[Any, ...]] = set()
+
+    def hear(line: Mapping[str, Any]) -> None:
+        starting.close()
+        if _place(line) not in heard:  # a checkpoint holds the lines of all sessions, and so of those heard already
+            heard.add(_place(line))
+            log(line)
 
     def listen() -> None:
         last = False
@@ -168,12 +178,14 @@ def _listening(lines: Any, hear: Log) -> Iterator[None]:
                 return
 
     thread = threading.Thread(target=listen, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    with starting:
+        starting.enter_context(said_if_slow(start))
+        thread.start()
+        try:
+            yield hear
+        finally:
+            over.set()
+            thread.join()
 
 
 def _place(line: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -204,8 +216,11 @@ def training_place(settings: TrainSettings, ray_settings: RaySettings) -> str:
     """Where a training happens, in words."""
     if trains_here(settings, ray_settings):
         return "in this process"
-    least, most = settings.least_workers, settings.most_workers
-    return f"on {most if least == most else f'{least} to {most}'} Ray Train worker{'' if most == 1 else 's'}"
+    return f"on {_in_words(settings.least_workers, settings.most_workers)}"
+
+
+def _in_words(least: int, most: int) -> str:
+    return f"{most if least == most else f'{least} to {most}'} Ray Train worker{'' if most == 1 else 's'}"
 
 
 def local_context(settings: TrainSettings) -> WorkerContext:

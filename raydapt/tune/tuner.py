@@ -58,6 +58,7 @@ def run_trials(
     storage = Folder(sweep.folder, setting="runs")
     path, files = storage.file(_NAME), storage.arrow_filesystem()
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # so that relative paths mean the same in a trial
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints boxes and folders whatever the verbosity
     if tune.Tuner.can_restore(path, storage_filesystem=files):
         tuner = tune.Tuner.restore(path, trainable=trainable, resume_unfinished=True, storage_filesystem=files)
     else:

@@ -3,8 +3,8 @@
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed, wait
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,7 +26,7 @@ from raydapt.settings.tree import merge_trees, read_yaml
 from raydapt.store.folder import Folder
 from raydapt.train.scoring import MEAN
 
-_AT_ONCE = 2
+_AT_ONCE, _EVERY_S = 2, 30.0
 SETTINGS = Path(__file__).with_name("demo.yaml")
 FEATURES = "openai-clip-vit-B-32-whurs19"
 _NEXT = """
@@ -71,21 +71,34 @@ def _run_all(configs: Sequence[Config]) -> list[Folder]:
     processes = min(_AT_ONCE, os.cpu_count() or 1)
     threads = max(1, (os.cpu_count() or 1) // processes)
     started, done = time.monotonic(), 0
+    click.echo(f"{len(configs)} methods, {processes} at a time; {configs[0].method} first, whose features all read …")
     with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_prepare, initargs=(threads,)) as pool:
         # The first one makes what all read.
         begun = [pool.submit(_run_quietly, configs[0])]
         wait(begun)
         begun += [pool.submit(_run_quietly, config) for config in configs[1:]]
-        method_of = dict(zip(begun, configs, strict=True))
+        method_of = {one: config.method for one, config in zip(begun, configs, strict=True)}
         try:
-            for finished in as_completed(begun):
+            for finished in _as_they_end(method_of, processes):
                 folder, done = finished.result(), done + 1
                 line, seconds = _line(folder.read_json("metrics.json")), time.monotonic() - started
-                click.echo(f"[{done}/{len(configs)}] {method_of[finished].method}: {line} ({seconds:.0f} s)")
+                click.echo(f"[{done}/{len(configs)}] {method_of[finished]}: {line} ({seconds:.0f} s)")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return [future.result() for future in begun]
+
+
+def _as_they_end(method_of: Mapping[Future[Folder], str], at_once: int) -> Iterator[Future[Folder]]:
+    """The runs in the order in which they end; says every now and then which ones are being carried out."""
+    left = list(method_of)
+    while left:
+        ended, _ = wait(left, timeout=_EVERY_S, return_when=FIRST_COMPLETED)
+        if not ended:
+            names = " and ".join(method_of[one] for one in left[:at_once])  # they are begun in their order
+            click.echo(f"  at {names} …")
+        yield from (one for one in left if one in ended)
+        left = [one for one in left if one not in ended]
 
 
 def _line(metrics: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ The submission id is a digest of the settings, so the same command a second time
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import shlex
 import time
@@ -22,6 +23,7 @@ from raydapt.cluster.addresses import leave_loopback_alone, through_proxy
 from raydapt.errors import UserError
 from raydapt.methods.configuration import load_job
 from raydapt.methods.table import TABLE
+from raydapt.progress import said_if_slow
 from raydapt.settings.config import Config
 from raydapt.settings.tree import as_tree
 from raydapt.store.fingerprint import fingerprint
@@ -42,6 +44,12 @@ PASSED_ON = ("RAYDAPT_DATA", "HF_HUB_OFFLINE", "HF_HOME", "VLLM_CPU_KVCACHE_SPAC
 """Variables that a job gets from this shell. What travels this way stands in the dashboard: never add a secret."""
 _STRONGER = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 _SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "KEY", "CREDENTIAL")
+_TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+"""Loggers of Ray that tell how the working directory is packed and when a connection ends."""
 _POLL_S = 2.0
 _AGENT_S = 180.0
 """How long a cluster that has just started is given until it can take a job."""
@@ -137,6 +145,8 @@ def connect(address: str) -> JobSubmissionClient:
         UserError: When nothing answers there, or it wants a token.
     """
     leave_loopback_alone()
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         with _without_variables():
             client = JobSubmissionClient(address)
@@ -181,7 +191,8 @@ def submit(client: JobSubmissionClient, submission: Submission) -> bool:
         client.delete_job(submission.submission_id)
     elif state is not None:
         return False
-    _start(client, submission)
+    with said_if_slow("sending the job to the cluster …"):
+        _start(client, submission)
     return True
 
 

@@ -1,6 +1,7 @@
 """Features: rows/s through the stage against a plain loop, and how time and memory grow with the number of images.
 
-``python -m tests.bench.bench_features`` prints a Markdown table of each. ``--growth 2000 8000`` takes other sizes.
+``python -m tests.bench.bench_features`` prints a Markdown table of each. ``--growth 2000 8000`` takes other sizes, and
+``--rows 0`` the growth alone.
 Every figure is taken in a process of its own.
 """
 
@@ -212,7 +213,8 @@ def growth(sizes: Sequence[int] = GROWTH_ROWS, side: int = GROWTH_SIDE_PX) -> li
             found = in_a_process("stage", images, "mini", 256)
             memory = {key: value for key, value in found.items() if key.endswith("MiB")}
             times = found["seconds"] / table[0]["seconds"] if table else 1.0
-            table.append({"images": rows, "seconds": found["seconds"], "times the first": round(times, 2), **memory})
+            row = {"images": rows, "seconds": round(found["seconds"], 1), "times the first": round(times, 2)}
+            table.append({**row, "images/s": round(found["rows_per_s"]), **memory})
     return table
 
 
@@ -236,7 +238,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ways = {"plain": plain_loop, "stage": through_the_stage, "here": through_this_process}
         print(json.dumps(ways[way](Path(images), clip_name, int(batch_size))))
         return
-    print("## Features, images per second\n\n" + markdown(speed(given.rows, given.clip)))
+    if given.rows:
+        print("## Features, images per second\n\n" + markdown(speed(given.rows, given.clip)))
     if given.growth:
         print("\n## Features, growth\n\n" + markdown(growth(given.growth)))
 

@@ -20,6 +20,24 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert any("cpl" in str(output) for output in outputs)
 
 
+def test_a_notebook_without_widgets_sees_the_line_of_a_terminal(tmp_path: Path) -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
+    code = (
+        "import sys; sys.modules['ipywidgets'] = None\nfrom raydapt.progress import Progress\n"
+        "progress = Progress('features', total=2000)\n"
+        "progress.add(2000, failed=1)\nprogress.close()"
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    text = "".join(output.get("text", "") for output in notebook.cells[0].outputs)
+    assert "features: 100 %" in text
+    assert "2,000/2,000 images" in text
+    assert "1 failed" in text
+    assert "Warning" not in text
+
+
 def test_the_notebook_holds_no_outputs() -> None:
     import nbformat
 

@@ -359,7 +359,7 @@ def test_ten_thousand_images_of_a_hundred_classes_equal_the_dense_rules_in_a_par
     candidates, peak = peak_bytes(lambda: rules.cpl_candidates(blocks, 0.75, 0.9))
     np.testing.assert_array_equal(mask_of(candidates, 100), expected)
     assert blocks.cells == 3 * probability.size  # a look, the quantiles, the sets
-    assert peak < 1.5 * whole
+    assert peak < whole
     selection, peak = peak_bytes(lambda: rules.cpl_select(candidates, k, 100))
     assert pairs(selection) == dense_boards(probability, expected, k)
     assert peak < whole
@@ -421,6 +421,15 @@ def test_quantiles_of_the_columns_are_those_of_numpy(kind, share):
     _, sample = quantiles.sample_of(blocks)
     expected = [np.quantile(column.astype(np.float64), q) for column, q in zip(probability.T, share_C, strict=True)]
     np.testing.assert_array_equal(quantiles.column_quantiles(blocks, sample, share_C), expected)
+
+
+@pytest.mark.usefixtures("large_blocks")
+def test_a_sample_does_not_keep_the_blocks_that_it_was_drawn_from(monkeypatch):
+    monkeypatch.setattr(quantiles, "_CELLS_OF_SAMPLE", 1000)
+    probability = probabilities(10_000, 100)
+    (_, sample), peak = peak_bytes(lambda: quantiles.sample_of(Counted(probability)))
+    np.testing.assert_array_equal(sample, probability[::1000])
+    assert peak < 0.1 * probability.nbytes
 
 
 def test_a_sample_that_misleads_costs_passes_and_no_digit(monkeypatch):

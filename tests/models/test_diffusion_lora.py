@@ -1,6 +1,7 @@
 """LoRA of the pipeline: its loss against a naive loop, its file, and files that do not fit."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,23 @@ def test_only_attention_projections_are_learned() -> None:
     layers = {name.split(".lora_")[0].split(".attn")[-1].split(".", 1)[1] for name in task.learned()}
     assert layers == {"to_q", "to_k", "to_v", "to_out.0"}
     assert all("lora_" in name for name in task.learned())
+
+
+@pytest.mark.parametrize("text_encoder", [False, True])
+def test_a_part_that_the_file_leaves_as_it_is_makes_no_noise(text_encoder: bool) -> None:
+    weights = adapter_weights(trained(4, text_encoder=True), text_encoder=True)
+    part = "text_encoder." if text_encoder else "unet."
+    said: list[logging.LogRecord] = []
+    handler, logger = logging.Handler(), logging.getLogger("diffusers")
+    handler.emit = said.append  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    try:
+        apply_lora(tiny_pipeline(), lora_bytes({name: one for name, one in weights.items() if name.startswith(part)}))
+        assert said == []
+        logging.getLogger("diffusers.loaders.lora_pipeline").warning("heard")
+        assert len(said) == 1
+    finally:
+        logger.removeHandler(handler)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])

@@ -1,4 +1,5 @@
 import errno
+import logging
 import os
 import random
 import stat
@@ -14,8 +15,10 @@ import pytest
 import ray.data
 
 from raydapt.errors import UserError
+from raydapt.progress import Progress
 from raydapt.settings.groups import RaySettings
 from raydapt.stages.run import Stage, run_stage, whole_parts
+from raydapt.stages.through_ray import _after_start
 from raydapt.store.artefact import Store
 from raydapt.store.fingerprint import Recipe
 
@@ -89,6 +92,45 @@ def stage_of(
         max_error_share=share,
         ray=SETTINGS,
     )
+
+
+def test_actors_that_are_long_in_starting_are_told_and_no_batch_is_lost(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("raydapt.progress._SILENCE_S", 0.0)
+    monkeypatch.setattr(logging.getLogger("raydapt"), "propagate", True)
+    caplog.set_level(logging.INFO, "raydapt")
+    stage, batches = stage_of({}, []), [table_of(result_rows(part, 2)) for part in range(3)]
+
+    def slow() -> Iterator[pa.Table]:
+        for _ in range(200):
+            if caplog.messages:
+                break
+            threading.Event().wait(0.05)
+        yield from batches
+
+    assert list(_after_start(slow(), stage, 2)) == batches
+    assert caplog.messages == ["starting 2 actors for values on Ray …"]
+    assert list(_after_start(iter(()), stage, 1)) == []
+
+
+def test_time_left_counts_from_the_work_on_the_first_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[float] = []
+
+    class Told(Progress):
+        def begun(self, ago_s: float) -> None:
+            assert self.done == 0
+            begun.append(ago_s)
+            super().begun(ago_s)
+
+    monkeypatch.setattr("raydapt.stages.run.Progress", Told)
+    stage = replace(
+        stage_of({0: (4, []), 1: (3, []), 2: (3, [])}, []),
+        dataset_of=None,
+        here=lambda pending: ((part, table_of(result_rows(part, 4 if part == 0 else 3))) for part in pending),
+    )
+    assert run_stage(Store(str(tmp_path)), stage).artefact.manifest.rows == 10
+    assert begun == [pytest.approx(0.001 * 4)]  # what the rows of the first part say that the model took
 
 
 @pytest.mark.ray

@@ -1,5 +1,6 @@
 """LoRA fine-tuning: which images teach, that it learns, that an interrupted one ends the same, two workers."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -120,7 +121,12 @@ def test_the_artefact_is_made_once_and_read_by_diffusers(job: LoraJob, tmp_path:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.usefixtures("ray_cluster")
-def test_two_workers_learn_one_lora(job: LoraJob, tmp_path: Path) -> None:
+def test_two_workers_learn_one_lora(
+    job: LoraJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("raydapt.progress._SILENCE_S", 0.0)  # workers take longer than that
+    monkeypatch.setattr(logging.getLogger("raydapt"), "propagate", True)
+    caplog.set_level(logging.INFO, "raydapt")
     store, recipe = Store(str(tmp_path)), Recipe(kind="lora", settings={"workers": 2}, inputs=("x",))
     short = replace(job, settings=replace(SETTINGS, steps=6), checkpoint_every_s=1e9)
     train = TrainSettings(workers=2, gpus_per_worker=0)
@@ -128,6 +134,7 @@ def test_two_workers_learn_one_lora(job: LoraJob, tmp_path: Path) -> None:
     result = tune_lora(
         recipe, short, train=train, ray_settings=RAY, store=store, log=lambda line: heard.append(line["step"])
     )
+    assert "starting 2 Ray Train workers …" in caplog.messages
     assert heard == [6]  # from the first worker, and not again from the checkpoint
     assert result.artefact.manifest.stats["steps"] == 6
     assert len(load_lora(result.artefact)) > 0

@@ -53,7 +53,7 @@ def test_killed_and_started_again_gives_every_trial_once(tmp_path: Path) -> None
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_optuna_with_a_scheduler_scores_every_epoch_of_a_single_round(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     settings = {
         "method": "fpl",
@@ -67,6 +67,7 @@ def test_optuna_with_a_scheduler_scores_every_epoch_of_a_single_round(
     with caplog.at_level("INFO", "raydapt"):
         assert "trials finished" in sweep_.tune(config)
     assert "tune: 4/4 trials" in caplog.text
+    assert capfd.readouterr().out == ""  # Ray Tune tells of its own in boxes
     if track:
         parent, children = parent_and_children(runs_of(tmp_path))
         assert parent.info.status == "FINISHED"

@@ -24,7 +24,7 @@ def sample_of(probability_UC: ProbabilityBlocks) -> tuple[Probabilities, Probabi
     largest, sample = [], []
     for rows, block_BC in probability_UC:
         largest.append(block_BC.max(axis=1))
-        sample.append(block_BC[-rows.start % step :: step])
+        sample.append(block_BC[-rows.start % step :: step].copy())  # a view would keep the block
     return np.concatenate(largest), np.concatenate(sample)
 
 
