@@ -103,6 +103,24 @@ def test_unfinished_artefact_keeps_its_parts(store: Store) -> None:
     assert (again.committed_rows(), again.committed_errors()) == (100, {"corrupt": 1})
 
 
+def test_of_large_shards_the_wanted_columns_alone_are_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    artefact = store.artefact_of(RECIPE)
+    fill(artefact, range(3))
+    artefact.finish(RECIPE, range(3), {}, {})
+    whole = artefact.read(["row"])
+    monkeypatch.setattr("raydapt.store.artefact._WHOLE_BYTES", 0)
+    read, bytes_read = artefact.folder.read, list[str]()
+    monkeypatch.setattr(artefact.folder, "read", lambda name: bytes_read.append(name) or read(name))
+    assert artefact.read(["row"]).equals(whole)
+    assert set(bytes_read) == {"manifest.json"}
+    assert next(artefact.iter_tables([], optional=["row", "of a later release"])).column_names == ["row"]
+    artefact.folder.remove("part-00001.parquet")
+    with pytest.raises(
+        UserError, match=r"'part-00001\.parquet' of the stored features .* is damaged and was set aside"
+    ):
+        artefact.read(["row"])
+
+
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "gone", "emptied", "other part"])
 def test_damaged_shard_alone_is_made_again(store: Store, damage: str) -> None:
     artefact = store.artefact_of(RECIPE)

@@ -4,16 +4,19 @@ Legend: N images, D width of the feature.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from raydapt.artefacts.loaded import loaded, remember
+from raydapt.artefacts.rows import Features, held, room_for
+from raydapt.artefacts.words import Words, shared
 from raydapt.data.decode import ImageSpec
 from raydapt.data.files import TRAIN_NAMES
 from raydapt.data.measures import MEASURES
@@ -36,16 +39,17 @@ class FeatureTable:
         split_N: Names of the splits; None where the source has none.
         path_N: Where each image came from, for people.
         error_N: Why an image could not be used; None for the others.
-        feature_ND: L2-normalised float32 features; zeros for an image in error.
+        feature_ND: L2-normalised features, read as float32; zeros for an image in error. More than
+            `raydapt.artefacts.rows.MOST_EXACT_BYTES` are held in float16.
         valid_N: True for images that have a feature.
     """
 
     row_N: Tensor
-    id_N: list[str]
+    id_N: Sequence[str]
     split_N: list[str | None]
-    path_N: list[str]
+    path_N: Sequence[str]
     error_N: list[str | None]
-    feature_ND: Tensor
+    feature_ND: Features
     valid_N: Tensor
 
 
@@ -82,36 +86,47 @@ def load_features(artefact: Artefact, source: Source | None = None) -> FeatureTa
         artefact: Finished features.
         source: Their images: splits that were corrected since the features were made then count as they are now.
     """
-    rows = artefact.manifest.rows
-    held_ND, held_N = loaded(artefact, "feature"), loaded(artefact, "valid")
-    read = held_ND is None or held_N is None
-    feature_ND, valid_N = torch.zeros(rows, 0), torch.zeros(rows, dtype=torch.bool)
-    row_N = torch.zeros(rows, dtype=torch.int64)
-    words: dict[str, list[Any]] = {name: [] for name in ("id", "split", "path", "error")}
+    row_N = torch.zeros(artefact.manifest.rows, dtype=torch.int64)
+    words: dict[str, list[Any]] = {"split": [], "error": []}
+    columns: dict[str, list[pa.Array]] = {"id": [], "path": []}
     start = 0
-    for table in artefact.iter_tables(["row", *words, *(["feature"] if read else [])]):
-        stop = start + table.num_rows
-        row_N[start:stop] = torch.from_numpy(table["row"].to_numpy().copy())
-        if read:
-            column = table["feature"].combine_chunks()
-            if start == 0:
-                feature_ND = torch.zeros(rows, column.type.list_size)
-            valid_N[start:stop] = torch.from_numpy(column.is_valid().to_numpy(zero_copy_only=False).copy())
-            value_MD = column.flatten().to_numpy().reshape(-1, column.type.list_size)
-            feature_ND[start:stop][valid_N[start:stop]] = torch.from_numpy(value_MD.copy())
+    feature_ND, valid_N = load_vectors(artefact)
+    for table in artefact.iter_tables(["row", *words, *columns]):
+        row_N[start : start + table.num_rows] = torch.from_numpy(table["row"].to_numpy().copy())
         for name, word in words.items():
-            word.extend(table[name].to_pylist())
-        start = stop
+            word.extend(shared(table[name].to_pylist()))
+        for name, chunks in columns.items():
+            chunks.extend(table[name].chunks)
+        start += table.num_rows
     fresh = read_row_labels(source) if source is not None else None
     return FeatureTable(
         row_N=row_N,
-        id_N=words["id"],
-        split_N=words["split"] if fresh is None else [fresh.splits[row] for row in row_N.tolist()],
-        path_N=words["path"],
+        id_N=Words(pa.chunked_array(columns["id"], pa.string())),
+        split_N=shared(words["split"]) if fresh is None else [fresh.splits[row] for row in row_N.tolist()],
+        path_N=Words(pa.chunked_array(columns["path"], pa.string())),
         error_N=words["error"],
-        feature_ND=remember(artefact, "feature", feature_ND) if held_ND is None or held_N is None else held_ND,
-        valid_N=remember(artefact, "valid", valid_N) if held_ND is None or held_N is None else held_N,
+        feature_ND=feature_ND,
+        valid_N=valid_N,
     )
+
+
+def load_vectors(artefact: Artefact) -> tuple[Features, Tensor]:
+    """The features of `load_features` alone, and which images have one: bool [N]."""
+    rows = artefact.manifest.rows
+    held_ND, valid_N = loaded(artefact, "feature"), loaded(artefact, "valid")
+    if held_ND is not None and valid_N is not None:
+        return held(held_ND), valid_N
+    feature_ND, valid_N = torch.zeros(rows, 0), torch.zeros(rows, dtype=torch.bool)
+    start = 0
+    for table in artefact.iter_tables(["feature"]):
+        column, stop = table["feature"].combine_chunks(), start + table.num_rows
+        if start == 0:
+            feature_ND = room_for(rows, column.type.list_size)
+        valid_N[start:stop] = torch.from_numpy(column.is_valid().to_numpy(zero_copy_only=False).copy())
+        value_MD = torch.from_numpy(column.flatten().to_numpy().reshape(-1, column.type.list_size).copy())
+        feature_ND[start:stop][valid_N[start:stop]] = value_MD.to(feature_ND.dtype)
+        start = stop
+    return held(remember(artefact, "feature", feature_ND)), remember(artefact, "valid", valid_N)
 
 
 def load_measures(artefact: Artefact) -> dict[str, np.ndarray[Any, Any]] | None:
@@ -139,7 +154,7 @@ def load_labels(artefact: Artefact, source: Source | None = None) -> list[str | 
     """
     fresh = read_row_labels(source) if source is not None else None
     if fresh is None:
-        return [label for table in artefact.iter_tables(["label"]) for label in table["label"].to_pylist()]
+        return shared(label for table in artefact.iter_tables(["label"]) for label in table["label"].to_pylist())
     return [fresh.labels[row] for table in artefact.iter_tables(["row"]) for row in table["row"].to_pylist()]
 
 

@@ -13,14 +13,18 @@ from raydapt.artefacts.crops import load_crops
 from raydapt.artefacts.features import FeatureTable
 from raydapt.artefacts.pixels import KIND as PIXELS
 from raydapt.artefacts.pixels import PixelRows, Pixels, load_pixels
+from raydapt.artefacts.rows import Features
 from raydapt.store.artefact import Artefact
 
 InputKind = Literal["features", "pixels", "crops"]
 """What a method takes for an image: the cached feature of the frozen CLIP, uint8 pixels, or the cached features of the
 image and of its crops."""
 
+Images = Pixels | Features
+"""What is taken of images by their rows: pixels, features, or features with those of crops."""
 
-def images_of(input_kind: InputKind, table: FeatureTable, artefacts: Mapping[str, Artefact], cache_gb: float) -> Pixels:
+
+def images_of(input_kind: InputKind, table: FeatureTable, artefacts: Mapping[str, Artefact], cache_gb: float) -> Images:
     """What a method reads of every row of the features, by rows: [N, D], [N, 1 + K, D] or uint8 [N, 3, S, S].
 
     Args:
@@ -34,7 +38,7 @@ def images_of(input_kind: InputKind, table: FeatureTable, artefacts: Mapping[str
     return table.feature_ND if input_kind == "features" else load_pixels(artefacts[PIXELS], cache_gb)
 
 
-def take_images(feature_ND: Tensor, pixels: PixelRows | None, index_B: Tensor, input_kind: InputKind) -> Tensor:
+def take_images(feature_ND: Features, pixels: PixelRows | None, index_B: Tensor, input_kind: InputKind) -> Tensor:
     """Features [B, D], or uint8 pixels [B, 3, S, S], of int64 indices.
 
     Raises:

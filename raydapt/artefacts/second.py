@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load
-from torch import Tensor
 
 from raydapt.artefacts.features import KIND as FEATURES
 from raydapt.artefacts.features import arithmetic, image_settings
 from raydapt.artefacts.pixels import KIND as PIXELS
 from raydapt.artefacts.pixels import pixels_recipe
+from raydapt.artefacts.rows import Features, held, room_for
 from raydapt.artefacts.spec import ArtefactSpec, PlanFacts
 from raydapt.data import embeddings
 from raydapt.data.decode import ImageSpec
@@ -146,18 +146,18 @@ def network_bytes(artefact: Artefact) -> bytes:
     return content
 
 
-def load_second(artefact: Artefact) -> Tensor:
-    """float32 unit vectors [N, D] in the order of the source; zeros for an image without one."""
+def load_second(artefact: Artefact) -> Features:
+    """Unit vectors [N, D] in the order of the source, held as the features are; zeros for an image without one."""
     feature_ND, start = torch.zeros(0, 0), 0
     for table in artefact.iter_tables(["feature"]):
         column = table["feature"].combine_chunks()
         if not start:
-            feature_ND = torch.zeros(artefact.manifest.rows, column.type.list_size)
+            feature_ND = room_for(artefact.manifest.rows, column.type.list_size)
         valid_M = torch.from_numpy(column.is_valid().to_numpy(zero_copy_only=False).copy())
-        value_MD = column.flatten().to_numpy().reshape(-1, column.type.list_size)
-        feature_ND[start : start + table.num_rows][valid_M] = torch.from_numpy(value_MD.copy())
+        value_MD = torch.from_numpy(column.flatten().to_numpy().reshape(-1, column.type.list_size).copy())
+        feature_ND[start : start + table.num_rows][valid_M] = value_MD.to(feature_ND.dtype)
         start += table.num_rows
-    return feature_ND
+    return held(feature_ND)
 
 
 def _given_features(config: Config) -> Source:

@@ -8,11 +8,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from raydapt.artefacts.rows import Features
+
 _ROWS_PER_CHUNK = 8192
 
 
 @torch.no_grad()
-def best_classes(feature_ND: Tensor, scores: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+def best_classes(feature_ND: Features, scores: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """The highest score of every image, float32 [N], and its class, int64 [N]; of equal scores the first class.
 
     Args:

@@ -18,6 +18,7 @@ from raydapt.artefacts.captions import Captions
 from raydapt.artefacts.inputs import InputKind, take_images
 from raydapt.artefacts.partial_labels import PartialLabels
 from raydapt.artefacts.pixels import PixelRows
+from raydapt.artefacts.rows import Features, rows_of
 from raydapt.artefacts.synthetic_images import SyntheticImages
 from raydapt.methods.targets import Targets, sparse
 
@@ -51,8 +52,8 @@ class Stream:
 class TrainingImages:
     """All that adaptation may see. No label exists here but those of the labelled images of SSL and TRZSL."""
 
-    feature_ND: Tensor
-    """float32 CPU, L2-normalised features of the frozen CLIP."""
+    feature_ND: Features
+    """Read as float32, on the CPU: L2-normalised features of the frozen CLIP."""
     n_classes: int
     labelled_L: Tensor
     """int64 indices of the labelled images; empty in UL."""
@@ -74,9 +75,9 @@ class TrainingImages:
     """A description of every training image; for the methods that read them."""
     answer_NC: Tensor | None = None
     """float32 CPU, the mean class probabilities that finished runs give the training images; for `transduct.over`."""
-    second_ND: Tensor | None = None
-    """float32 CPU, L2-normalised features of a second encoder (``model.second``), zeros for an image without one; None
-    unless the method reads them and there are some."""
+    second_ND: Features | None = None
+    """Like `feature_ND`, of a second encoder (``model.second``), zeros for an image without one; None unless the method
+    reads them and there are some."""
     group_captions: Captions | None = None
     """For every training image, the description of a group of images of its zero-shot class."""
 
@@ -107,6 +108,10 @@ class TrainingImages:
         if len(index_U) == len(of_all) and torch.equal(index_U, torch.arange(len(of_all), device=index_U.device)):
             return of_all
         return of_all[index_U]
+
+    def all_unlabelled(self, feature_ND: Features) -> Features:
+        """The unlabelled images' rows of features [N, D], without a copy."""
+        return rows_of(feature_ND, self.unlabelled_U)
 
     def unlabelled_features(self, rows: slice | Tensor) -> Tensor:
         """Features [B, D] of some of the unlabelled images, by their places among these."""

@@ -20,6 +20,7 @@ import torch
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
+from raydapt.artefacts.rows import Features
 from raydapt.methods.even_sample import even_sample
 from raydapt.methods.transduct.neighbours import Neighbours
 from raydapt.settings.groups import DataSettings
@@ -92,7 +93,7 @@ def familiarity(feature_ND: Tensor, text_CD: Tensor, class_N: Tensor, neighbours
     """
     score_N2 = _scores(feature_ND - feature_ND.mean(dim=0), text_CD, class_N)
     if neighbours is not None and neighbours.index_NK.shape[1]:
-        score_N2 = (score_N2 + score_N2[neighbours.index_NK].mean(dim=1)) / 2
+        score_N2 = (score_N2 + score_N2[neighbours.index_NK.long()].mean(dim=1)) / 2
     return _standardised(score_N2, score_N2.mean(dim=0), score_N2.std(dim=0, correction=0))
 
 
@@ -144,11 +145,11 @@ class OpenSetRule:
     """Of the two scores of `familiarity` over the sample; so is the next."""
     deviation_2: Tensor
 
-    def familiarity(self, feature_AD: Tensor, text_CD: Tensor, row_N: Tensor) -> Tensor:
+    def familiarity(self, feature_AD: Features, text_CD: Tensor, row_N: Tensor) -> Tensor:
         """float32 [N]: as `familiarity` without neighbours, an image's class the nearest text; block by block."""
         return _standardised(_nearest_scores(feature_AD, text_CD, row_N, self.mean_D), self.mean_2, self.deviation_2)
 
-    def none_probability(self, feature_AD: Tensor, text_CD: Tensor, row_N: Tensor) -> Tensor:
+    def none_probability(self, feature_AD: Features, text_CD: Tensor, row_N: Tensor) -> Tensor:
         """float32 [N]: the probability that an image belongs to none of the names.
 
         Args:
@@ -172,7 +173,7 @@ class OpenSetRule:
         return cls(groups=groups, **{name: state[name] for name in ("mean_D", "mean_2", "deviation_2")})
 
 
-def fit_rule(feature_AD: Tensor, text_CD: Tensor, row_N: Tensor, *, share: float | None = None) -> OpenSetRule | None:
+def fit_rule(feature_AD: Features, text_CD: Tensor, row_N: Tensor, *, share: float | None = None) -> OpenSetRule | None:
     """Fits the rule on an even sample of the images; None where there are too few to tell.
 
     Args:
@@ -195,13 +196,13 @@ def fit_rule(feature_AD: Tensor, text_CD: Tensor, row_N: Tensor, *, share: float
     return OpenSetRule(groups=groups, mean_D=mean_D, mean_2=mean_2, deviation_2=deviation_2)
 
 
-def rule_of(data: DataSettings, feature_AD: Tensor, text_CD: Tensor, row_N: Tensor) -> OpenSetRule | None:
+def rule_of(data: DataSettings, feature_AD: Features, text_CD: Tensor, row_N: Tensor) -> OpenSetRule | None:
     """The rule that the settings ask for, fitted on the images that are adapted to; arguments as of `fit_rule`."""
     stated = None if isinstance(data.reject, str | bool) else data.reject
     return fit_rule(feature_AD, text_CD, row_N, share=stated)
 
 
-def kept_rows(data: DataSettings, feature_AD: Tensor, row_N: Tensor, text_CD: Tensor) -> Tensor:
+def kept_rows(data: DataSettings, feature_AD: Features, row_N: Tensor, text_CD: Tensor) -> Tensor:
     """The rows of the images to learn from, without those of no named class where ``data.reject`` says so.
 
     Args:
@@ -214,7 +215,7 @@ def kept_rows(data: DataSettings, feature_AD: Tensor, row_N: Tensor, text_CD: Te
     return row_N if rule is None else row_N[rule.none_probability(feature_AD, text_CD, row_N) <= 0.5]
 
 
-def _nearest_scores(feature_AD: Tensor, text_CD: Tensor, row_N: Tensor, mean_D: Tensor) -> Tensor:
+def _nearest_scores(feature_AD: Features, text_CD: Tensor, row_N: Tensor, mean_D: Tensor) -> Tensor:
     """The two scores of `familiarity` [N, 2] with the nearest text as class; N x C cosines never exist at once."""
     rows, found = max(256, _BLOCK_ELEMENTS // len(text_CD)), []
     for row_B in torch.split(row_N, rows):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raydapt.artefacts.pixels import Pixels
+from raydapt.artefacts.inputs import Images
 from raydapt.methods.contract import Method
 
 
@@ -30,7 +30,7 @@ class Classifier:
 
     method: Method
     """On the device that it answers on."""
-    image_N: Pixels
+    image_N: Images
     """Features [N, D] or uint8 pixels [N, 3, S, S], a row of all images each."""
 
     @torch.no_grad()
@@ -40,7 +40,7 @@ class Classifier:
 
 
 def predict_classes(
-    method: Method, image_N: Pixels, row_T: Tensor, *, batch_size: int, device: torch.device
+    method: Method, image_N: Images, row_T: Tensor, *, batch_size: int, device: torch.device
 ) -> Predictions:
     """Predicts images by their rows; see `predict_mean`."""
     return predict_mean([Classifier(method=method, image_N=image_N)], row_T, batch_size=batch_size, device=device)

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from raydapt.artefacts.features import FeatureTable, load_measures
+from raydapt.artefacts.rows import Features, first_values, rows_of
+from raydapt.artefacts.words import column_of, words_at
 from raydapt.methods.even_sample import even_sample
 from raydapt.methods.scores import nearest_images
 from raydapt.store.artefact import Artefact
@@ -121,11 +123,11 @@ def check_data(features: Artefact, table: FeatureTable, row_N: Tensor, row_T: Te
     crossing_A = test_A & ~train_A & (like_A >= 0) & train_A[like_A]
     columns |= {
         "unreadable": pa.array(table.error_N, pa.string()),
-        "copy": _paths(table.path_N, first_A),
-        "near_copy": _paths(table.path_N, near_A),
+        "copy": words_at(table.path_N, first_A),
+        "near_copy": words_at(table.path_N, near_A),
         "cosine": pa.array(cosine_A.astype(np.float32), from_pandas=True),
     }
-    told = {"id": table.id_N, "path": table.path_N, "split": pa.array(table.split_N, pa.string())}
+    told = {"id": column_of(table.id_N), "path": column_of(table.path_N), "split": pa.array(table.split_N, pa.string())}
     return DataCheck(table=pa.table(told | columns), crossing=int(crossing_A.sum()), tests=int(test_A.sum()))
 
 
@@ -141,15 +143,16 @@ def look(record: Run, features: Artefact, table: FeatureTable, row_N: Tensor, ro
 
 def _copies(id_A: Sequence[str], order_A: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The first image of the same bytes, by the order; -1 for that one itself."""
-    first: dict[str, int] = {}
-    like_A = np.full(len(id_A), -1)
-    for at in order_A.tolist():
-        like_A[at] = first.setdefault(id_A[at], at)
+    encoded = column_of(id_A).combine_chunks().dictionary_encode()
+    number_A = encoded.indices.to_numpy()
+    first_I = np.empty(len(encoded.dictionary), np.int64)
+    first_I[number_A[order_A[::-1]]] = order_A[::-1]  # of rows with one id, the last that is written is the first one
+    like_A = first_I[number_A]
     return np.where(like_A == np.arange(len(id_A)), -1, like_A)
 
 
 def _near_copies(
-    hash_A: npt.NDArray[np.uint64], feature_AD: Tensor, order_B: npt.NDArray[np.int64]
+    hash_A: npt.NDArray[np.uint64], feature_AD: Features, order_B: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """The first image by the order of which each is nearly a copy, -1 for none, and the cosine with it.
 
@@ -160,7 +163,7 @@ def _near_copies(
     if not len(hash_H):
         return near_A, cosine_A
     like_P, of_P = _similar(hash_H)
-    least = least_cosine(feature_AD[torch.from_numpy(order_B)])
+    least = least_cosine(rows_of(feature_AD, torch.from_numpy(order_B)))
     likes: dict[int, list[int]] = {}
     for like, of in zip(like_P.tolist(), of_P.tolist(), strict=True):
         likes.setdefault(of, []).append(int(first_H[like]))
@@ -169,19 +172,20 @@ def _near_copies(
         for before in sorted([int(first_H[group]), *likes.get(group, [])]):
             if before >= at:
                 break
-            cosine = float(feature_AD[order_B[at]] @ feature_AD[order_B[before]])
+            pair_2D = feature_AD[torch.from_numpy(order_B[[at, before]])]
+            cosine = float(pair_2D[0] @ pair_2D[1])
             if cosine >= least:
                 near_A[order_B[at]], cosine_A[order_B[at]] = order_B[before], cosine
                 break
     return near_A, cosine_A
 
 
-def least_cosine(feature_BD: Tensor) -> float:
+def least_cosine(feature_BD: Features) -> float:
     """From which cosine on two images are one picture: half-way from the median of nearest neighbours to 1.
 
     Never below `LEAST_COSINE`, nor above `SURE_COSINE`: among simple drawings, different ones come close to 1.
     """
-    sample_SD = feature_BD[even_sample(feature_BD[:, 0].argsort(), _SAMPLE)]
+    sample_SD = feature_BD[even_sample(first_values(feature_BD).argsort(), _SAMPLE)]
     if len(sample_SD) < 2:
         return LEAST_COSINE
     cosine_S = (sample_SD * sample_SD[nearest_images(sample_SD, 1)[:, 0]]).sum(dim=1)
@@ -215,7 +219,3 @@ def _flaws(measures: Mapping[str, npt.NDArray[Any]], valid_A: npt.NDArray[np.boo
         "odd_shape": measures["aspect"] < LEAST_ASPECT,
     }
     return {kind: pa.array(flaw_A, mask=~valid_A) for kind, flaw_A in found.items()}
-
-
-def _paths(path_A: Sequence[str], like_A: npt.NDArray[np.int64]) -> pa.Array:
-    return pa.array([path_A[like] if like >= 0 else None for like in like_A.tolist()], pa.string())

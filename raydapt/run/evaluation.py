@@ -12,6 +12,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from raydapt.artefacts.features import FeatureTable
+from raydapt.artefacts.words import words_at
 from raydapt.data.classes import ClassSpace
 from raydapt.methods.contract import PseudoLabels
 from raydapt.methods.predictions import Predictions
@@ -37,20 +38,19 @@ def predictions_table(
     ``label`` is what the source says, ``class`` the name of the class that it means, null for neither.
     """
     rows = row_T.tolist()
-    name = np.asarray([*classes.names, None], dtype=object)  # index -1, unknown, is the None at the end
     true_T = classes.indices_of([labels[r] for r in rows])
     return pa.table(
         {
-            "id": [table.id_N[r] for r in rows],
-            "path": [table.path_N[r] for r in rows],
+            "id": words_at(table.id_N, row_T),
+            "path": words_at(table.path_N, row_T),
             "split": [table.split_N[r] for r in rows],
             "label": pa.array([labels[r] for r in rows], pa.string()),
-            "class": pa.array(name[true_T].tolist(), pa.string()),
-            "zero_shot": name[before.class_T.numpy()].tolist(),
+            "class": words_at(classes.names, true_T),
+            "zero_shot": words_at(classes.names, before.class_T),
             "zero_shot_confidence": before.confidence_T.numpy(),
-            "predicted": name[after.class_T.numpy()].tolist(),
+            "predicted": words_at(classes.names, after.class_T),
             "confidence": after.confidence_T.numpy(),
-            "adapted": name[adapted.class_T.numpy()].tolist(),
+            "adapted": words_at(classes.names, adapted.class_T),
             "adapted_confidence": adapted.confidence_T.numpy(),
         }
     )

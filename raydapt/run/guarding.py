@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from raydapt.artefacts.inputs import images_of
+from raydapt.artefacts.rows import Features
 from raydapt.methods.contract import Method
 from raydapt.methods.even_sample import even_sample
 from raydapt.methods.guard import SAMPLE, Guarded, Verdict, judge
@@ -36,7 +37,7 @@ class Classifiers:
         }[verdict]
         return predict_mean(kept, row_T, batch_size=self.batch_size, device=self.device)
 
-    def judged(self, row_U: Tensor, feature_ND: Tensor) -> Guarded:
+    def judged(self, row_U: Tensor, feature_ND: Features) -> Guarded:
         """The verdict on the adapted classifier by an even sample of the unlabelled images."""
         row_S = even_sample(row_U, SAMPLE)
         zero_SC, adapted_SC = (self._probabilities(one, row_S) for one in (self.zero_shot, self.adapted))

@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from safetensors.torch import load, save
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from raydapt.artefacts.features import FeatureTable
+from raydapt.artefacts.rows import Features
 from raydapt.data.splits import LabelSplit
 from raydapt.methods.open_set import LEAST_IMAGES, NONE, OpenSetRule, rule_of
 from raydapt.models.frozen import load_frozen
@@ -36,7 +38,7 @@ class OpenSet:
     data: DataSettings
     rule: OpenSetRule | None
     """None where there were too few images to fit it on, and for runs of earlier releases."""
-    feature_AD: Tensor
+    feature_AD: Features
     text_CD: Tensor
 
     @property
@@ -65,9 +67,8 @@ class OpenSet:
         probability_T = self.none_probability(row_T)
         column = pa.nulls(len(row_T), pa.float32()) if probability_T is None else pa.array(probability_T.numpy())
         rejected_T = self._rejected(probability_T, len(row_T)).numpy()
-        answer = np.where(rejected_T, NONE, np.asarray(predictions["predicted"].to_pylist(), object))
-        table = predictions.append_column("none_of_these", column)
-        return table.append_column("predicted_or_none", pa.array(answer.tolist(), pa.string()))
+        answer = pc.if_else(pa.array(rejected_T), NONE, predictions["predicted"])
+        return predictions.append_column("none_of_these", column).append_column("predicted_or_none", answer)
 
     def kept(self, row_N: Tensor, split: LabelSplit) -> tuple[Tensor, LabelSplit]:
         """The training images without the rejected unlabelled ones, and their split."""

@@ -22,6 +22,7 @@ import torch
 import yaml
 
 from raydapt.artefacts.features import FeatureTable, load_features, rows_of_splits
+from raydapt.artefacts.words import words_at
 from raydapt.cluster.joining import ensure_ray, require_shared
 from raydapt.data.splits import LabelSplit, divide
 from raydapt.errors import UserError
@@ -308,7 +309,7 @@ def _evaluate(
     if (confusion_CC := accuracies[1].confusion_CC) is not None:
         record.write_table("confusion.parquet", evaluation.confusion_table(confusion_CC, names))
     if state.history:
-        id_N = [table.id_N[row] for row in row_N.tolist()]
+        id_N = words_at(table.id_N, row_N).to_pylist()
         record.write_table("pseudo_labels.parquet", evaluation.pseudo_labels_table(state.history, id_N, names))
     record.write_table("gallery.parquet", gallery_table(finished, predictions))
     rounds = evaluation.round_metrics(state.history, class_N, unlabelled_U)

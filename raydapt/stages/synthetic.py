@@ -15,6 +15,7 @@ from torch import Tensor
 from raydapt.artefacts.features import load_features, rows_of_splits
 from raydapt.artefacts.lora import KIND as LORA
 from raydapt.artefacts.lora import load_lora
+from raydapt.artefacts.rows import rows_of
 from raydapt.artefacts.spec import ArtefactSpec
 from raydapt.data.classes import fill_template
 from raydapt.data.decode import BadImage, ImageSpec, decode_image
@@ -99,7 +100,7 @@ def choose_images(place: StagePlace, features: Artefact, *, taught: tuple[int, .
     def probabilities(feature_BD: Tensor) -> Tensor:
         return prior.weighed((clip.logit_scale * feature_BD @ class_CD.T).softmax(dim=1))
 
-    best = best_classes(table.feature_ND[row_N], probabilities)
+    best = best_classes(rows_of(table.feature_ND, row_N), probabilities)
     chosen = confident_images(*best, len(class_CD), config.lora.images_per_class, prior)
     if taught is not None:
         is_taught_M = torch.isin(chosen.class_M, torch.tensor(taught))

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from itertools import accumulate
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +29,8 @@ from raydapt.store.folder import Folder
 MANIFEST = "manifest.json"
 _FOOTER = b"raydapt"
 _GROUP_BYTES = 1024**2
+_WHOLE_BYTES = 8 * 1024**2
+"""Shards up to here are read as a whole, in one request; of larger ones no more than the columns that are wanted."""
 _LATE_S = 60.0
 """As long may the list of files that a network's disk shows be out of date (NFS: acdirmax)."""
 _KIND = re.compile(r"[a-z][a-z0-9_]{0,40}")
@@ -248,7 +250,11 @@ class Artefact:
         """
         for shard in self.manifest.shards:
             with self._damage_told(shard):
-                yield _read_table(self.folder.read(shard.name), columns, optional)
+                if columns is None or shard.bytes <= _WHOLE_BYTES:
+                    yield _read_table(self.folder.read(shard.name), columns, optional)
+                else:
+                    with self.folder.open(shard.name) as handle:
+                        yield _read_table(handle, columns, optional)
 
     def read_rows(self, shard: Shard, start: int, stop: int, columns: Sequence[str]) -> pa.Table:
         """Some rows of one shard of a finished artefact; may be called by several threads.
@@ -312,12 +318,15 @@ def _shard_of(data: bytes, part: int, rows: int, errors: dict[str, int]) -> Shar
     return Shard(name=_shard_name(part), part=part, rows=rows, bytes=len(data), sha256=digest, errors=errors)
 
 
-def _read_table(data: bytes, columns: Sequence[str] | None, optional: Sequence[str] = ()) -> pa.Table:
+def _read_table(data: bytes | IO[bytes], columns: Sequence[str] | None, optional: Sequence[str] = ()) -> pa.Table:
+    """Of the bytes of a shard, or of a shard that is open."""
+    source = pa.BufferReader(data) if isinstance(data, bytes) else data
     wanted = list(columns) if columns is not None else None
     if wanted is not None and optional:
-        there = set(pq.read_schema(pa.BufferReader(data)).names)
+        there = set(pq.read_schema(source).names)
         wanted += [name for name in optional if name in there]
-    return pq.read_table(pa.BufferReader(data), columns=wanted, page_checksum_verification=True)
+        source.seek(0)
+    return pq.read_table(source, columns=wanted, page_checksum_verification=True)
 
 
 def _verify(data: bytes, part: int) -> Shard | None:

@@ -12,9 +12,10 @@ from torch import Tensor
 from raydapt.artefacts.answers import mean_answers
 from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS, Captions, captions_of, load_captions
 from raydapt.artefacts.crops import load_crops
-from raydapt.artefacts.features import load_features
+from raydapt.artefacts.features import load_vectors
 from raydapt.artefacts.partial_labels import load_partial_labels
 from raydapt.artefacts.pixels import PixelRows, load_pixels
+from raydapt.artefacts.rows import rows_of
 from raydapt.artefacts.second import KIND as SECOND
 from raydapt.artefacts.second import load_second
 from raydapt.artefacts.synthetic_images import SYNTHETIC, SyntheticImages, held_out_images, synthetic_images
@@ -148,7 +149,7 @@ class TrainingJob:
 
     def images(self) -> TrainingImages:
         """Features (and pixels) of the training images, with the division of the run."""
-        table = load_features(self.artefacts["features"])
+        feature_AD, _ = load_vectors(self.artefacts["features"])
         tensors = load(self.run.read_bytes(DIVISION))
         row_N = torch.from_numpy(tensors["row"])
         pixels, crops = self.artefacts.get("pixels"), self.artefacts.get("crops")
@@ -156,7 +157,7 @@ class TrainingJob:
         second = self.artefacts.get(SECOND)
         answer_AC = mean_answers(self.artefacts) if spec_of(self.config.method).reads_answers else None
         return TrainingImages(
-            feature_ND=table.feature_ND if len(row_N) == len(table.feature_ND) else table.feature_ND[row_N],
+            feature_ND=rows_of(feature_AD, row_N),
             n_classes=len(self.classes.names),
             labelled_L=torch.from_numpy(tensors["labelled"]),
             label_L=torch.from_numpy(tensors["label"]),
@@ -166,7 +167,7 @@ class TrainingJob:
             crop_NKD=None if crops is None else load_crops(crops)[row_N],
             partial=None if partial is None else load_partial_labels(partial).rows(row_N),
             answer_NC=None if answer_AC is None else answer_AC[row_N],
-            second_ND=None if second is None else load_second(second)[row_N],
+            second_ND=None if second is None else rows_of(load_second(second), row_N),
             synthetic=synthetic_of(self.config, self.classes, self.artefacts),
             image_captions=captions_in(self.artefacts, IMAGE_CAPTIONS, row_N),
             group_captions=captions_in(self.artefacts, GROUP_CAPTIONS, row_N),

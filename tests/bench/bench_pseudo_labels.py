@@ -1,9 +1,9 @@
 """Time and memory of choosing pseudo-labels, by the number of images and of classes.
 
-``python -m tests.bench.bench_pseudo_labels`` prints the table: processor seconds, and how much the largest memory of a
-process grew, for CPL's candidate sets with their selection and targets, GRIP's leader boards, and FPL's best images of
-every class. Beside them the size of the matrix of probabilities that is not held. Features are those of a mixture
-of width 64; each size is a process of its own.
+``python -m tests.bench.bench_pseudo_labels`` prints the table: processor seconds, and how much the largest memory of
+the process grew, for CPL's candidate sets with their selection and targets, GRIP's leader boards, and FPL's best
+images of every class. Beside them the size of the matrix of probabilities that is not held. Features are those of a
+mixture of width 64; each size is a process of its own.
 
 Legend: U images, C classes, D width.
 """

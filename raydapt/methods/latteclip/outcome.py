@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from raydapt.artefacts.captions import GROUP_CAPTIONS, IMAGE_CAPTIONS, load_captions
+from raydapt.artefacts.rows import rows_of
 from raydapt.data.reread import thumbnails
 from raydapt.methods.best_classes import best_classes
 from raydapt.methods.latteclip.method import SOURCES
@@ -36,7 +37,7 @@ def latteclip_outcome(finished: FinishedRun) -> dict[str, Any]:
     of_all = {name: load_captions(made[kind]) for name, kind in kinds.items() if kind in made}
     if of_all:
         class_CD = finished.clip.class_embeddings(names, finished.classes.templates[:1]).cpu()
-        class_N = best_classes(finished.table.feature_ND[row_N], lambda feature_BD: feature_BD @ class_CD.T)[1]
+        class_N = best_classes(rows_of(finished.table.feature_ND, row_N), lambda feature_BD: feature_BD @ class_CD.T)[1]
         told["captions"] = {
             name: caption_metrics([captions[row] for row in row_N.tolist()], class_N, names)
             for name, captions in of_all.items()

@@ -1,8 +1,8 @@
 """The fixed point: rounds of class means from soft labels and soft labels from class means, block by block.
 
 Memory: beside the features nothing of size N x C exists. A block of rows has C scores at a time, and between rounds
-each image keeps its `kept_labels` largest labels, twice. For 10^6 images, 1,000 classes and width 512 that is 2 GB of
-features, 2 x 256 MB of labels and 120 MB of neighbours.
+each image keeps its `kept_labels` largest labels, twice. For 10^7 images, 1,000 classes and width 512 that is 10 GB of
+features in float16, 2 x 1.9 GB of labels and 0.8 GB of neighbours.
 
 Legend: N images, B block of images, C classes, D width.
 """
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from raydapt.artefacts.rows import Features
 from raydapt.methods.transduct import rules
 from raydapt.methods.transduct.neighbours import Neighbours, nearest
 from raydapt.methods.transduct.rules import Anchors, Head, Statistics
@@ -53,9 +54,11 @@ class TransductFit:
 class _Problem:
     """What stays the same over the rounds."""
 
-    feature_ND: Tensor
+    feature_ND: Features
     text_CD: Tensor
-    base: BaseLogits
+    base: BaseLogits | None
+    """None: the texts', s t . f."""
+    logit_scale: float
     settings: TransductSettings
     neighbours: Neighbours
     second: SecondView | None = None
@@ -64,8 +67,8 @@ class _Problem:
 
     def __post_init__(self) -> None:
         size = len(self.feature_ND), len(self.text_CD), self.settings.kept_labels
-        self.labels = SoftLabels.empty(*size, self.feature_ND.device)
-        self.spare = SoftLabels.empty(*size, self.feature_ND.device)
+        self.labels = SoftLabels.empty(*size, self.text_CD.device)
+        self.spare = SoftLabels.empty(*size, self.text_CD.device)
 
     def blocks(self) -> Iterator[slice]:
         rows = max(256, _BLOCK_ELEMENTS // len(self.text_CD))
@@ -75,7 +78,21 @@ class _Problem:
     def start(self) -> None:
         """Labels are the base classifier's probabilities."""
         for rows in self.blocks():
-            self.labels.write(rows, self.base(rows).softmax(dim=1))
+            self.labels.write(rows, self.base_logits(rows).softmax(dim=1))
+
+    def base_logits(self, rows: slice) -> Tensor:
+        """[B, C] of a block by the classifier that the labels start from."""
+        if self.base is None:
+            return self.logit_scale * self.feature_ND[rows] @ self.text_CD.T
+        return self.base(rows)
+
+    def linear_scores(self, head: Head, rows: slice) -> Tensor:
+        """Lambda base_i + w . f_i + b, [B, C]; of the texts' logits and a head one product of matrices."""
+        feature_BD, strength = self.feature_ND[rows], self.settings.text_strength
+        if self.base is None:
+            weight_CD = strength * self.logit_scale * self.text_CD + head.weight_CD
+            return torch.addmm(head.bias_C, feature_BD, weight_CD.T)
+        return (strength * self.base(rows)).add_(torch.addmm(head.bias_C, feature_BD, head.weight_CD.T))
 
     def statistics(self) -> Statistics:
         sum_CD, mass_C = torch.zeros_like(self.text_CD), self.text_CD.new_zeros(len(self.text_CD))
@@ -121,8 +138,7 @@ class _Problem:
         """
         trust = 0.0 if second is None else self.second_trust()
         for rows in self.blocks():
-            score_BC = self.settings.text_strength * self.base(rows)
-            score_BC += torch.addmm(head.bias_C, self.feature_ND[rows], head.weight_CD.T)
+            score_BC = self.linear_scores(head, rows)
             if self.neighbours.index_NK.shape[1] and self.settings.neighbour_strength:
                 mean_BC = self.labels.neighbours_mean(self.neighbours, rows, normalised=normalised)
                 score_BC += self.settings.neighbour_strength * mean_BC
@@ -136,7 +152,7 @@ class _Problem:
 
 @torch.no_grad()
 def fit(
-    feature_ND: Tensor,
+    feature_ND: Features,
     text_CD: Tensor,
     logit_scale: float,
     settings: TransductSettings | None = None,
@@ -144,19 +160,19 @@ def fit(
     log_prior_C: Tensor | None = None,
     base: BaseLogits | None = None,
     neighbours: Neighbours | None = None,
-    second_NE: Tensor | None = None,
+    second_NE: Features | None = None,
 ) -> TransductFit:
     """Labels all images together.
 
     Args:
-        feature_ND: float32 L2-normalised features.
+        feature_ND: L2-normalised features, where the class embeddings are.
         text_CD: float32 L2-normalised class embeddings.
         logit_scale: Factor s from cosine to logit.
         settings: The defaults where left out.
         log_prior_C: Log shares that the user states; they are then not estimated.
         base: The classifier to start from, of rows of `feature_ND`; the texts', s t . f, where left out.
         neighbours: Those of `nearest`, where they are known already.
-        second_NE: float32 L2-normalised features of the same images by another encoder, zeros for an image without
+        second_NE: L2-normalised features of the same images by another encoder, zeros for an image without
             one; read by ``tempered`` and ``spherical``. The classifier of new images does not look at such features.
 
     Returns:
@@ -164,14 +180,9 @@ def fit(
     """
     settings = settings or TransductSettings()
     if neighbours is None:
-        neighbours = nearest(feature_ND, settings.neighbours)
-    if base is None:
-
-        def base(rows: slice) -> Tensor:
-            return logit_scale * feature_ND[rows] @ text_CD.T
-
-    second = None if second_NE is None or not second_NE.any() else SecondView.of(second_NE, settings)
-    problem = _Problem(feature_ND, text_CD, base, settings, neighbours, second)
+        neighbours = nearest(feature_ND, settings.neighbours, text_CD.device)
+    second = None if second_NE is None else SecondView.of(second_NE, settings, text_CD.device)
+    problem = _Problem(feature_ND, text_CD, base, logit_scale, settings, neighbours, second)
     problem.start()
     if settings.rule in ("tempered", "spherical"):
         head, prior_C = _mixture(problem, log_prior_C)
@@ -189,7 +200,7 @@ def _mixture(problem: _Problem, stated_C: Tensor | None) -> tuple[Head, Tensor]:
     settings, square_D = problem.settings, rules.square_sums(problem.feature_ND)
     statistics = problem.statistics()
     gap = settings.anchor_gap if settings.rule == "tempered" else 0.0
-    mean_D = problem.feature_ND.mean(dim=0)
+    mean_D = rules.mean_of(problem.feature_ND)
     anchor_CD = rules.text_anchors(mean_D, problem.text_CD, reach=settings.anchor_reach, gap=gap)
     anchors = Anchors(anchor_CD, rules.shared_variance(statistics, anchor_CD, square_D))
     for _ in range(settings.rounds):
@@ -230,11 +241,11 @@ def _surest_means(problem: _Problem) -> Tensor:
     """The mean of the images of which the base classifier is surest, of every class (TransCLIP, section 4.1)."""
     best_SC = index_SC = None
     for rows in problem.blocks():
-        probability_BC = problem.base(rows).softmax(dim=1)
+        probability_BC = problem.base_logits(rows).softmax(dim=1)
         row_BC = torch.arange(rows.start, rows.stop, device=probability_BC.device)[:, None].expand_as(probability_BC)
         if best_SC is not None and index_SC is not None:
             probability_BC, row_BC = torch.cat([best_SC, probability_BC]), torch.cat([index_SC, row_BC])
         best_SC, place_SC = probability_BC.topk(min(_FIRST_IMAGES, len(probability_BC)), dim=0)
         index_SC = row_BC.gather(0, place_SC)
     assert index_SC is not None
-    return problem.feature_ND[index_SC].mean(dim=0)
+    return problem.feature_ND[index_SC.flatten()].reshape(*index_SC.shape, -1).mean(dim=0)

@@ -5,16 +5,16 @@ Legend: N training images, C classes.
 
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from raydapt.artefacts.answers import mean_answers
-from raydapt.methods.predictions import predict_classes
+from raydapt.artefacts.rows import rows_of
+from raydapt.artefacts.words import words_at
+from raydapt.methods.best_classes import best_classes
 from raydapt.methods.spec import FinishedRun
 from raydapt.methods.transduct.method import FITTED
-from raydapt.methods.zero_shot.method import ZeroShot
 
 
 def transductive_outcome(finished: FinishedRun) -> dict[str, Any]:
@@ -27,14 +27,14 @@ def transductive_outcome(finished: FinishedRun) -> dict[str, Any]:
     class_N = finished.state[f"{FITTED}class_N"].cpu()
     share_C = finished.state[f"{FITTED}log_prior_C"].exp().tolist()
     class_CD = finished.clip.class_embeddings(names, finished.classes.templates[:1])
-    plain = ZeroShot(finished.clip, class_CD).to(finished.device)
-    before = predict_classes(plain, table.feature_ND, row_N, batch_size=1024, device=finished.device)
-    name_C = np.asarray(names, dtype=object)
+    before_N = best_classes(
+        rows_of(table.feature_ND, row_N), lambda feature_BD: (feature_BD.to(class_CD) @ class_CD.T).cpu()
+    )[1]
     fitted = {
-        "id": [table.id_N[row] for row in row_N.tolist()],
-        "path": [table.path_N[row] for row in row_N.tolist()],
-        "zero_shot": name_C[before.class_T.numpy()].tolist(),
-        "predicted": name_C[class_N.numpy()].tolist(),
+        "id": words_at(table.id_N, row_N),
+        "path": words_at(table.path_N, row_N),
+        "zero_shot": words_at(names, before_N),
+        "predicted": words_at(names, class_N),
         "confidence": finished.state[f"{FITTED}confidence_N"].cpu().numpy(),
     }
     finished.record.write_table("transductive.parquet", pa.table(fitted))
@@ -42,7 +42,7 @@ def transductive_outcome(finished: FinishedRun) -> dict[str, Any]:
     over = {} if over_AC is None else {"over": _accuracies(over_AC[row_N].argmax(dim=1), truth_N)}
     return over | {
         "images": len(class_N),
-        "zero_shot": _accuracies(before.class_T, truth_N),
+        "zero_shot": _accuracies(before_N, truth_N),
         "adapted": _accuracies(class_N, truth_N),
         "shares": [{"class": name, "share": share} for name, share in zip(names, share_C, strict=True)],
     }
@@ -53,6 +53,7 @@ def _accuracies(class_N: Tensor, truth_N: Tensor) -> dict[str, float | None]:
     known_N = truth_N >= 0
     if not bool(known_N.any()):
         return {"top1": None, "mean_per_class": None}
-    right_M, truth_M = (class_N == truth_N)[known_N].double(), truth_N[known_N]
-    recalls = [float(right_M[truth_M == class_].mean()) for class_ in torch.unique(truth_M)]
-    return {"top1": 100.0 * float(right_M.mean()), "mean_per_class": 100.0 * sum(recalls) / len(recalls)}
+    right_M, truth_M = (class_N == truth_N)[known_N], truth_N[known_N]
+    images_C, right_C = torch.bincount(truth_M), torch.bincount(truth_M, weights=right_M.double())
+    recall_C = right_C[images_C > 0] / images_C[images_C > 0]
+    return {"top1": 100.0 * float(right_M.double().mean()), "mean_per_class": 100.0 * float(recall_C.mean())}

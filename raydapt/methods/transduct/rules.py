@@ -9,11 +9,14 @@ Legend: N images, C classes, D width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from raydapt.artefacts.rows import Features, blocks
 
 _BLOCK_ELEMENTS = 2**23
 _TINY = torch.finfo(torch.float32).tiny
@@ -50,10 +53,18 @@ class Anchors:
     variance_D: Tensor
 
 
-def square_sums(feature_ND: Tensor) -> Tensor:
+def mean_of(feature_ND: Features) -> Tensor:
+    """The mean feature [D], block by block."""
+    return torch.stack([feature_ND[rows].sum(dim=0) for rows in _blocks(feature_ND)]).sum(dim=0) / len(feature_ND)
+
+
+def square_sums(feature_ND: Features) -> Tensor:
     """sum_i f_i^2 of every dimension [D], block by block: squares of all features would take as much as they do."""
-    rows = max(1, _BLOCK_ELEMENTS // feature_ND.shape[1])
-    return torch.stack([block_BD.square().sum(dim=0) for block_BD in torch.split(feature_ND, rows)]).sum(dim=0)
+    return torch.stack([feature_ND[rows].square().sum(dim=0) for rows in _blocks(feature_ND)]).sum(dim=0)
+
+
+def _blocks(feature_ND: Features) -> Iterator[slice]:
+    return blocks(len(feature_ND), max(1, _BLOCK_ELEMENTS // feature_ND.shape[1]))
 
 
 def text_anchors(mean_D: Tensor, text_CD: Tensor, *, reach: float, gap: float) -> Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from raydapt.artefacts.rows import Features, blocks
 from raydapt.methods.transduct import rules
 from raydapt.methods.transduct.neighbours import Neighbours, nearest
 from raydapt.methods.transduct.rules import Anchors, Head, Statistics
@@ -26,8 +27,8 @@ _TRUST_NEIGHBOURS = 10
 class SecondView:
     """Features of the same images by another encoder."""
 
-    feature_NE: Tensor
-    """float32 L2-normalised; zeros for an image without one."""
+    feature_NE: Features
+    """L2-normalised; zeros for an image without one."""
     there_N1: Tensor
     """1 for an image with a feature, else 0: it then has no say."""
     square_E: Tensor
@@ -37,13 +38,13 @@ class SecondView:
     settings: TransductSettings
 
     @classmethod
-    def of(cls, feature_NE: Tensor, settings: TransductSettings) -> SecondView:
-        """Finds the neighbours."""
-        there_N1 = feature_NE.any(dim=1, keepdim=True).to(feature_NE)
-        square_E = rules.square_sums(feature_NE)
-        return cls(
-            feature_NE, there_N1, square_E, nearest(feature_NE, settings.neighbours or _TRUST_NEIGHBOURS), settings
-        )
+    def of(cls, feature_NE: Features, settings: TransductSettings, device: torch.device) -> SecondView | None:
+        """Finds the neighbours; None where no image has a feature."""
+        there_N1 = torch.cat([feature_NE[rows].any(dim=1, keepdim=True) for rows in blocks(len(feature_NE))]).float()
+        if not bool(there_N1.any()):
+            return None
+        neighbours = nearest(feature_NE, settings.neighbours or _TRUST_NEIGHBOURS, device)
+        return cls(feature_NE, there_N1, rules.square_sums(feature_NE), neighbours, settings)
 
     def head(self, statistics: Statistics) -> Head:
         """The class likelihoods of this encoder's features, in scores that are linear in a feature.

@@ -17,11 +17,11 @@ from raydapt.methods.transduct.neighbours import Neighbours
 class SoftLabels:
     """Distributions over the classes; what is not kept is 0 and the rest sums to 1.
 
-    10^6 images with 32 labels take 256 MB, whatever the number of classes; with C <= L nothing is lost.
+    10^6 images with 32 labels take 192 MB, whatever the number of classes; with C <= L nothing is lost.
     """
 
     class_NL: Tensor
-    """int32."""
+    """int16; int32 of more than 32,767 classes."""
     share_NL: Tensor
     """float32."""
     n_classes: int
@@ -30,8 +30,9 @@ class SoftLabels:
     def empty(cls, n_images: int, n_classes: int, kept: int, device: torch.device) -> SoftLabels:
         """Room for labels, to be written with `write`."""
         shape = (n_images, min(kept, n_classes))
+        smallest = torch.int16 if n_classes <= torch.iinfo(torch.int16).max else torch.int32
         return cls(
-            torch.zeros(shape, dtype=torch.int32, device=device),
+            torch.zeros(shape, dtype=smallest, device=device),
             torch.zeros(shape, dtype=torch.float32, device=device),
             n_classes,
         )
@@ -39,7 +40,7 @@ class SoftLabels:
     def write(self, rows: slice, probability_BC: Tensor) -> None:
         """Keeps the largest labels of a block of images, renormalised."""
         best = probability_BC.topk(self.class_NL.shape[1], dim=1)
-        self.class_NL[rows] = best.indices.to(torch.int32)
+        self.class_NL[rows] = best.indices.to(self.class_NL.dtype)
         self.share_NL[rows] = best.values / best.values.sum(dim=1, keepdim=True)
 
     def dense(self, rows: slice | Tensor) -> Tensor:
@@ -55,9 +56,11 @@ class SoftLabels:
             rows: The block.
             normalised: Divide by the sum of the affinities, so that it is a distribution.
         """
-        weight_BK, index_BK = neighbours.affinity_NK[rows], neighbours.index_NK[rows]
+        weight_BK, index_BK = neighbours.affinity_NK[rows], neighbours.index_NK[rows].long()
         if normalised:
             weight_BK = weight_BK / weight_BK.sum(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        class_BKL, share_BKL = self.class_NL[index_BK].long(), self.share_NL[index_BK] * weight_BK[:, :, None]
+        shape, index_M = (*index_BK.shape, -1), index_BK.flatten()
+        class_BKL = self.class_NL.index_select(0, index_M).long().reshape(shape)
+        share_BKL = self.share_NL.index_select(0, index_M).reshape(shape) * weight_BK[:, :, None]
         mean_BC = share_BKL.new_zeros(len(index_BK), self.n_classes)
         return mean_BC.scatter_add_(1, class_BKL.flatten(1), share_BKL.flatten(1))

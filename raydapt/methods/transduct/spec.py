@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raydapt.artefacts.rows import on_device
 from raydapt.artefacts.spec import PlanFacts
 from raydapt.methods.contract import Method, TrainingImages
 from raydapt.methods.spec import BuildContext, FinishedRun, MethodSpec
@@ -79,16 +80,16 @@ class TransductSpec(MethodSpec):
 
 def fit_images(context: BuildContext, images: TrainingImages, text_CD: Tensor) -> TransductFit:
     """The fit to the unlabelled images, from the texts or from the answers of other runs where there are some."""
-    feature_ND, stated_C = images.of_unlabelled(images.feature_ND).to(text_CD.device), context.prior.log_prior()
-    second_NE = None if images.second_ND is None else images.of_unlabelled(images.second_ND).to(text_CD.device)
+    stated_C, device = context.prior.log_prior(), text_CD.device
+    second_ND = images.second_ND
     return fit(
-        feature_ND,
+        on_device(images.all_unlabelled(images.feature_ND), device),
         text_CD,
         context.clip.logit_scale,
         context.config.of(TransductSettings),
         log_prior_C=None if stated_C is None else stated_C.to(text_CD),
-        base=_answers_of_runs(images, text_CD.device),
-        second_NE=second_NE,
+        base=_answers_of_runs(images, device),
+        second_NE=None if second_ND is None else on_device(images.all_unlabelled(second_ND), device),
     )
 
 

@@ -5,8 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from raydapt.methods.transduct.fit import fit
+from raydapt.methods.transduct.lists import lists_of
 from raydapt.methods.transduct.method import Transduct
-from raydapt.methods.transduct.neighbours import Neighbours, _by_sklearn, _by_torch, nearest
+from raydapt.methods.transduct.neighbours import Neighbours, _by_sklearn, _by_torch, _largest, nearest
 from raydapt.methods.transduct.settings import TransductSettings, published
 from raydapt.methods.transduct.soft_labels import SoftLabels
 from tests.clip_like import ClipLike, clip_like
@@ -157,7 +158,7 @@ def test_nearest_is_the_naive_one(drawn):
 @pytest.mark.parametrize("search", [_by_sklearn, _by_torch])
 def test_every_search_finds_the_same(drawn, search):
     cosine_NK, index_NK = search(drawn.feature_ND, 4)
-    torch.testing.assert_close(index_NK[:, 1:], nearest(drawn.feature_ND, 3).index_NK)
+    torch.testing.assert_close(index_NK[:, 1:].int(), nearest(drawn.feature_ND, 3).index_NK)
     torch.testing.assert_close(cosine_NK[:, 1:], nearest(drawn.feature_ND, 3).affinity_NK, rtol=1e-4, atol=1e-5)
 
 
@@ -171,6 +172,29 @@ def test_lists_find_nearly_all(drawn, monkeypatch):
     monkeypatch.setattr("raydapt.methods.transduct.neighbours._PROBED", 10**6)
     monkeypatch.setattr("raydapt.methods.transduct.neighbours._BLOCK_BYTES", 4 * len(many) * 3)  # blocks of 3 queries
     torch.testing.assert_close(nearest(many, 5).index_NK, exact)
+
+
+def test_lists_that_are_cut_again_find_nearly_all(monkeypatch):
+    many = clip_like(ClipLike(n_classes=8, per_class=1000, zero_shot=0.7, width=32), 1).feature_ND
+    exact = nearest(many, 5).index_NK
+    monkeypatch.setattr("raydapt.methods.transduct.neighbours.EXACT_LIMIT", 100)
+    for name, value in {"_MOST_COARSE": 40, "_PER_LIST": 40}.items():
+        monkeypatch.setattr(f"raydapt.methods.transduct.lists.{name}", value)
+    lists = lists_of(many)
+    assert 190 <= len(lists.rows) <= 220  # 8,000 images, 40 a list
+    assert torch.equal(torch.cat(list(lists.rows)).sort().values, torch.arange(8000))
+    found = nearest(many, 5).index_NK
+    shared = sum(len(set(a) & set(b)) for a, b in zip(exact.tolist(), found.tolist(), strict=True))
+    assert 0.9 < shared / exact.numel() < 1
+
+
+@pytest.mark.parametrize("width", [7, 500, 96 * 44, 96 * 44 + 50, 96 * 60 + 95])
+def test_the_largest_are_those_of_a_full_sort(width):
+    value_BA = torch.randn(20, width, generator=torch.Generator().manual_seed(width))
+    values, places = _largest(value_BA, min(11, width))
+    expected = value_BA.sort(dim=1, descending=True)
+    torch.testing.assert_close(values, expected.values[:, :11])
+    torch.testing.assert_close(places, expected.indices[:, :11])
 
 
 def test_places_that_the_lists_around_an_image_cannot_fill_have_no_affinity(monkeypatch):
