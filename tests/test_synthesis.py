@@ -60,6 +60,15 @@ def features(plan: Plan) -> Artefact:
     return artefact
 
 
+def test_how_images_are_computed_names_no_other_run(folder: str, tmp_path: Path) -> None:
+    words = ["method=air", "data.source=digits", "data.limit=120", f"store={tmp_path}", f"synthesis.pipeline={folder}"]
+    plain, elsewhere, other = (
+        make_plan(load_config(None, [*words, *more])).fingerprint
+        for more in ([], ["synthesis.compile=true", "synthesis.actors=3"], ["synthesis.steps=3"])
+    )
+    assert plain == elsewhere != other
+
+
 def synthesis_of(plan: Plan, config: Config) -> SynthesisPlan:
     return plan_synthesis(config.synthesis, config.lora, config.data, plan.classes, plan.features)
 

@@ -118,6 +118,8 @@ class MethodSpec(ABC):
     """The setting that names finished runs (see `teacher_runs`), for messages."""
     reads_answers: bool = False
     """True where the answers of those runs are read in learning, and not by another artefact alone."""
+    guarded: bool = True
+    """False for zero-shot alone, which every answer is compared with."""
     guarded_teachers: bool = False
     """True where the runs answer as their guards say, else as adapted."""
     paradigms: Sequence[str] = ("ul", "ssl", "trzsl")

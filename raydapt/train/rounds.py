@@ -24,8 +24,8 @@ _MOST_PIXELS = 512
 
 
 def is_guarded(config: Config) -> bool:
-    """Whether there is anything to guard: something is learned, and no label speaks for it."""
-    return config.guard and spec_of(config.method).learns and config.data.paradigm == "ul"
+    """Whether there is anything to guard: another answer than zero-shot's, and no label that speaks for it."""
+    return config.guard and spec_of(config.method).guarded and config.data.paradigm == "ul"
 
 
 def round_guard(

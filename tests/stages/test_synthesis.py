@@ -1,6 +1,7 @@
 """Synthetic images: what names them, how an artefact grows, and that no kill and no batch changes an image."""
 
 import hashlib
+import io
 import os
 import signal
 import subprocess
@@ -10,9 +11,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save
 
 from raydapt.artefacts.synthesis import SynthesisJob
@@ -69,6 +72,14 @@ def made_without_ray(job: SynthesisJob, store: Store, samples: int, *, cpus: flo
 def hashes(artefact: Artefact) -> dict[tuple[int, int], str]:
     table = artefact.read(["class_index", "index", "image"]).to_pylist()
     return {(row["class_index"], row["index"]): hashlib.sha256(row["image"]).hexdigest() for row in table}
+
+
+def pixels(artefact: Artefact) -> dict[tuple[int, int], np.ndarray]:
+    table = artefact.read(["class_index", "index", "image"]).to_pylist()
+    return {
+        (row["class_index"], row["index"]): np.asarray(Image.open(io.BytesIO(row["image"]))).astype(int)
+        for row in table
+    }
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +159,25 @@ def test_more_than_the_disk_holds_is_one_sentence(tmp_path: Path, job: Synthesis
 def test_other_weights_on_a_node_are_one_sentence(job: SynthesisJob) -> None:
     with pytest.raises(UserError, match="other weights on node"):
         Synthesizer(replace(job, identity="x"), ActorPlan(actors=1, cpus=1, gpus=0))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's, of its own modules
+def test_a_compiled_stage_makes_the_same_artefact_by_rounding_apart(
+    tmp_path: Path, job: SynthesisJob, reference: Artefact
+) -> None:
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    settings = SynthesisSettings(samples_per_class=8, batch_size=SAMPLING.batch_size, compile=True)
+    store, here = Store(str(tmp_path)), RaySettings(progress=False)
+    made = synthesize_stage(job, settings=settings, max_error_share=0.0, ray_settings=here, store=store)
+    assert counters["stats"]["unique_graphs"] == 1  # for six parts of three prompts
+    assert made.artefact.folder.path.endswith(job.recipe.fingerprint)
+    expected = pixels(reference)
+    for place, found in pixels(made.artefact).items():
+        assert np.abs(found - expected[place]).max() <= 1
 
 
 def kill_one_actor(killed: list[int]) -> None:

@@ -9,6 +9,7 @@ class ZeroShotSpec(MethodSpec):
     """The frozen model with the first template."""
 
     name = "zero_shot"
+    guarded = False
 
     def build(self, context: BuildContext) -> Method:
         """The classifier."""
