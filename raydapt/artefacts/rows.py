@@ -117,7 +117,11 @@ def take(value_AD: Tensor, row_B: Tensor) -> Tensor:
 
 
 def blocks(n_images: int, rows: int | None = None) -> Iterator[slice]:
-    """The rows of all images, a bounded number at a time."""
+    """The rows of all images, a bounded number at a time.
+
+    What comes of a block is written into one array for all: a list of small results keeps each of them where the block
+    lay, and the next block takes new memory.
+    """
     rows = rows or _BLOCK_ROWS
     for start in range(0, n_images, rows):
         yield slice(start, min(start + rows, n_images))
@@ -125,4 +129,7 @@ def blocks(n_images: int, rows: int | None = None) -> Iterator[slice]:
 
 def first_values(feature_ND: Features) -> Tensor:
     """The first value [N] of every image's features, block by block."""
-    return torch.cat([feature_ND[rows][:, 0] for rows in blocks(len(feature_ND))])
+    first_N = torch.empty(len(feature_ND))
+    for rows in blocks(len(feature_ND)):
+        first_N[rows] = feature_ND[rows][:, 0]
+    return first_N

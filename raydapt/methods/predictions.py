@@ -59,20 +59,20 @@ def predict_mean(
         batch_size: Images at a time.
         device: Of the methods.
     """
-    classes, confidences = [], []
+    class_T, confidence_T, start = torch.empty(len(row_T), dtype=torch.int64), torch.empty(len(row_T)), 0
     sum_C, entropy = torch.zeros(()), 0.0
     for row_B in torch.split(row_T, batch_size):
         probability_BC = sum(classifier.probabilities(row_B, device) for classifier in classifiers) / len(classifiers)
         assert isinstance(probability_BC, Tensor)
         best = probability_BC.max(-1)
-        classes.append(best.indices)
-        confidences.append(best.values.float())
+        class_T[start : start + len(row_B)], confidence_T[start : start + len(row_B)] = best.indices, best.values
+        start += len(row_B)
         sum_C = sum_C + probability_BC.sum(0)
         entropy += float(_entropy(probability_BC).sum())
     information = float(_entropy(sum_C / len(row_T))) - entropy / len(row_T)
     return Predictions(
-        class_T=torch.cat(classes),
-        confidence_T=torch.cat(confidences),
+        class_T=class_T,
+        confidence_T=confidence_T,
         mutual_information=information / math.log(len(sum_C)),
     )
 

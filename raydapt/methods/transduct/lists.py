@@ -89,7 +89,10 @@ def _centres(feature_ND: Features, count: int, generator: torch.Generator) -> Te
 
 def _nearest(feature_ND: Features, centre_LD: Tensor) -> Tensor:
     """The nearest centre int64 [N] of each image."""
-    return torch.cat([(feature_ND[rows] @ centre_LD.T).argmax(dim=1) for rows in blocks(len(feature_ND), _ROWS)])
+    nearest_N = torch.empty(len(feature_ND), dtype=torch.int64)
+    for rows in blocks(len(feature_ND), _ROWS):
+        nearest_N[rows] = (feature_ND[rows] @ centre_LD.T).argmax(dim=1)
+    return nearest_N
 
 
 def _lists(centre_LD: Tensor, list_N: Tensor) -> Lists:

@@ -9,7 +9,7 @@ Legend: N images, C classes, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -55,16 +55,23 @@ class Anchors:
 
 def mean_of(feature_ND: Features) -> Tensor:
     """The mean feature [D], block by block."""
-    return torch.stack([feature_ND[rows].sum(dim=0) for rows in _blocks(feature_ND)]).sum(dim=0) / len(feature_ND)
+    return _sums(feature_ND, lambda block_BD: block_BD) / len(feature_ND)
 
 
 def square_sums(feature_ND: Features) -> Tensor:
     """sum_i f_i^2 of every dimension [D], block by block: squares of all features would take as much as they do."""
-    return torch.stack([feature_ND[rows].square().sum(dim=0) for rows in _blocks(feature_ND)]).sum(dim=0)
+    return _sums(feature_ND, Tensor.square)
 
 
-def _blocks(feature_ND: Features) -> Iterator[slice]:
-    return blocks(len(feature_ND), max(1, _BLOCK_ELEMENTS // feature_ND.shape[1]))
+def _sums(feature_ND: Features, of: Callable[[Tensor], Tensor]) -> Tensor:
+    parts = list(blocks(len(feature_ND), max(1, _BLOCK_ELEMENTS // feature_ND.shape[1])))
+    sums_PD: Tensor | None = None
+    for number, rows in enumerate(parts):
+        sum_D = of(feature_ND[rows]).sum(dim=0)
+        sums_PD = sum_D.new_empty(len(parts), len(sum_D)) if sums_PD is None else sums_PD
+        sums_PD[number] = sum_D
+    assert sums_PD is not None
+    return sums_PD.sum(dim=0)
 
 
 def text_anchors(mean_D: Tensor, text_CD: Tensor, *, reach: float, gap: float) -> Tensor:

@@ -40,7 +40,9 @@ class SecondView:
     @classmethod
     def of(cls, feature_NE: Features, settings: TransductSettings, device: torch.device) -> SecondView | None:
         """Finds the neighbours; None where no image has a feature."""
-        there_N1 = torch.cat([feature_NE[rows].any(dim=1, keepdim=True) for rows in blocks(len(feature_NE))]).float()
+        there_N1 = torch.empty(len(feature_NE), 1, device=device)
+        for rows in blocks(len(feature_NE)):
+            there_N1[rows] = feature_NE[rows].any(dim=1, keepdim=True).to(there_N1)
         if not bool(there_N1.any()):
             return None
         neighbours = nearest(feature_NE, settings.neighbours or _TRUST_NEIGHBOURS, device)
