@@ -1,10 +1,10 @@
-"""Many images cut into lists of alike ones by k-means in two steps, at a cost that is linear in the images.
+"""Many images cut into lists of alike ones by k-means, of more than a million images at a cost that is linear in them.
 
-All images go to one of few coarse centres, and those of each to one of its own fine centres: an image is compared with
-about 2 sqrt(L) of the L centres. Which lists lie around a list is asked of all lists, whatever their coarse centres, so
-that the border between two coarse centres is none for a search.
+Up to a million images every image is compared with every centre. Beyond, those are 4,000 coarse centres, and the fine
+ones start as images drawn at random: k-means goes on over all images, each of which is compared with the fine centres
+that started in the coarse lists around its own alone.
 
-Legend: N images, L lists, P lists around one, D width, S a sample, M images of one coarse centre.
+Legend: N images, L lists, P lists around one, D width, S a sample, M images of one coarse list, or coarse lists.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from raydapt.methods.kmeans import fitted_kmeans
 _CELLS_FACTOR = 4
 """Lists per square root of the number of images (faiss' guideline: 4 to 16)."""
 _MOST_COARSE, _PER_LIST = 4000, 250
-"""Lists of a million images, and how many images each of them has: of more images each list is cut again."""
-_SHARED, _SHARED_STEPS = 16, 2
-"""Coarse lists whose fine centres an image chooses among, and steps of k-means with that choice."""
+"""Lists of a million images, and how many images each of them has: more images have more lists, and not longer ones."""
+_SHARED, _SHARED_STEPS = 32, 3
+"""Coarse lists whose fine centres an image chooses among, itself included, and steps of k-means with that choice."""
 _POINTS_PER_LIST, _KMEANS_STEPS = 64, 6
 _ROWS = 8192
 
@@ -53,12 +53,11 @@ def lists_of(feature_ND: Features) -> Lists:
     coarse = _lists(coarse_LD, _nearest(feature_ND, coarse_LD))
     if n_images <= _MOST_COARSE * _PER_LIST:
         return coarse
-    centres = [
-        _centres(rows_of(feature_ND, row_M), max(1, round(len(row_M) / _PER_LIST)), generator) for row_M in coarse.rows
-    ]
-    of_coarse = torch.split(torch.arange(sum(map(len, centres))), [len(centre_FD) for centre_FD in centres])
-    around = [torch.cat([of_coarse[number] for number in around_P]) for around_P in coarse.around(_SHARED).tolist()]
-    centre_LD = torch.cat(centres)
+    drawn_L = torch.randperm(n_images, generator=generator)[: n_images // _PER_LIST]
+    owner_L = _nearest(rows_of(feature_ND, drawn_L), coarse.centre_LD)
+    bare_M = (torch.bincount(owner_L, minlength=len(coarse.rows)) == 0).nonzero()[:, 0]  # each gives its own centre
+    centre_LD, owner_L = torch.cat([feature_ND[drawn_L], coarse.centre_LD[bare_M]]), torch.cat([owner_L, bare_M])
+    around = [torch.isin(owner_L, around_P).nonzero()[:, 0] for around_P in coarse.around(_SHARED)]
     for _ in range(_SHARED_STEPS):
         centre_LD = _means(feature_ND, _assigned(feature_ND, centre_LD, coarse, around), centre_LD)
     return _lists(centre_LD, _assigned(feature_ND, centre_LD, coarse, around))

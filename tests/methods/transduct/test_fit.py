@@ -174,18 +174,31 @@ def test_lists_find_nearly_all(drawn, monkeypatch):
     torch.testing.assert_close(nearest(many, 5).index_NK, exact)
 
 
-def test_lists_that_are_cut_again_find_nearly_all(monkeypatch):
+def test_more_lists_than_are_compared_find_nearly_all(monkeypatch):
+    """As beyond a million images: 200 lists, of which an image is compared with those of 4 of 20 coarse ones."""
     many = clip_like(ClipLike(n_classes=8, per_class=1000, zero_shot=0.7, width=32), 1).feature_ND
     exact = nearest(many, 5).index_NK
     monkeypatch.setattr("raydapt.methods.transduct.neighbours.EXACT_LIMIT", 100)
-    for name, value in {"_MOST_COARSE": 40, "_PER_LIST": 40}.items():
+    for name, value in {"_MOST_COARSE": 20, "_PER_LIST": 40, "_SHARED": 4}.items():
         monkeypatch.setattr(f"raydapt.methods.transduct.lists.{name}", value)
     lists = lists_of(many)
-    assert 190 <= len(lists.rows) <= 220  # 8,000 images, 40 a list
+    assert 180 <= len(lists.rows) <= 200  # 8,000 images, 40 a list
     assert torch.equal(torch.cat(list(lists.rows)).sort().values, torch.arange(8000))
     found = nearest(many, 5).index_NK
     shared = sum(len(set(a) & set(b)) for a, b in zip(exact.tolist(), found.tolist(), strict=True))
     assert 0.9 < shared / exact.numel() < 1
+
+
+def test_images_far_from_all_others_have_a_list_although_none_of_them_was_drawn(monkeypatch):
+    for name, value in {"_MOST_COARSE": 30, "_PER_LIST": 40, "_SHARED": 1}.items():
+        monkeypatch.setattr(f"raydapt.methods.transduct.lists.{name}", value)
+    monkeypatch.setattr("raydapt.methods.transduct.neighbours.EXACT_LIMIT", 100)
+    generator = torch.Generator().manual_seed(0)
+    near_ND = torch.randn(2000, 8, generator=generator) * 0.1 + torch.eye(8)[0]
+    feature_ND = F.normalize(torch.cat([near_ND, -torch.eye(8)[1:].repeat(2, 1)]), dim=1)  # 7 pairs of copies
+    lists = lists_of(feature_ND)
+    assert torch.equal(torch.cat(list(lists.rows)).sort().values, torch.arange(2014))
+    assert torch.equal(nearest(feature_ND, 1).index_NK[2000:2007, 0], torch.arange(2007, 2014).int())
 
 
 @pytest.mark.parametrize("width", [7, 500, 96 * 44, 96 * 44 + 50, 96 * 60 + 95])
