@@ -69,7 +69,7 @@ class FairSettings:
     """What is learned from where ``layer_norms`` is off: all crops that count together, a random crop in place of the
     strong view, or the image."""
     score_at_test: bool | Auto = "auto"
-    """Predict by the crops' score, not by the whole image alone; ``auto``: where anchors alone are learned, from crops."""
+    """Predict by the crops' score, not by the whole image alone; ``auto``: where anchors alone learn, from crops."""
 
     def decided(self, *, has_images: bool = True, size_px: int = LEAST_PX) -> "FairSettings":
         """The same without ``auto`` in what is learned and looked at.
