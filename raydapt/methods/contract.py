@@ -113,10 +113,6 @@ class TrainingImages:
         """The unlabelled images' rows of features [N, D], without a copy."""
         return rows_of(feature_ND, self.unlabelled_U)
 
-    def unlabelled_features(self, rows: slice | Tensor) -> Tensor:
-        """Features [B, D] of some of the unlabelled images, by their places among these."""
-        return self.feature_ND[self.unlabelled_U[rows]]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:

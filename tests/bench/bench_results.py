@@ -52,26 +52,23 @@ ROWS: dict[str, Row] = {
     "`transduct`": Row(method="transduct", learns=False),
     "`fusion`": Row(method="fusion"),
     "`wca`, 8 crops": Row(method="wca", settings=("fair.crops=8",), learns=False, views=9),
-    "`fair`, anchors alone, no crops": Row(method="fair", settings=(*_ANCHORS, "fair.crops=0")),
-    "`fair`, anchors alone": Row(method="fair", settings=(*_ANCHORS, "fair.crops=8")),
-    "`fair`, anchors alone, no crops to learn from": Row(
+    "`fair`, no crops": Row(method="fair", settings=(*_ANCHORS, "fair.crops=0")),
+    "`fair`, crops to learn from alone": Row(method="fair", settings=(*_ANCHORS, "fair.score_at_test=false")),
+    "`fair`, crops to answer from alone": Row(
         method="fair",
         settings=(
             *_ANCHORS,
-            "fair.crops=8",
             "fair.labels_from=whole",
             "fair.cached_view=whole",
             "fair.score_at_test=true",
         ),
         views=9,
     ),
-    "`fair`, anchors alone, crops": Row(
-        method="fair", settings=(*_ANCHORS, "fair.crops=8", "fair.score_at_test=true"), views=9
-    ),
     "`fpl`": Row(method="fpl", settings=(SHORT,)),
     "`cpl`": Row(method="cpl", settings=(SHORT,)),
     "`grip`": Row(method="grip", settings=(SHORT,)),
-    "`fair`": Row(method="fair", settings=(SHORT,)),
+    "`fair`": Row(method="fair", settings=(SHORT,), views=9),
+    "`fair`, LayerNorms": Row(method="fair", settings=(SHORT, "fair.layer_norms=true")),
     "`latteclip`": Row(method="latteclip", settings=(SHORT,)),
     "`coreg`": Row(method="coreg"),
     "`air`": Row(method="air", settings=(SHORT, "synthesis.samples_per_class=100")),

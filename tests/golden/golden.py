@@ -62,6 +62,7 @@ PLANS: dict[str, tuple[str | None, tuple[str, ...]]] = {
     "fair-cached": ("fair", ("fair.layer_norms=false",)),
     "fair-names": ("fair", ("fair.anchor_text=names",)),
     "fair-no-crops": ("fair", ("fair.crops=0", "fair.image_px=48")),
+    "fair-layer-norms": ("fair", ("fair.layer_norms=true",)),
     "wca-layer-norms": ("wca", ("fair.layer_norms=false", "fair.top_k=10")),
     "coreg-topk": ("coreg", ("coreg.annotation=topk", "coreg.templates=set", "coreg.image_size_px=16")),
     "coreg-prob-ratio": ("coreg", ("coreg.annotation=prob_ratio", "coreg.gpu_per_student=true")),

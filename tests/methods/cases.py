@@ -50,16 +50,13 @@ def mask_of(lists, n_classes):
 
 def lists_of(probability, candidates):
     """Wish lists of the classes that a matrix [U, C] names."""
-    size = candidates.sum(axis=1)
-    classes = [
-        c for row in range(len(size)) for c in np.argsort(-probability[row], kind="stable") if candidates[row, c]
-    ]
-    rows = np.repeat(np.arange(len(size)), size)
+    size, order = candidates.sum(axis=1), np.argsort(-probability, axis=1, kind="stable")
+    classes = order[np.take_along_axis(candidates, order, axis=1)]
     return WishLists(
         start_U=np.cumsum(size) - size,
         size_U=size,
         class_E=classes.astype(np.int32),
-        probability_E=probability[rows, classes],
+        probability_E=probability[np.repeat(np.arange(len(size)), size), classes],
     )
 
 

@@ -165,7 +165,7 @@ def test_the_weight_of_the_images_decays_from_round_to_round(decay, weight):
     weight_CD = class_weights(synthetic.feature_MD, synthetic.class_M, 4, prototypes="nearest", nearest=4)
     image_UC = (30 * images.feature_ND[images.unlabelled_U] @ weight_CD.T).softmax(dim=1)
     text = ProbabilityBlocks.of(text_UC.numpy())
-    blocks, guesses = method.air.judge(3, text, images, images.unlabelled_features, None)
+    blocks, guesses = method.air.judge(3, text, images, images.feature_ND.__getitem__, None)
     both_UC = torch.from_numpy(np.concatenate([block for _, block in blocks]))
     torch.testing.assert_close(both_UC, (text_UC + weight * image_UC) / (1 + weight))
     assert guesses["both"].tolist() == both_UC.argmax(dim=1).tolist()
@@ -179,7 +179,7 @@ def test_judging_block_by_block_is_judging_at_once(settings, monkeypatch):
 
     def judged():
         method = build_method(config(fusion_weight=2.0, **settings), clip, CLASSES, images)
-        blocks, guesses = method.air.judge(1, ProbabilityBlocks.of(text), images, images.unlabelled_features, None)
+        blocks, guesses = method.air.judge(1, ProbabilityBlocks.of(text), images, images.feature_ND.__getitem__, None)
         return np.concatenate([block for _, block in blocks]), guesses
 
     at_once, guesses = judged()

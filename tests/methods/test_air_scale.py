@@ -38,7 +38,7 @@ def judged(n_classes, scale, **settings):
     )
     text_UC = (scale * images.feature_ND @ drawn.text_CD.T).softmax(dim=1).numpy()
     part = AirPart(AirSettings(**settings), synthetic, drawn.text_CD, scale)
-    _, guesses = part.judge(1, ProbabilityBlocks.of(text_UC), images, images.unlabelled_features, None)
+    _, guesses = part.judge(1, ProbabilityBlocks.of(text_UC), images, images.feature_ND.__getitem__, None)
     contested_U = guesses["text"] != guesses["images"]
     won_U = guesses["both"] == guesses["images"]
     return 100 * float(won_U[contested_U].double().mean())

@@ -129,7 +129,7 @@ def test_a_run_reads_it_and_answers_new_images_without_it(folder: Path) -> None:
         config=plan.config, classes=plan.classes, run=record, artefacts=artefacts_of(make_artefacts(plan))
     )
     expected = unit(value)[[split == "train" for split in splits]]
-    np.testing.assert_allclose(training.images().second_ND, expected, atol=1e-6)
+    np.testing.assert_allclose(training.images().second_ND[:], expected, atol=1e-6)
     (folder / "s.parquet").unlink()
     assert Path(predict(record.path, [])).exists()
 

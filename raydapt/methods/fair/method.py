@@ -160,7 +160,7 @@ class Fair(Method):
 
     def logits(self, image_B: Tensor) -> Tensor:
         """Scores [B, C] of the whole image, or with `score_at_test` of the same crops of every image."""
-        if self.settings.score_at_test and self.settings.n_crops:
+        if self.settings.score_at_test is True and self.settings.n_crops:
             feature_BD = self._composite(*self._whole_and_crops(image_B, None))
         else:
             feature_BD = self._whole(image_B)

@@ -22,7 +22,7 @@ def resolve_fair(config: Config, facts: PlanFacts) -> FairSettings:
         UserError: For sizes that contradict each other, or descriptions that do not fit the classes.
     """
     classes, image_spec = facts.classes, facts.image_spec
-    fair = config.of(FairSettings).decided(has_images=not facts.source.width)
+    fair = config.of(FairSettings).decided(has_images=not facts.source.width, size_px=image_spec.size_px)
     if not facts.text_tower and fair.descriptions == "auto":
         fair = replace(fair, anchor_text="names")
     if fair.n_crops and fair.top_k != "all" and fair.top_k > fair.n_crops:

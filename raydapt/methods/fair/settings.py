@@ -8,6 +8,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from raydapt.settings.types import STRICT, Auto, Count, NonNegative, Positive, PositiveInt
 
 _CROPS = 8
+LEAST_PX = 224
+"""Side of the images of the smallest tower that FAIR was published with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +31,8 @@ class FairSettings:
     learn_anchors: bool = True
     """Learn the anchors; off: they stay where they started."""
     layer_norms: bool | Auto = "auto"
-    """Learn the LayerNorms of the image tower; without, images and crops are encoded once and kept. ``auto``: yes, but
-    for a source of features."""
+    """Learn the LayerNorms of the image tower; without, images and crops are encoded once and kept. ``auto``: of towers
+    that read 224 px or more, as published; strong views of smaller images teach them badly."""
     crops: Count | Auto = "auto"
     """N squares per image that pseudo-labels come from; 0 is plain self-training. ``auto``: 8, of features 0."""
     labels_from: Literal["crops", "whole"] = "crops"
@@ -66,14 +68,21 @@ class FairSettings:
     cached_view: Literal["composite", "crop", "whole"] = "composite"
     """What is learned from where ``layer_norms`` is off: all crops that count together, a random crop in place of the
     strong view, or the image."""
-    score_at_test: bool = False
-    """Predict by the crops' score as well; one view is the default."""
+    score_at_test: bool | Auto = "auto"
+    """Predict by the crops' score, not by the whole image alone; ``auto``: where anchors alone learn, from crops."""
 
-    def decided(self, *, has_images: bool = True) -> "FairSettings":
-        """The same without ``auto`` in what is learned and looked at."""
-        learns_norms = has_images if self.layer_norms == "auto" else self.layer_norms
+    def decided(self, *, has_images: bool = True, size_px: int = LEAST_PX) -> "FairSettings":
+        """The same without ``auto`` in what is learned and looked at.
+
+        Args:
+            has_images: False for a source of features.
+            size_px: Side of the images that the model reads.
+        """
+        learns_norms = has_images and size_px >= LEAST_PX if self.layer_norms == "auto" else self.layer_norms
         crops = (_CROPS if has_images else 0) if self.crops == "auto" else self.crops
-        return replace(self, layer_norms=learns_norms, crops=crops)
+        from_crops = self.labels_from == "crops" and self.cached_view != "whole" and crops > 0
+        scored = from_crops and not learns_norms if self.score_at_test == "auto" else self.score_at_test
+        return replace(self, layer_norms=learns_norms, crops=crops, score_at_test=scored)
 
     @property
     def n_crops(self) -> int:
