@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from raydapt.artefacts.rows import Features
+from raydapt.artefacts.rows import Features, blocks
 
 _ROWS_PER_CHUNK = 8192
 
@@ -22,7 +22,6 @@ def best_classes(feature_ND: Features, scores: Callable[[Tensor], Tensor]) -> tu
         scores: Gives the scores [B, C] of some of them.
     """
     score_N, class_N = torch.empty(len(feature_ND)), torch.empty(len(feature_ND), dtype=torch.int64)
-    for start in range(0, len(feature_ND), _ROWS_PER_CHUNK):
-        rows = slice(start, start + _ROWS_PER_CHUNK)
+    for rows in blocks(len(feature_ND), _ROWS_PER_CHUNK):
         score_N[rows], class_N[rows] = scores(feature_ND[rows]).max(dim=1)
     return score_N, class_N

@@ -99,19 +99,9 @@ class TrainingImages:
             return self.pixels
         return None if self.synthetic is None else self.synthetic.pixels
 
-    def of_unlabelled(self, of_all: Tensor) -> Tensor:
-        """The unlabelled images' rows [U, ...] of a tensor [N, ...] of all training images, which is not written to.
-
-        Where every image is unlabelled it is the tensor itself: a million features are two gigabytes.
-        """
-        index_U = self.unlabelled_U
-        if len(index_U) == len(of_all) and torch.equal(index_U, torch.arange(len(of_all), device=index_U.device)):
-            return of_all
-        return of_all[index_U]
-
-    def all_unlabelled(self, feature_ND: Features) -> Features:
-        """The unlabelled images' rows of features [N, D], without a copy."""
-        return rows_of(feature_ND, self.unlabelled_U)
+    def of_unlabelled(self, of_all: Features) -> Features:
+        """The unlabelled images' rows [U, D] of an array [N, D] of all training images, without a copy of it."""
+        return rows_of(of_all, self.unlabelled_U)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ import torch
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from raydapt.artefacts.rows import Features
+from raydapt.artefacts.rows import Features, blocks
 from raydapt.methods.even_sample import even_sample
 from raydapt.methods.transduct.neighbours import Neighbours
 from raydapt.settings.groups import DataSettings
@@ -217,9 +217,9 @@ def kept_rows(data: DataSettings, feature_AD: Features, row_N: Tensor, text_CD: 
 
 def _nearest_scores(feature_AD: Features, text_CD: Tensor, row_N: Tensor, mean_D: Tensor) -> Tensor:
     """The two scores of `familiarity` [N, 2] with the nearest text as class; N x C cosines never exist at once."""
-    rows, score_N2 = max(256, _BLOCK_ELEMENTS // len(text_CD)), torch.empty(len(row_N), 2)
-    for start in range(0, len(row_N), rows):
-        feature_BD = feature_AD[row_N[start : start + rows]]
+    score_N2 = torch.empty(len(row_N), 2)
+    for rows in blocks(len(row_N), max(256, _BLOCK_ELEMENTS // len(text_CD))):
+        feature_BD = feature_AD[row_N[rows]]
         class_B = (feature_BD @ text_CD.T).argmax(dim=1)
-        score_N2[start : start + rows] = _scores(feature_BD - mean_D, text_CD, class_B)
+        score_N2[rows] = _scores(feature_BD - mean_D, text_CD, class_B)
     return score_N2

@@ -5,12 +5,20 @@ Legend: M images, B batch, C classes.
 
 from typing import TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.sparse import coo_array, csr_array
 from torch import Tensor
 
 Targets: TypeAlias = Tensor | csr_array
 """[M, C]."""
+
+
+def one_hot_rows(class_M: npt.NDArray[np.int64], n_classes: int) -> csr_array:
+    """float32 sparse one-hot targets [M, C]."""
+    ones, start = np.ones(len(class_M), np.float32), np.arange(len(class_M) + 1)
+    return csr_array((ones, class_M, start), shape=(len(class_M), n_classes))
 
 
 def batch_of(target_MC: Targets, position_B: Tensor) -> Tensor:

@@ -53,16 +53,19 @@ class MemoryWatch(threading.Thread):
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.driver_mib = self.worker_mib = self.shared_mib = 0.0
+        self.worker = ""
         self._stop_it = threading.Event()
 
     def run(self) -> None:
         me = psutil.Process()
-        while not self._stop_it.wait(0.2):
+        while not self._stop_it.wait(0.1):
             self.driver_mib = max(self.driver_mib, _private_mib(me))
             for child in me.children(recursive=True):
                 try:
-                    if (child.cmdline() or [""])[0].startswith("ray::"):
-                        self.worker_mib = max(self.worker_mib, _private_mib(child))
+                    name = (child.cmdline() or [""])[0]
+                    if name.startswith("ray::"):
+                        if (own_mib := _private_mib(child)) > self.worker_mib:
+                            self.worker_mib, self.worker = own_mib, name.removeprefix("ray::")
                         self.shared_mib = max(self.shared_mib, child.memory_info().shared / 2**20)
                 except psutil.Error:  # it ended in between
                     continue

@@ -10,47 +10,16 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from tests.bench.bench_commit import peak_mb
-from tests.bench.bench_features import markdown
+from tests.bench.bench_features import MemoryWatch, markdown
 from tests.bench.shapes import write_shapes
 
 _JOB = Path(__file__).parents[2] / "jobs" / "large-images.yaml"
-_LOOK_S = 0.1
 STEPS = {"features": [], "transduct": [], "cpl": ["train.epochs=1", "cpl.rounds=2"]}
-
-
-class LargestWorker:
-    """Memory of this process's largest worker of Ray, without what it shares with others, in MB so far."""
-
-    mb, name = 0.0, ""
-
-    def __enter__(self) -> "LargestWorker":
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._over.wait(_LOOK_S):
-            for child in psutil.Process().children(recursive=True):
-                try:
-                    memory, name = child.memory_info(), child.cmdline()[0]
-                except (psutil.Error, IndexError):
-                    continue
-                own_mb = (memory.rss - memory.shared) / 1e6
-                if name.startswith("ray::") and own_mb > self.mb:
-                    self.mb, self.name = own_mb, name.removeprefix("ray::")
 
 
 def measured(step: str, folder: Path, n_images: int) -> dict[str, Any]:
@@ -72,17 +41,19 @@ def run_step(step: str, folder: Path) -> dict[str, Any]:
     method = "zero_shot" if step == "features" else step
     config = load_config(_JOB, [f"method={method}", *given, *places, *STEPS[step]])
     started, words = time.monotonic(), "-"
-    with LargestWorker() as largest:
-        if step == "features":
-            pipeline.features(config)
-        else:
-            metrics = pipeline.run(config).read_json("metrics.json")
-            words = f"{metrics['zero_shot']['top1']:.1f} → {metrics['adapted']['top1']:.1f}"
+    watch = MemoryWatch()
+    watch.start()
+    if step == "features":
+        pipeline.features(config)
+    else:
+        metrics = pipeline.run(config).read_json("metrics.json")
+        words = f"{metrics['zero_shot']['top1']:.1f} → {metrics['adapted']['top1']:.1f}"
+    watch.stop()
     return {
         "seconds": round(time.monotonic() - started),
         "driver MB": round(peak_mb()),
-        "largest worker MB": round(largest.mb),
-        "which": largest.name,
+        "largest worker MB": round(watch.worker_mib * 2**20 / 1e6),
+        "which": watch.worker,
         "top-1": words,
     }
 

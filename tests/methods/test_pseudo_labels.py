@@ -6,7 +6,7 @@ import pytest
 
 from raydapt.methods.cpl import rules
 from raydapt.methods.prompting import probability_blocks, pseudo_labels, quantiles
-from raydapt.methods.prompting.probability_blocks import ProbabilityBlocks, best_classes, restrict_probability
+from raydapt.methods.prompting.probability_blocks import ProbabilityBlocks, restrict_probability, top_classes
 from raydapt.methods.prompting.pseudo_labels import growing_count
 from tests.methods.cases import lists_of, mask_of, probabilities
 
@@ -400,12 +400,12 @@ def test_the_best_classes_are_those_of_a_stable_sort(n_best, ties):
     probability = probabilities(30, 6, ties=ties)
     probability[:, 2] = 0
     order = np.argsort(-probability, axis=1, kind="stable")[:, :n_best]
-    classes, confidence = best_classes(probability, n_best)
+    classes, confidence = top_classes(probability, n_best)
     np.testing.assert_array_equal(classes, order)
     np.testing.assert_array_equal(confidence, np.take_along_axis(probability, order, axis=1))
     open_ = np.random.default_rng(0).random(probability.shape) < 0.5
     order = np.argsort(np.where(open_, 0, 2) - probability.astype(np.float64), axis=1, kind="stable")[:, :n_best]
-    np.testing.assert_array_equal(best_classes(probability, n_best, open_)[0], order)
+    np.testing.assert_array_equal(top_classes(probability, n_best, open_)[0], order)
 
 
 @pytest.mark.parametrize("kind", ["spread", "sorted", "ties", "zeros", "a single image"])

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 
 from raydapt.methods.prompting.matching import WishLists, deferred_acceptance
-from raydapt.methods.prompting.probability_blocks import Indices, Probabilities, ProbabilityBlocks, best_classes
+from raydapt.methods.prompting.probability_blocks import Indices, Probabilities, ProbabilityBlocks, top_classes
 from raydapt.methods.prompting.pseudo_labels import Places, Selection, places_of, wish_lists
 from raydapt.methods.prompting.quantiles import column_quantiles, sample_of
 
@@ -45,7 +45,7 @@ def _within(block_BC: Probabilities, tau: float) -> tuple[Indices, Probabilities
     n_classes = block_BC.shape[1]
     n_listed = min(_LIST, n_classes)
     while True:
-        class_BL, probability_BL = best_classes(block_BC, n_listed)
+        class_BL, probability_BL = top_classes(block_BC, n_listed)
         total_BL = np.cumsum(probability_BL.astype(np.float64), axis=1)
         if n_listed == n_classes or bool((total_BL[:, -1] > tau).all()):
             # A class is taken if what stands before it has not exceeded tau yet; that includes the one that exceeds it.

@@ -13,6 +13,7 @@ from raydapt.methods.fpl.settings import FplSettings
 from raydapt.methods.prompting.hard_labels import HardLabelMethod, Weighting
 from raydapt.methods.prompting.probability_blocks import ProbabilityBlocks
 from raydapt.methods.prompting.pseudo_labels import published_leader_board, top_k_per_class
+from raydapt.methods.targets import one_hot_rows
 from raydapt.models.residual_prompt import Prompted
 
 
@@ -51,4 +52,4 @@ class Fpl(HardLabelMethod):
         """The most confident images of each class, or those on its leader board."""
         chosen = top_k_per_class if self.settings.selection == "top" else published_leader_board
         selection = chosen(probability_UK, self.prior_of_candidates.places(self.settings.shots))
-        return self.pseudo_labels_of(selection, selection.one_hot(probability_UK.shape[1]))
+        return self.pseudo_labels_of(selection, one_hot_rows(selection.class_M, probability_UK.shape[1]))

@@ -13,6 +13,7 @@ from raydapt.methods.grip.settings import GripSettings
 from raydapt.methods.prompting.hard_labels import HardLabelMethod, Weighting
 from raydapt.methods.prompting.probability_blocks import ProbabilityBlocks
 from raydapt.methods.prompting.pseudo_labels import growing_count, leader_board, published_leader_board
+from raydapt.methods.targets import one_hot_rows
 from raydapt.models.residual_prompt import Prompted
 
 
@@ -55,4 +56,4 @@ class Grip(HardLabelMethod):
         """Fills the leader boards."""
         count = growing_count(round_, self.rounds, *probability_UK.shape)
         selection = self.board(probability_UK, self.prior_of_candidates.places(count))
-        return self.pseudo_labels_of(selection, selection.one_hot(probability_UK.shape[1]))
+        return self.pseudo_labels_of(selection, one_hot_rows(selection.class_M, probability_UK.shape[1]))

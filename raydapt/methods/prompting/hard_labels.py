@@ -14,10 +14,10 @@ from scipy.sparse import vstack
 from torch import Tensor
 
 from raydapt.methods.air.part import AirPart
-from raydapt.methods.contract import Batch, PseudoLabels, Stream, TrainingImages, one_hot
+from raydapt.methods.contract import Batch, PseudoLabels, Stream, TrainingImages
 from raydapt.methods.prompting.losses import two_group_cross_entropy
 from raydapt.methods.prompting.method import PromptMethod
-from raydapt.methods.targets import sparse
+from raydapt.methods.targets import one_hot_rows, sparse
 from raydapt.models.residual_prompt import Prompted
 
 TRAIN = "train"
@@ -73,8 +73,8 @@ class HardLabelMethod(PromptMethod):
         """One stream, of pseudo-labelled and labelled images together."""
         images = self.images
         index_M = torch.cat([pseudo_labels.index_M, images.labelled_L.cpu()])
-        label_LC = one_hot(images.label_L.cpu(), images.n_classes)
-        target_MC = vstack([sparse(pseudo_labels.target_MC), sparse(label_LC)], format="csr")
+        label_LC = one_hot_rows(images.label_L.cpu().numpy(), images.n_classes)
+        target_MC = vstack([sparse(pseudo_labels.target_MC), label_LC], format="csr")
         if self.train_share < 1:
             kept_M = self._kept(len(pseudo_labels.index_M), len(index_M))
             index_M, target_MC = index_M[kept_M], target_MC[kept_M.numpy()]

@@ -141,7 +141,7 @@ class PromptMethod(Method):
             )
         # The frozen features are right until something visual is learned; then they are made anew.
         encoder = self.prompted if self.prompted.uses_pixels and round_ > 1 else None
-        features_of: Callable[[Rows], Tensor] = images.all_unlabelled(images.feature_ND).__getitem__
+        features_of: Callable[[Rows], Tensor] = images.of_unlabelled(images.feature_ND).__getitem__
         if encoder is not None:
             features_of = over_unlabelled(encoder.image_features).__getitem__
         class_CD = self._zero_shot_CD if round_ == 1 else self.class_embeddings()

@@ -105,7 +105,7 @@ def restrict_probability(probability_BC: Probabilities, candidate_classes: Indic
     return kept_BK
 
 
-def best_classes(
+def top_classes(
     probability_BC: Probabilities, n_best: int, open_BC: npt.NDArray[np.bool_] | None = None
 ) -> tuple[Indices, Probabilities]:
     """The most probable classes of each image in falling probability, of equal ones the first, and the probabilities.

@@ -17,10 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array
 
 from raydapt.methods.prompting.matching import Bars, WishLists, deferred_acceptance, ranked
-from raydapt.methods.prompting.probability_blocks import Indices, Probabilities, ProbabilityBlocks, best_classes
+from raydapt.methods.prompting.probability_blocks import Indices, Probabilities, ProbabilityBlocks, top_classes
 
 Places = int | Indices
 """Images that a class may keep: one number for all, or int64 [C] where the class prior is known."""
@@ -54,11 +53,6 @@ class Selection:
             waiting=n_images - dropped - len(np.unique(row_M)),
             dropped=dropped,
         )
-
-    def one_hot(self, n_classes: int) -> csr_array:
-        """Targets [M, C]: the class that selected the image."""
-        ones, start = np.ones(len(self.row_M), np.float32), np.arange(len(self.row_M) + 1)
-        return csr_array((ones, self.class_M, start), shape=(len(self.row_M), n_classes))
 
 
 def growing_count(round_: int, n_rounds: int, n_unlabelled: int, n_classes: int) -> int:
@@ -107,7 +101,7 @@ def leader_board(probability_UC: ProbabilityBlocks, k: Places) -> Selection:
             row_B = row_F[np.searchsorted(row_F, rows.start) : np.searchsorted(row_F, rows.stop)]
             own_BC = block_BC[row_B - rows.start]
             open_BC = bars.beaten(own_BC, row_B[:, None], slice(None))
-            class_BL, confidence_BL = best_classes(own_BC, n_listed, open_BC)
+            class_BL, confidence_BL = top_classes(own_BC, n_listed, open_BC)
             listed_BL = np.take_along_axis(open_BC, class_BL, axis=1)
             sizes.append(listed_BL.sum(axis=1))
             classes.append(class_BL[listed_BL].astype(np.int32))

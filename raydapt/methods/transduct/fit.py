@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from raydapt.artefacts.rows import Features
+from raydapt.artefacts.rows import Features, blocks
 from raydapt.methods.transduct import rules
 from raydapt.methods.transduct.neighbours import Neighbours, nearest
 from raydapt.methods.transduct.rules import Anchors, Head, Statistics
@@ -71,9 +71,7 @@ class _Problem:
         self.spare = SoftLabels.empty(*size, self.text_CD.device)
 
     def blocks(self) -> Iterator[slice]:
-        rows = max(256, _BLOCK_ELEMENTS // len(self.text_CD))
-        for start in range(0, len(self.feature_ND), rows):
-            yield slice(start, min(start + rows, len(self.feature_ND)))
+        return blocks(len(self.feature_ND), max(256, _BLOCK_ELEMENTS // len(self.text_CD)))
 
     def start(self) -> None:
         """Labels are the base classifier's probabilities."""

@@ -83,13 +83,13 @@ def fit_images(context: BuildContext, images: TrainingImages, text_CD: Tensor) -
     stated_C, device = context.prior.log_prior(), text_CD.device
     second_ND = images.second_ND
     return fit(
-        on_device(images.all_unlabelled(images.feature_ND), device),
+        on_device(images.of_unlabelled(images.feature_ND), device),
         text_CD,
         context.clip.logit_scale,
         context.config.of(TransductSettings),
         log_prior_C=None if stated_C is None else stated_C.to(text_CD),
         base=_answers_of_runs(images, device),
-        second_NE=None if second_ND is None else on_device(images.all_unlabelled(second_ND), device),
+        second_NE=None if second_ND is None else on_device(images.of_unlabelled(second_ND), device),
     )
 
 
