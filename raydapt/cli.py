@@ -6,7 +6,6 @@ Exit codes: 0 done, 2 the user's mistake (one sentence), 1 anything else.
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import click
 
 from raydapt import __version__
 from raydapt.errors import UserError
+from raydapt.verbs.imports import import_models
 from raydapt.verbs.labelled_command import labelled_set_options, precision_option, threshold
 from raydapt.verbs.push_command import push
 
@@ -192,7 +192,7 @@ def predict(
     run_folder: str, overrides: tuple[str, ...], output: str | None, precision: float | None, **places: Any
 ) -> None:
     """Predicts new images (data.source=…) with an adapted run."""
-    _import_models()
+    import_models()
     from raydapt.run import prediction
     from raydapt.verbs import labelled_files
 
@@ -209,7 +209,7 @@ def predict(
 @_OVERRIDES
 def evaluate(run_folder: str, overrides: tuple[str, ...]) -> None:
     """Measures an adapted run on labelled images, of its own set or another one (data.source=…)."""
-    _import_models()
+    import_models()
     from raydapt.run import prediction
 
     click.echo(prediction.evaluate_on(run_folder, list(overrides)))
@@ -275,7 +275,7 @@ def export(run_folder: str, output: str) -> None:
 @click.option("--features", is_flag=True, help="CLIP features of WHU-RS19 (RAYDAPT_DATA) in place of the digits.")
 def demo(overrides: tuple[str, ...], features: bool) -> None:
     """Runs the built-in handwritten digits through every method, offline, and compares them."""
-    _import_models()
+    import_models()
     from raydapt.verbs import demo as demo_
 
     demo_.demo(list(overrides), features=features)
@@ -382,16 +382,8 @@ def _load(config: str | None, overrides: tuple[str, ...], recipe: str | None = N
 
     settings = load_job(config, overrides, recipe=recipe)
     check_source(settings.data.source)
-    _import_models()
+    import_models()
     return settings
-
-
-def _import_models() -> None:
-    """Imports what most verbs work with: seconds, minutes on a busy or cold disk, and so said."""
-    from raydapt.progress import said_if_slow
-
-    with said_if_slow("importing torch and open_clip …"):
-        importlib.import_module("raydapt.run.pipeline")
 
 
 if __name__ == "__main__":
