@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from raydapt.artefacts.features import arithmetic, image_settings
+from raydapt.artefacts.features import PLAIN, encoding_settings, image_settings
 from raydapt.artefacts.loaded import load_once
 from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source
 from raydapt.models.views import square_boxes
-from raydapt.settings.groups import DataSettings, Precision
+from raydapt.settings.groups import DataSettings, StageSettings
 from raydapt.store.artefact import Artefact
 from raydapt.store.fingerprint import Recipe
 
@@ -47,10 +47,10 @@ def crops_recipe(
     data: DataSettings,
     crops: CropSpec,
     *,
-    precision: Precision = "fp32",
+    stage: StageSettings = PLAIN,
 ) -> Recipe:
     """What the crops' features depend on."""
-    settings = image_settings(image_spec, data) | arithmetic(precision) | {"crops": asdict(crops)}
+    settings = image_settings(image_spec, data) | encoding_settings(stage) | {"crops": asdict(crops)}
     return Recipe(kind=KIND, settings=settings, inputs=(source.identity,), weights=clip_identity)
 
 

@@ -22,11 +22,13 @@ from raydapt.data.files import TRAIN_NAMES
 from raydapt.data.measures import MEASURES
 from raydapt.data.sources import Source, read_row_labels
 from raydapt.errors import UserError
-from raydapt.settings.groups import DataSettings, Precision
+from raydapt.settings.groups import DataSettings, StageSettings
 from raydapt.store.artefact import Artefact
 from raydapt.store.fingerprint import Recipe
 
 KIND = "features"
+PLAIN = StageSettings()
+"""A stage that makes the features which every device makes alike."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,7 @@ class FeatureTable:
 
 
 def features_recipe(
-    source: Source, clip_identity: str, image_spec: ImageSpec, data: DataSettings, *, precision: Precision = "fp32"
+    source: Source, clip_identity: str, image_spec: ImageSpec, data: DataSettings, *, stage: StageSettings = PLAIN
 ) -> Recipe:
     """What the features depend on; the source's identity holds the images and the way they are cut into parts.
 
@@ -62,13 +64,14 @@ def features_recipe(
     """
     if source.width:
         return Recipe(kind=KIND, settings={"given": True, "width": source.width}, inputs=(source.identity,))
-    settings = image_settings(image_spec, data) | arithmetic(precision)
+    settings = image_settings(image_spec, data) | encoding_settings(stage)
     return Recipe(kind=KIND, settings=settings, inputs=(source.identity,), weights=clip_identity)
 
 
-def arithmetic(precision: Precision) -> dict[str, str]:
-    """The setting of an encoding stage that tells other arithmetic from fp32, in which every device computes alike."""
-    return {} if precision == "fp32" else {"arithmetic": precision}
+def encoding_settings(stage: StageSettings) -> dict[str, str]:
+    """The settings of an encoding stage that make other features than fp32 does of images that Pillow has decoded."""
+    arithmetic = {} if stage.arithmetic == "fp32" else {"arithmetic": stage.arithmetic}
+    return arithmetic | ({"decode": "device"} if stage.decodes_on_device else {})
 
 
 def image_settings(image_spec: ImageSpec, data: DataSettings) -> dict[str, Any]:

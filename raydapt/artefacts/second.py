@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load
 
 from raydapt.artefacts.features import KIND as FEATURES
-from raydapt.artefacts.features import arithmetic, image_settings
+from raydapt.artefacts.features import encoding_settings, image_settings
 from raydapt.artefacts.pixels import KIND as PIXELS
 from raydapt.artefacts.pixels import pixels_recipe
 from raydapt.artefacts.rows import Features, held, room_for
@@ -89,7 +89,7 @@ def _encoded_spec(config: Config, facts: PlanFacts) -> ArtefactSpec:
     model = shared_vision(config.model.second)
     recipe = Recipe(
         kind=KIND,
-        settings=image_settings(model.image_spec, config.data) | arithmetic(config.features.arithmetic),
+        settings=image_settings(model.image_spec, config.data) | encoding_settings(config.features),
         inputs=(facts.source.identity,),
         weights=model.identity,
     )
@@ -105,7 +105,7 @@ def _self_specs(config: Config, facts: PlanFacts) -> tuple[ArtefactSpec, ...]:
     network = Recipe(kind=SELF_KIND, settings=learned, inputs=(pixels.fingerprint,))
     features = Recipe(
         kind=KIND,
-        settings=image_settings(image_spec, data) | arithmetic(config.features.arithmetic),
+        settings=image_settings(image_spec, data) | encoding_settings(config.features),
         inputs=(source.identity,),
         weights=network.fingerprint,
     )

@@ -34,6 +34,11 @@ from raydapt.data.measures import Measures, measure
 from raydapt.data.tiff_bands import NEEDS_EXTRA, NoBands, has_deep_planes, is_tiff, read_bands
 
 BAD_IMAGE_REASONS = ("empty", "too_many_bytes", "too_many_pixels", "not_an_image", "corrupt", NEEDS_EXTRA)
+JPEG_PX = "jpeg_px"
+"""Column of a part whose plain JPEGs are still encoded: width times height of those, null for other rows."""
+MOST_DEVICE_PX = 1 << 26
+"""Width times height of what is decoded on a device at a time."""
+_RGB_IDS = [82, 71, 66]
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _RESIZE_MODES = ("shortest", "squash", "longest")
 _ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
@@ -172,6 +177,28 @@ def _by_pillow(data: bytes, max_pixels: int) -> Image.Image:
             raise BadImage("corrupt") from error
 
 
+def plain_jpeg_px(data: bytes, spec: ImageSpec, *, max_pixels: int, max_bytes: int) -> int | None:
+    """Width times height of a JPEG that any decoder reads as Pillow does, by its header; None for all else.
+
+    It is whole, upright, no larger than the limits and `MOST_DEVICE_PX`, and its colours are grey or YCbCr.
+    """
+    # Pillow refuses a file that ends early, and other decoders may fill it up.
+    if len(data) > max_bytes or not (data.startswith(b"\xff\xd8\xff") and data.endswith(b"\xff\xd9")):
+        return None
+    try:
+        with _QUIET, Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            plain = image.format == "JPEG" and image.mode in ("L", "RGB")  # of several frames Pillow makes an MPO
+            ids = [layer[0] for layer in image.layer]  # type: ignore[attr-defined]
+            plain &= image.info.get("adobe_transform", 1) == 1 and ids != _RGB_IDS
+            plain &= image.getexif().get(_EXIF_ORIENTATION, 1) not in range(2, 9)
+            width, height = resized_size(image.width, image.height, spec)
+            plain &= width * height <= max(max_pixels, spec.size_px**2)
+            px = image.width * image.height
+    except Exception:  # what is wrong with it is for `decode_image` to say
+        return None
+    return px if plain and px <= min(max_pixels, MOST_DEVICE_PX) else None
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode to RGB: transparency over white, wide numbers scaled (`to_8_bits`) instead of clipped."""
     if image.mode == "RGB" and "transparency" not in image.info:
@@ -213,7 +240,7 @@ def _upright(image: Image.Image, pixels: Image.Image) -> Image.Image:
 
 def _resize(image: Image.Image, spec: ImageSpec, max_pixels: int) -> Image.Image:
     side = spec.size_px
-    width, height = _resized(image.width, image.height, spec)
+    width, height = resized_size(image.width, image.height, spec)
     if width * height > max(max_pixels, side * side):  # a long thin image would grow beyond all bounds
         raise BadImage("too_many_pixels")
     if (width, height) == image.size:
@@ -231,7 +258,7 @@ def _crop(image: Image.Image, side: int) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
-def _resized(width: int, height: int, spec: ImageSpec) -> tuple[int, int]:
+def resized_size(width: int, height: int, spec: ImageSpec) -> tuple[int, int]:
     """Width and height after resizing, rounded as torchvision (shortest) and timm (longest) do."""
     side = spec.size_px
     if spec.resize_mode == "squash":

@@ -31,19 +31,24 @@ class Measures:
 MEASURES = tuple(field.name for field in fields(Measures))
 
 
+def measured_size(width: int, height: int) -> tuple[int, int]:
+    """Width and height of the grey copy."""
+    share = min(1.0, _SIDE_PX / max(width, height))
+    return max(1, round(width * share)), max(1, round(height * share))
+
+
 def measure(image: Image.Image, *, width: int, height: int) -> Measures:
-    """The measures of an RGB image.
+    """The measures of an image.
 
     Args:
-        image: Resized for a model already, which costs less than going back to all its pixels; not cropped.
+        image: Resized for a model already, which costs less than going back to all its pixels; not cropped. A grey
+            copy of `measured_size` does as well.
         width: As it was, in px.
         height: As it was, in px.
     """
     import imagehash  # imports SciPy and PyWavelets, which processes that decode for other stages do not need
 
-    longer_px = max(image.size)
-    size = tuple(max(1, round(side * min(1.0, _SIDE_PX / longer_px))) for side in image.size)
-    grey = image.convert("L").resize((size[0], size[1]), Image.Resampling.BICUBIC)
+    grey = image.convert("L").resize(measured_size(*image.size), Image.Resampling.BICUBIC)
     level_HW, blurred_HW = (np.asarray(each, np.float32) for each in (grey, grey.filter(ImageFilter.GaussianBlur(1))))
     contrast = float(level_HW.std())
     code_8 = np.packbits(imagehash.phash(grey).hash)

@@ -30,6 +30,7 @@ from raydapt.settings.groups import TrainSettings
 from raydapt.settings.tree import as_tree
 from raydapt.stages.makers import where_made
 from raydapt.stages.place import StagePlace, is_there
+from raydapt.stages.work import decide_decode
 from raydapt.store.fingerprint import fingerprint
 from raydapt.store.run_record import Run, run_name
 from raydapt.train.ray_train import check_workers, training_place
@@ -72,7 +73,7 @@ def make_plan(config: Config) -> Plan:
     Raises:
         UserError: For a source, class list, model or threshold that cannot work.
     """
-    config, spec = decide_prompt(config), spec_of(config.method)
+    config, spec = decide_decode(decide_prompt(config)), spec_of(config.method)
     spec.check_paradigm(config)
     source = resolve_source(config.data.source, rows_per_part=config.features.rows_per_part, limit=config.data.limit)
     classes = resolve_classes(config.data, source)
@@ -93,7 +94,7 @@ def make_plan(config: Config) -> Plan:
         classes=classes,
         image_spec=image_spec,
         clip_identity=clip.identity,
-        features=features_recipe(source, clip.identity, image_spec, config.data, precision=config.features.arithmetic),
+        features=features_recipe(source, clip.identity, image_spec, config.data, stage=config.features),
         teachers=tuple(teacher.digest for teacher in teachers),
         text_tower=config.data.class_features is None,
         width=clip.embed_dim,

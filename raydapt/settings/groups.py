@@ -99,7 +99,7 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class StageSettings:
-    """How a Ray Data stage is spread over the cluster. Nothing here but ``precision`` changes a result."""
+    """How a Ray Data stage is spread over the cluster. ``precision`` and ``decode`` alone change a result."""
 
     __pydantic_config__ = STRICT
 
@@ -120,6 +120,21 @@ class StageSettings:
     compile: bool = False
     """Let torch compile the encoder for batches of ``batch_size``: faster on GPUs, after a minute's wait. Its features
     differ by rounding alone."""
+    decode: Literal["cpu", "device"] | Auto = "cpu"
+    """What decodes images for encoders: ``cpu``, Pillow; ``device``, torchvision, JPEGs in batches where they are
+    encoded (nvJPEG on a GPU), whose features are stored apart from others; ``auto``: ``device`` where the machine of
+    the command has a GPU and fewer than 8 CPUs for each, else ``cpu``."""
+
+    @property
+    def decodes_on_device(self) -> bool:
+        """Whether images are decoded where they are encoded.
+
+        Raises:
+            ValueError: While it is not decided (`raydapt.stages.work.decide_decode`).
+        """
+        if self.decode == "auto":
+            raise ValueError("features.decode=auto is resolved before anything is made")
+        return self.decode == "device"
 
     @property
     def arithmetic(self) -> Precision:

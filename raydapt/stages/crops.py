@@ -18,6 +18,7 @@ from raydapt.models.clip import Clip
 from raydapt.models.views import crop_view, whole_view
 from raydapt.stages.context import StageContext
 from raydapt.stages.features import Encoder, encoding_stage
+from raydapt.stages.inference import Pixels
 from raydapt.stages.work import encoding_s
 from raydapt.store.artefact import StageResult
 
@@ -28,8 +29,8 @@ _IMAGES_PER_BATCH = 32
 class CropEncoder(Encoder):
     """The actor of `features_stage`, which encodes each image and behind it its crops."""
 
-    def __init__(self, crops: CropSpec, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, crops: CropSpec, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
         self._crops = crops
 
     @property
@@ -44,7 +45,7 @@ class CropEncoder(Encoder):
         crops, clip_name, *_ = arguments
         return encoding_s(clip_name, views=1 + crops.crops)
 
-    def encode(self, table: pa.Table, pixel_N3PP: np.ndarray[Any, Any]) -> pa.FixedSizeListArray:
+    def encode(self, table: pa.Table, pixel_N3PP: Pixels) -> pa.FixedSizeListArray:
         """Column ``feature``: (1 + K) D numbers a row, null for images in error."""
         valid_N = table["error"].is_null().to_numpy()
         ids = table["id"].to_pylist()
@@ -104,9 +105,7 @@ def crops_stage(
         context,
         CropEncoder,
         (crops, clip_name, clip_identity, context.settings),
-        recipe=crops_recipe(
-            source, clip_identity, image_spec, context.data, crops, precision=context.settings.arithmetic
-        ),
+        recipe=crops_recipe(source, clip_identity, image_spec, context.data, crops, stage=context.settings),
         image_spec=image_spec,
         block_bytes=_BLOCK_BYTES,
     )

@@ -17,6 +17,7 @@ import torch
 from raydapt.artefacts.features import features_recipe
 from raydapt.artefacts.pixels import pixels_of
 from raydapt.data.decode import ImageSpec
+from raydapt.data.decode_on_device import DeviceDecoder
 from raydapt.data.sources import Source
 from raydapt.errors import UserError
 from raydapt.models.frozen import shared_clip
@@ -24,7 +25,7 @@ from raydapt.models.peak import Work
 from raydapt.settings.groups import StageSettings
 from raydapt.stages.commit import committing, with_part, with_work
 from raydapt.stages.context import ActorPlan, StageContext, configure, plan_actors, plan_here
-from raydapt.stages.inference import ImageEncoder, Inference, set_arithmetic
+from raydapt.stages.inference import ImageEncoder, Inference, Pixels, set_arithmetic
 from raydapt.stages.reading import dataset_of_images, decoded_here, part_bytes, unpack
 from raydapt.stages.run import Parts, run_stage, stage_of_images
 from raydapt.stages.work import DECODE_S, device_kind, encoding_s
@@ -38,12 +39,20 @@ _BLOCK_BYTES = 1024 * 1024
 
 
 class Encoder:
-    """The actor: a model loaded once, parts of decoded pixels in, parts of features out."""
+    """The actor: a model loaded once, parts of decoded pixels or of JPEGs in, parts of features out."""
 
     setting = "model.clip"
     """What names the model, for messages."""
 
-    def __init__(self, clip_name: str, clip_identity: str, settings: StageSettings, plan: ActorPlan) -> None:
+    def __init__(
+        self,
+        clip_name: str,
+        clip_identity: str,
+        settings: StageSettings,
+        plan: ActorPlan,
+        *,
+        decoder: DeviceDecoder | None = None,
+    ) -> None:
         torch.set_num_threads(max(1, int(plan.cpus)))
         device = "cuda" if plan.gpus and torch.cuda.is_available() else "cpu"
         set_arithmetic(settings.arithmetic, torch.device(device))
@@ -53,7 +62,7 @@ class Encoder:
                 f"Setting {self.setting}={clip_name!r} holds other weights on node {platform.node()!r}, or they "
                 "changed meanwhile: give every node the same ones, then run the command again."
             )
-        self._batch_size = settings.batch_size
+        self._batch_size, self._decoder = settings.batch_size, decoder
         size = settings.batch_size if settings.compile else 0
         self.inference = Inference.of(self._clip, torch.device(device), settings.arithmetic, compiled_size=size)
 
@@ -71,20 +80,23 @@ class Encoder:
         return self.encode_part(*unpack(batch))
 
     def encode_part(self, part: int, table: pa.Table) -> pa.Table:
-        """Encodes one decoded part."""
+        """Encodes one part, decoded or for the decoder."""
+        decoded = self._decoder.decode(table, self.inference.device) if self._decoder else None
+        pixel_N3SS = decoded.pixel_N3SS if decoded else pixels_of(table)
+        table = decoded.part if decoded else table.drop_columns(["pixel"])
         start, before = time.perf_counter(), self.inference.work.flop
-        feature_ND = self.encode(table, pixels_of(table))
+        feature_ND = self.encode(table, pixel_N3SS)
         seconds, work = time.perf_counter() - start, self.inference.work
-        result = table.drop_columns(["pixel"]).append_column("feature", feature_ND)
+        result = (decoded.table() if decoded else table).append_column("feature", feature_ND)
         return with_part(with_work(result, seconds, Work(work.flop - before, work.peak_flop_per_s)), part)
 
-    def encode(self, table: pa.Table, pixel_N3SS: np.ndarray[Any, Any]) -> pa.FixedSizeListArray:
+    def encode(self, table: pa.Table, pixel_N3SS: Pixels) -> pa.FixedSizeListArray:
         """The column ``feature`` of a part's images."""
         return encode_pixels(self.inference, pixel_N3SS, table["error"].is_null().to_numpy(), self._batch_size)
 
 
 def encode_pixels(
-    inference: Inference, pixel_N3SS: np.ndarray[Any, Any], valid_N: np.ndarray[Any, Any], batch_size: int
+    inference: Inference, pixel_N3SS: Pixels, valid_N: np.ndarray[Any, Any], batch_size: int
 ) -> pa.FixedSizeListArray:
     """Features of the valid images as an Arrow column of float32 lists of length D, null for the others."""
     width, chosen_M = inference.encoder.embed_dim, np.flatnonzero(valid_N)
@@ -113,7 +125,7 @@ def features_stage(
         context,
         Encoder,
         (clip_name, clip_identity, context.settings),
-        recipe=features_recipe(source, clip_identity, image_spec, context.data, precision=context.settings.arithmetic),
+        recipe=features_recipe(source, clip_identity, image_spec, context.data, stage=context.settings),
         image_spec=image_spec,
         measured=True,
     )
@@ -143,13 +155,14 @@ def encoding_stage(
         measured: Whether the rows also tell what each image shows (`raydapt.data.measures`).
     """
     part_of = {part.index: part for part in source.parts}
-    settings, ray_settings = context.settings, context.ray
+    settings, ray_settings, for_device = context.settings, context.ray, context.settings.decodes_on_device
+    decoder = DeviceDecoder(spec=image_spec, data=context.data, measured=measured) if for_device else None
 
     def here(pending: Sequence[int]) -> Parts:
         actor: Callable[..., Encoder] = encoder
-        encode = actor(*arguments, plan_here(settings, gpu=device_kind() == "cuda")).encode_part
+        encode = actor(*arguments, plan_here(settings, gpu=device_kind() == "cuda"), decoder=decoder).encode_part
         parts = [part_of[index] for index in pending]
-        for part, table in decoded_here(parts, context.data, image_spec, measured=measured):
+        for part, table in decoded_here(parts, context.data, image_spec, measured=measured, for_device=for_device):
             yield part, encode(part, table)
 
     def dataset_of(pending: Sequence[int]) -> tuple[ray.data.Dataset, int]:
@@ -168,10 +181,12 @@ def encoding_stage(
             rows_per_part=settings.rows_per_part,
             ray_settings=ray_settings,
             measured=measured,
+            for_device=for_device,
         )
         encoded = images.map_batches(
             committing(encoder, context.store.artefact_of(recipe)),
             fn_constructor_args=(*arguments, plan),
+            fn_constructor_kwargs={"decoder": decoder},
             batch_size=1,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=plan.actors, max_tasks_in_flight_per_actor=2),

@@ -19,6 +19,8 @@ from raydapt.models.compiling import compiled, in_batches_of
 from raydapt.models.peak import Work, counted, peak_of
 from raydapt.settings.groups import Precision
 
+Pixels = npt.NDArray[np.uint8] | Tensor
+"""uint8 pixels of a part [N, 3, S, S]: read from the store or decoded by others, or on the device already."""
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -107,7 +109,7 @@ class Inference:
             return (self.compiled or self.encoder.encode_image)(pixel_B3SS).float()
 
     def encode_chosen(
-        self, pixel_N3SS: npt.NDArray[np.uint8], chosen_M: npt.NDArray[np.int64], batch_size: int
+        self, pixel_N3SS: Pixels, chosen_M: npt.NDArray[np.int64], batch_size: int
     ) -> npt.NDArray[np.float32]:
         """Features [M, D] of the chosen images; the device is waited for once, at the end."""
         parts = [self.encode(pixel_B3SS) for pixel_B3SS in self.batches(pixel_N3SS, chosen_M, batch_size)]
@@ -117,14 +119,16 @@ class Inference:
         self.require_finite(feature_MD)
         return feature_MD
 
-    def batches(
-        self, pixel_N3SS: npt.NDArray[np.uint8], chosen_M: npt.NDArray[np.int64], batch_size: int
-    ) -> Iterator[Tensor]:
+    def batches(self, pixel_N3SS: Pixels, chosen_M: npt.NDArray[np.int64], batch_size: int) -> Iterator[Tensor]:
         """Batches of the chosen images on the device, in their order.
 
         Two buffers take turns, page-locked where there is a GPU: while it copies and computes one batch, the processor
         gathers the next. A batch is valid until the one after the next is asked for.
         """
+        if isinstance(pixel_N3SS, Tensor):
+            for start in range(0, len(chosen_M), batch_size):
+                yield pixel_N3SS[torch.from_numpy(chosen_M[start : start + batch_size]).to(self.device)]
+            return
         on_gpu, size = self.device.type == "cuda", min(batch_size, len(chosen_M))
         shape = (size, *pixel_N3SS.shape[1:])
         buffers = [torch.empty(shape, dtype=torch.uint8, pin_memory=on_gpu) for _ in range(2)]

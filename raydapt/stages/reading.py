@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from raydapt.data.decode import BadImage, ImageSpec, decode_image, decode_measured
+from raydapt.data.decode import JPEG_PX, BadImage, ImageSpec, decode_image, decode_measured, plain_jpeg_px
 from raydapt.data.measures import MEASURES, Measures
 from raydapt.data.sources import Part, group_parts, read_parts
 from raydapt.settings.groups import DataSettings, RaySettings
@@ -41,6 +42,7 @@ def dataset_of_images(
     ray_settings: RaySettings,
     commit: Artefact | None = None,
     measured: bool = False,
+    for_device: bool = False,
 ) -> ray.data.Dataset:
     """A dataset of decoded images: each part in one row with the columns `PART` and `PACKED`.
 
@@ -54,6 +56,7 @@ def dataset_of_images(
         ray_settings: The nodes.
         commit: What the decoded parts are committed to instead; the rows tell of that (`committed_row`).
         measured: Whether the parts also have the columns `MEASURES`.
+        for_device: Whether plain JPEGs stay encoded (`raydapt.data.decode_on_device`).
 
     Raises:
         UserError: When the cluster has no node to decode on.
@@ -64,7 +67,7 @@ def dataset_of_images(
 
     nodes = require_cpu(ray_settings, ray_settings.decode_nodes, setting="ray.decode_nodes")
     items = [{"parts": pickle.dumps(group)} for group in group_parts(parts)]
-    decode = partial(read_and_decode, data=data, spec=spec, commit=commit, measured=measured)
+    decode = partial(read_and_decode, data=data, spec=spec, commit=commit, measured=measured, for_device=for_device)
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     # The decoded part, its packed copy, and as much for encoded bytes. Tasks with demands of their own are also what
     # keeps Ray from fusing them into the model's actors, which would leave the other CPUs idle.
@@ -80,12 +83,18 @@ def part_bytes(rows: int, spec: ImageSpec) -> int:
 
 
 def read_and_decode(
-    batch: pa.Table, *, data: DataSettings, spec: ImageSpec, commit: Artefact | None = None, measured: bool = False
+    batch: pa.Table,
+    *,
+    data: DataSettings,
+    spec: ImageSpec,
+    commit: Artefact | None = None,
+    measured: bool = False,
+    for_device: bool = False,
 ) -> Iterator[pa.Table]:
     """Reads one group of parts and yields each part decoded and packed, or commits it."""
     parts: tuple[Part, ...] = pickle.loads(batch["parts"][0].as_py())
     for part, table in read_parts(parts, data):
-        decoded = decode_table(table, data, spec, measured=measured)
+        decoded = decode_table(table, data, spec, measured=measured, for_device=for_device)
         if commit is None:
             yield pack(part.index, decoded)
         else:
@@ -93,7 +102,7 @@ def read_and_decode(
 
 
 def decoded_here(
-    parts: Sequence[Part], data: DataSettings, spec: ImageSpec, *, measured: bool = False
+    parts: Sequence[Part], data: DataSettings, spec: ImageSpec, *, measured: bool = False, for_device: bool = False
 ) -> Iterator[tuple[int, pa.Table]]:
     """Reads parts and yields them decoded, by threads of this process: the next part is decoded meanwhile.
 
@@ -102,7 +111,7 @@ def decoded_here(
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as threads:
         waiting: tuple[int, _Decoding] | None = None
         for part, table in read_parts(parts, data):
-            begun = part.index, _Decoding(table, data, spec, measured, threads)
+            begun = part.index, _Decoding(table, data, spec, measured, for_device, threads)
             if waiting is not None:
                 yield waiting[0], waiting[1].table()
             waiting = begun
@@ -110,13 +119,16 @@ def decoded_here(
             yield waiting[0], waiting[1].table()
 
 
-def decode_table(table: pa.Table, data: DataSettings, spec: ImageSpec, *, measured: bool = False) -> pa.Table:
+def decode_table(
+    table: pa.Table, data: DataSettings, spec: ImageSpec, *, measured: bool = False, for_device: bool = False
+) -> pa.Table:
     """Replaces the column ``image`` (encoded bytes) by ``pixel`` (uint8 [3, S, S] as fixed binary).
 
     A row that cannot be decoded keeps its place, with the reason in ``error`` and a null pixel. Where `measured`, the
-    columns `MEASURES` are added, null for such a row.
+    columns `MEASURES` are added, null for such a row. Where it is `for_device`, plain JPEGs are left encoded for
+    `raydapt.data.decode_on_device.DeviceDecoder`.
     """
-    return _Decoding(table, data, spec, measured).table()
+    return _Decoding(table, data, spec, measured, for_device).table()
 
 
 class _Decoding:
@@ -128,12 +140,14 @@ class _Decoding:
         data: DataSettings,
         spec: ImageSpec,
         measured: bool = False,
+        for_device: bool = False,
         threads: ThreadPoolExecutor | None = None,
     ) -> None:
         self._table, self._data, self._spec = table, data, spec
         self._measures: list[Measures | None] | None = [None] * table.num_rows if measured else None
         self._pixel_N3SS = np.zeros((table.num_rows, 3, spec.size_px, spec.size_px), dtype=np.uint8)
         self._errors: list[str | None] = table["error"].to_pylist()
+        self._px: list[int | None] | None = [None] * table.num_rows if for_device else None
         self._begun: list[Future[None]] = []
         if threads is None:
             self._decode(0, table.num_rows)
@@ -149,6 +163,10 @@ class _Decoding:
                 continue
             try:
                 image = self._table["image"][index].as_py()
+                if self._px is not None:
+                    self._px[index] = plain_jpeg_px(image, self._spec, **most)
+                    if self._px[index]:
+                        continue
                 if self._measures is None:
                     self._pixel_N3SS[index] = decode_image(image, self._spec, **most)
                 else:
@@ -169,7 +187,33 @@ class _Decoding:
                 columns = columns.append_column(
                     name, pa.array(values, pa.uint64() if name == "phash" else pa.float32())
                 )
+        if self._px is not None:
+            return _left_encoded(columns, self._table["image"], self._px, self._pixel_N3SS)
         return columns.append_column("pixel", fixed_binary(self._pixel_N3SS, valid))
+
+
+def _left_encoded(
+    table: pa.Table,
+    image_N: pa.ChunkedArray,
+    px_N: Sequence[int | None],
+    pixel_N3SS: np.ndarray[Any, np.dtype[np.uint8]],
+) -> pa.Table:
+    """A part for `raydapt.data.decode_on_device.DeviceDecoder`: bytes of what is left, pixels of what is decoded.
+
+    Args:
+        table: Its other columns.
+        image_N: Encoded images.
+        px_N: Width times height of those that are left.
+        pixel_N3SS: Pixels of those that are decoded.
+    """
+    errors = table["error"].to_pylist()
+    pixels = [
+        None if px or error else pixel_3SS.tobytes()
+        for px, error, pixel_3SS in zip(px_N, errors, pixel_N3SS, strict=True)
+    ]
+    px = pa.array(px_N, pa.int64())
+    table = table.append_column("image", pc.if_else(px.is_valid(), image_N, pa.scalar(None, image_N.type)))
+    return table.append_column(JPEG_PX, px).append_column("pixel", pa.array(pixels, pa.large_binary()))
 
 
 def fixed_binary(value_N: np.ndarray[Any, np.dtype[np.uint8]], valid: np.ndarray[Any, np.dtype[np.bool_]]) -> pa.Array:

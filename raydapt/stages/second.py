@@ -53,9 +53,9 @@ class VisionActor(Encoder):
 class SelfActor(Encoder):
     """The same with the network that learned the set's own images."""
 
-    def __init__(self, content: bytes, image_spec: ImageSpec, *arguments: Any) -> None:
+    def __init__(self, content: bytes, image_spec: ImageSpec, *arguments: Any, **named: Any) -> None:
         self._content, self._spec = content, image_spec
-        super().__init__(*arguments)
+        super().__init__(*arguments, **named)
 
     def load(self, name: str, device: str) -> SelfEncoder:
         """The network; its name is its fingerprint."""

@@ -6,13 +6,16 @@ estimated before anything is made, from the sizes of model and images, and held 
 Legend: P parameters, T tokens or places of a picture that each of them meets.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 
 from raydapt.models.frozen import shared_clip
+from raydapt.settings.config import Config
 
 HERE_S = 30.0
 """Stages of less estimated work stay in this process."""
@@ -20,6 +23,8 @@ DECODE_S = 0.003
 """Of an image of usual size, on one core."""
 ASK_S = 0.01
 """Of a question's image, on one core: decoded, laid out and handed on."""
+FEW_CPUS = 8
+"""For a GPU: with fewer, ``features.decode=auto`` has images decoded by the GPU."""
 _FLOP_PER_S = {"cpu": 5e10, "cuda": 1e13}
 """Of one core, in float32; of a GPU."""
 _PX_PER_PLACE = 16
@@ -57,6 +62,21 @@ def drawing_s(unet_bytes: int, *, size_px: int, steps: int, guidance: float) -> 
 def writing_s(parameters: float, *, tokens: int) -> float:
     """Estimated seconds of a language model for one question and its answer: 2 P T operations."""
     return 2.0 * parameters * tokens / _FLOP_PER_S[device_kind()]
+
+
+def decide_decode(config: Config) -> Config:
+    """The same settings with ``features.decode`` decided: by this machine, before any other is known."""
+    if config.features.decode != "auto":
+        return config
+    gpus = torch.cuda.device_count() if config.features.gpus_per_actor else 0
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS lacks it
+    decode = decode_of(cpus=cpus, gpus=gpus)
+    return replace(config, features=replace(config.features, decode=decode))
+
+
+def decode_of(*, cpus: int, gpus: int) -> Literal["cpu", "device"]:
+    """Who decodes on a machine with so many CPUs and GPUs."""
+    return "device" if gpus and cpus < FEW_CPUS * gpus else "cpu"
 
 
 def device_kind() -> str:

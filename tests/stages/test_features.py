@@ -189,8 +189,8 @@ def test_fingerprint_follows_images_model_and_limits(source: Source, clip: Clip,
 
 def test_features_of_another_precision_are_others_than_those_in_fp32(source: Source, clip: Clip) -> None:
     def print_of(precision: Precision | Auto) -> str:
-        arithmetic = StageSettings(precision=precision).arithmetic
-        return features_recipe(source, clip.identity, clip.image_spec, DATA, precision=arithmetic).fingerprint
+        stage = StageSettings(precision=precision)
+        return features_recipe(source, clip.identity, clip.image_spec, DATA, stage=stage).fingerprint
 
     plain = features_recipe(source, clip.identity, clip.image_spec, DATA).fingerprint
     assert print_of("auto") == print_of("fp32") == plain

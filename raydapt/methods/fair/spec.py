@@ -50,8 +50,7 @@ class CropSpecs(MethodSpec):
             return []
         spec = crop_spec(config.of(FairSettings))
         stored = self.stored_spec(config, facts.image_spec)
-        precision = config.features.arithmetic
-        recipe = crops_recipe(facts.source, facts.clip_identity, stored, config.data, spec, precision=precision)
+        recipe = crops_recipe(facts.source, facts.clip_identity, stored, config.data, spec, stage=config.features)
         return [ArtefactSpec(name=KIND, kind=KIND, recipe=recipe, depends_on=(), job=spec)]
 
     def matters(self, config: Config) -> dict[str, Any]:
