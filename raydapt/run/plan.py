@@ -272,6 +272,8 @@ def _what_matters(config: Config, spec: MethodSpec) -> dict[str, Any]:
         left_out = _STAGE_RESOURCES if config.synthesis.held_out else (*_STAGE_RESOURCES, "held_out")
         matters["lora"] = tree["lora"]
         matters["synthesis"] = {key: value for key, value in tree["synthesis"].items() if key not in left_out}
+        if config.synthesis.precision == "auto":  # as it was before it could be said
+            del matters["synthesis"]["precision"]
     return matters
 
 

@@ -8,6 +8,7 @@ from annotated_types import Ge, Gt, Le, Len, Lt
 from raydapt.settings.types import STRICT, Auto, Count, NodeLabel, NonNegative, Positive, PositiveInt, Share
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+DenoiserPrecision = Literal["auto", "fp8", "fp8-weights"]
 """What a frozen model multiplies in."""
 
 
@@ -273,6 +274,10 @@ class SynthesisSettings:
     compile: bool = False
     """Let torch compile the UNet, or the transformer in its place: faster on GPUs, after a minute's wait. Its images
     differ by rounding alone, and are not told apart from others."""
+    precision: DenoiserPrecision = "auto"
+    """What the UNet, or the transformer in its place, multiplies in; ``auto``: half precision on a GPU, fp32 on a CPU.
+    ``fp8-weights`` holds the weights of linear layers in FP8, on any device; ``fp8`` multiplies in it too, on GPUs of
+    compute capability 8.9 or more. Both need ``raydapt[fp8]``, and their images are stored apart from others."""
     actors: PositiveInt | Auto = "auto"
     """Actors that hold the pipeline; ``auto``: one per GPU, else one per two CPUs."""
     cpus_per_actor: NonNegative = 1.0
