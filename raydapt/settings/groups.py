@@ -8,6 +8,7 @@ from annotated_types import Ge, Gt, Le, Len, Lt
 from raydapt.settings.types import STRICT, Auto, Count, NodeLabel, NonNegative, Positive, PositiveInt, Share
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+PixelEncoding = Literal["raw", "webp", "jpeg"]
 DenoiserPrecision = Literal["auto", "fp8", "fp8-weights"]
 """What a frozen model multiplies in."""
 
@@ -100,7 +101,7 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class StageSettings:
-    """How a Ray Data stage is spread over the cluster. Nothing here but ``precision`` changes a result."""
+    """How a Ray Data stage is spread over the cluster. Its last three settings alone change a result."""
 
     __pydantic_config__ = STRICT
 
@@ -114,13 +115,15 @@ class StageSettings:
     """GPUs that each model actor reserves; ``auto``: one where there are some; 0.5 puts two on one."""
     rows_per_part: PositiveInt = 512
     """Rows that are read, committed and resumed together."""
-    precision: Precision | Auto = "auto"
-    """What encoders multiply in; ``auto``: fp32, in which every device makes the same features. ``tf32`` (GPUs alone),
-    ``bf16`` and ``fp16`` (autocast) are several times faster on GPUs; their features are stored apart from others."""
-
     compile: bool = False
     """Let torch compile the encoder for batches of ``batch_size``: faster on GPUs, after a minute's wait. Its features
     differ by rounding alone."""
+    precision: Precision | Auto = "auto"
+    """What encoders multiply in; ``auto``: fp32, in which every device makes the same features. ``tf32`` (GPUs alone),
+    ``bf16`` and ``fp16`` (autocast) are several times faster on GPUs; their features are stored apart from others."""
+    stored_pixels: PixelEncoding = "raw"
+    """How decoded images lie in the store, for methods that read pixels: ``webp`` is lossless, in about half the bytes;
+    ``jpeg`` (quality 95) takes a sixth and changes them a little. Each is stored apart."""
 
     @property
     def arithmetic(self) -> Precision:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from raydapt.artefacts.pixels import encoded
 from raydapt.data.decode import BadImage, ImageSpec, decode_image, decode_measured
 from raydapt.data.measures import MEASURES, Measures
 from raydapt.data.sources import Part, group_parts, read_parts
-from raydapt.settings.groups import DataSettings, RaySettings
+from raydapt.settings.groups import DataSettings, PixelEncoding, RaySettings
 from raydapt.stages.commit import PART, committed_row, with_part
 from raydapt.store.artefact import Artefact
 
@@ -40,6 +41,7 @@ def dataset_of_images(
     rows_per_part: int,
     ray_settings: RaySettings,
     commit: Artefact | None = None,
+    encoding: PixelEncoding = "raw",
     measured: bool = False,
 ) -> ray.data.Dataset:
     """A dataset of decoded images: each part in one row with the columns `PART` and `PACKED`.
@@ -53,6 +55,7 @@ def dataset_of_images(
         rows_per_part: Images of a part.
         ray_settings: The nodes.
         commit: What the decoded parts are committed to instead; the rows tell of that (`committed_row`).
+        encoding: How the pixels of committed parts are stored.
         measured: Whether the parts also have the columns `MEASURES`.
 
     Raises:
@@ -64,7 +67,7 @@ def dataset_of_images(
 
     nodes = require_cpu(ray_settings, ray_settings.decode_nodes, setting="ray.decode_nodes")
     items = [{"parts": pickle.dumps(group)} for group in group_parts(parts)]
-    decode = partial(read_and_decode, data=data, spec=spec, commit=commit, measured=measured)
+    decode = partial(read_and_decode, data=data, spec=spec, commit=commit, encoding=encoding, measured=measured)
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     # The decoded part, its packed copy, and as much for encoded bytes. Tasks with demands of their own are also what
     # keeps Ray from fusing them into the model's actors, which would leave the other CPUs idle.
@@ -80,7 +83,13 @@ def part_bytes(rows: int, spec: ImageSpec) -> int:
 
 
 def read_and_decode(
-    batch: pa.Table, *, data: DataSettings, spec: ImageSpec, commit: Artefact | None = None, measured: bool = False
+    batch: pa.Table,
+    *,
+    data: DataSettings,
+    spec: ImageSpec,
+    commit: Artefact | None = None,
+    encoding: PixelEncoding = "raw",
+    measured: bool = False,
 ) -> Iterator[pa.Table]:
     """Reads one group of parts and yields each part decoded and packed, or commits it."""
     parts: tuple[Part, ...] = pickle.loads(batch["parts"][0].as_py())
@@ -89,7 +98,7 @@ def read_and_decode(
         if commit is None:
             yield pack(part.index, decoded)
         else:
-            yield committed_row(commit, with_part(decoded, part.index))
+            yield committed_row(commit, with_part(encoded(decoded, encoding), part.index))
 
 
 def decoded_here(

@@ -3,7 +3,7 @@
 ``python -m tests.bench.bench_pixels --images 1000 10000 100000`` writes so many generated images, makes features and
 decoded images in one process, and learns (the LayerNorms of the image tower of ``mini``, one epoch of at most 200 steps
 of 64 images, then the answers for all) in a second one, whose largest memory (RSS) it prints. ``--cache-gb 1000`` keeps
-the whole set in memory, the naive way.
+the whole set in memory, the naive way; ``--stored-pixels jpeg`` has the pixels encoded in the store.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,7 @@ from raydapt.run import pipeline
 from raydapt.run.making import make_artefacts
 from raydapt.run.plan import make_plan
 from raydapt.settings.config import Config
+from raydapt.settings.groups import PixelEncoding
 from tests.bench.bench_commit import peak_mb
 from tests.bench.bench_features import markdown
 
@@ -58,7 +59,7 @@ def _rows(rows: range) -> Iterator[dict[str, Any]]:
         }
 
 
-def _config(folder: Path, cache_gb: float) -> Config:
+def _config(folder: Path, cache_gb: float, encoding: str) -> Config:
     overrides = {
         "data.source": folder / "images.parquet",
         "data.class_names": json.dumps([f"colour {i}" for i in range(_CLASSES)]),
@@ -72,18 +73,19 @@ def _config(folder: Path, cache_gb: float) -> Config:
         "train.max_steps_per_round": 200,
         "train.cache_gb": cache_gb,
         "train.predict_batch_size": 256,
+        "features.stored_pixels": encoding,
         "ray.progress": "false",
     }
     return load_config(JOB, [f"{name}={value}" for name, value in overrides.items()])
 
 
-def measure(folder: Path, step: str, cache_gb: float) -> dict[str, Any]:
+def measure(folder: Path, step: str, cache_gb: float, encoding: str) -> dict[str, Any]:
     """One process: ``make`` what is read, or ``learn``."""
-    config, started = _config(folder, cache_gb), time.monotonic()
+    config, started = _config(folder, cache_gb, encoding), time.monotonic()
     if step == "make":
         make_artefacts(make_plan(config))
         return {}
-    before_mb = peak_mb()
+    before_mb, cpu_s = peak_mb(), time.process_time()
     run = pipeline.run(config)
     lines = [json.loads(line) for line in run.read_bytes("metrics.jsonl").splitlines()]
     return {
@@ -91,6 +93,7 @@ def measure(folder: Path, step: str, cache_gb: float) -> dict[str, Any]:
         "largest RSS, MB": round(peak_mb()),
         "images/s learned": round(lines[-1]["images_per_s"]),
         "seconds": round(time.monotonic() - started),
+        "seconds of CPU": round(time.process_time() - cpu_s),
     }
 
 
@@ -99,11 +102,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, nargs="+", default=IMAGES)
     parser.add_argument("--cache-gb", type=float, default=1.0)
+    parser.add_argument("--stored-pixels", choices=get_args(PixelEncoding), default="raw")
     parser.add_argument("--folder", type=Path, help="where to work; a temporary folder if not given")
     parser.add_argument("--step", choices=["make", "learn"], help="of the work in --folder, in this process")
     given = parser.parse_args(arguments)
     if given.step:
-        print(json.dumps(measure(given.folder, given.step, given.cache_gb)))
+        print(json.dumps(measure(given.folder, given.step, given.cache_gb, given.stored_pixels)))
         return
     table = []
     for n_images in given.images:
@@ -112,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             line: dict[str, Any] = {"images": n_images, "decoded, GB": round(n_images * 3 * _PX**2 / 1e9, 2)}
             for step in ("make", "learn"):
                 command = [sys.executable, "-m", "tests.bench.bench_pixels", "--folder", folder, "--step", step]
-                command += ["--cache-gb", str(given.cache_gb)]
+                command += ["--cache-gb", str(given.cache_gb), "--stored-pixels", given.stored_pixels]
                 done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             table.append(line | json.loads(done.stdout.splitlines()[-1]))
             print(table[-1], file=sys.stderr, flush=True)
