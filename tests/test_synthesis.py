@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import pickle
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -62,11 +63,13 @@ def features(plan: Plan) -> Artefact:
 
 def test_how_images_are_computed_names_no_other_run(folder: str, tmp_path: Path) -> None:
     words = ["method=air", "data.source=digits", "data.limit=120", f"store={tmp_path}", f"synthesis.pipeline={folder}"]
-    plain, elsewhere, other = (
+    plain, elsewhere, *others = (
         make_plan(load_config(None, [*words, *more])).fingerprint
-        for more in ([], ["synthesis.compile=true", "synthesis.actors=3"], ["synthesis.steps=3"])
-    )
-    assert plain == elsewhere != other
+        for more in ([], ["synthesis.compile=true", "synthesis.actors=3"], ["synthesis.steps=3"],
+                     ["synthesis.precision=fp8"], ["synthesis.precision=fp8-weights"])
+    )  # fmt: skip
+    assert plain == elsewhere
+    assert len({plain, *others}) == 4
 
 
 def synthesis_of(plan: Plan, config: Config) -> SynthesisPlan:
@@ -166,6 +169,19 @@ def test_in_trzsl_images_of_unseen_classes_teach_airs_lora(plan: Plan, features:
     (usual, *_) = synthetic_specs(plan.config, plan.facts, samples=3, pixels=False)
     assert usual.recipe is not None
     assert recipes["unseen"] != recipes["all"] == usual.recipe.fingerprint
+
+
+def test_fp8_without_torchao_is_told_before_the_lora_is_learned(
+    plan: Plan, features: Artefact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)  # importing it fails as if it were not there
+    synthesis = dataclasses.replace(plan.config.synthesis, precision="fp8-weights")
+    config = dataclasses.replace(plan.config, synthesis=synthesis, store=str(tmp_path))
+    place = dataclasses.replace(plan, config=config)
+    lora, _, _ = synthetic_specs(config, place.facts, samples=3, pixels=False)
+    with pytest.raises(UserError, match=r"synthesis\.precision=fp8-weights needs torchao"):
+        make_lora(place, lora, {"features": StageResult(artefact=features, reused=True)})
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_lora_is_made_once_and_tells_its_steps(

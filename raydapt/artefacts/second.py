@@ -100,7 +100,7 @@ def _encoded_spec(config: Config, facts: PlanFacts) -> ArtefactSpec:
 def _self_specs(config: Config, facts: PlanFacts) -> tuple[ArtefactSpec, ...]:
     source, data, settings = facts.source, config.data, config.second
     image_spec = ImageSpec(size_px=settings.size_px)
-    pixels = pixels_recipe(source, image_spec, data)
+    pixels = pixels_recipe(source, image_spec, data, config.features.stored_pixels)
     learned = {"learned": asdict(settings), "splits": [data.train_splits, data.test_splits]}
     network = Recipe(kind=SELF_KIND, settings=learned, inputs=(pixels.fingerprint,))
     features = Recipe(

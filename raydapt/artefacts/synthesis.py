@@ -106,6 +106,7 @@ def plan_synthesis(
         size_px=size_px,
         seed=settings.seed,
         batch_size=settings.batch_size,
+        precision=settings.precision,
     )
     job = SynthesisJob(
         class_names=classes.names,

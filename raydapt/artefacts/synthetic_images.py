@@ -6,7 +6,7 @@ Legend: M synthetic images, B batch, C classes, D width of the feature, S image 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -69,7 +69,10 @@ def synthesis_recipe(
     class_names: Sequence[str], template: str, sampling: Sampling, identity: str, lora_identity: str
 ) -> Recipe:
     """The recipe of synthetic images (see `SynthesisJob`), known before any of them, or the LoRA, is made."""
-    settings = {"class_names": list(class_names), "template": template, "sampling": sampling}
+    how = asdict(sampling)
+    if sampling.precision == "auto":  # names of images stay as they were before there was another
+        del how["precision"]
+    settings = {"class_names": list(class_names), "template": template, "sampling": how}
     return Recipe(kind=KIND, settings=settings, inputs=(lora_identity,) if lora_identity else (), weights=identity)
 
 

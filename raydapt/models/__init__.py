@@ -1,6 +1,7 @@
 """Models: the frozen CLIP and the prompts that are learned on top of it."""
 
 import importlib
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,9 @@ _HF_NAMES = {
         "BaseModelOutputWithPoolingAndCrossAttentions",
     ),
 }
+
+for _name in ("torch.utils._pytree", "diffusers.quantizers.torchao"):  # they speak whenever torchao is imported
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 @contextmanager

@@ -30,6 +30,8 @@ from raydapt.errors import UserError
 from raydapt.models.compiling import compiled
 from raydapt.models.peak import Clock
 from raydapt.models.pipelines import OWN_SAMPLER, STABLE_DIFFUSION, grain_px
+from raydapt.models.quantized import quantize_linear_layers
+from raydapt.settings.groups import DenoiserPrecision
 
 _PRECISIONS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 SchedulerName = Literal["pipeline", "ddim", "dpm++", "euler", "lcm"]
@@ -49,6 +51,8 @@ class Sampling:
     seed: int
     batch_size: int
     """Images that are made at once; smaller batches are filled up."""
+    precision: DenoiserPrecision = "auto"
+    """What the UNet multiplies in; the pipeline is loaded for the same."""
 
 
 def image_seed(seed: int, class_name: str, index: int) -> int:
@@ -98,6 +102,7 @@ class ImageMaker:
         denoiser, device = getattr(pipeline, "unet", None) or pipeline.transformer, pipeline.device
         if device.type == "cuda" and hasattr(pipeline, "unet"):
             denoiser.to(memory_format=torch.channels_last)  # as a card's matrix units read convolutions
+        quantize_linear_layers(denoiser, sampling.precision)
         self.clock = Clock(denoiser, device, _PRECISIONS[denoiser.dtype])
         if compile_denoiser:
             denoiser.forward = compiled(denoiser.forward, setting="synthesis.compile")

@@ -18,8 +18,10 @@ from torch import nn
 
 from raydapt.errors import UserError
 from raydapt.models.hub import fetch_file, hub_cache, split_revision
+from raydapt.models.quantized import require_fp8_units, require_torchao
 from raydapt.models.weight_files import check_safetensors
 from raydapt.progress import said_if_slow
+from raydapt.settings.groups import DenoiserPrecision
 from raydapt.store.fingerprint import files_digest
 
 MINI = Path(__file__).parent / "mini" / "diffusion"
@@ -145,18 +147,23 @@ def _check_channels(found: FoundPipeline) -> None:
         )
 
 
-def load_pipeline(name: str, *, device: str | torch.device = "cpu") -> Any:
+def load_pipeline(name: str, *, device: str | torch.device = "cpu", precision: DenoiserPrecision = "auto") -> Any:
     """Loads a pipeline, without its safety checker, in half precision on a GPU.
 
     Args:
         name: See `find_pipeline`.
         device: Where to put it.
+        precision: What its linear layers are to be multiplied in; they are quantised later, by `ImageMaker`.
 
     Raises:
-        UserError: When there is no such pipeline, a part of it is missing, or it cannot be fetched.
+        UserError: When there is no such pipeline, a part of it is missing, it cannot be fetched, or neither the device
+            nor what is installed has the precision.
     """
+    require_fp8_units(precision, torch.device(device))
+    require_torchao(precision)
     found = find_pipeline(name)
-    half = torch.float16 if found.denoiser == "unet" else torch.bfloat16
+    # Scales of rows are for products in bfloat16 alone.
+    half = torch.float16 if found.denoiser == "unet" and precision != "fp8" else torch.bfloat16
     how: dict[str, Any] = dict.fromkeys(found.absent)
     how |= {"dtype": half if torch.device(device).type == "cuda" else torch.float32}
     if found.kind in (STABLE_DIFFUSION, _LCM):

@@ -159,7 +159,7 @@ def artefacts_of_run(
     pixels = spec.input_kind(config) == "pixels"
     if pixels:
         stored = spec.stored_spec(config, facts.image_spec)
-        recipe = pixels_recipe(facts.source, stored, config.data)
+        recipe = pixels_recipe(facts.source, stored, config.data, config.features.stored_pixels)
         specs.append(ArtefactSpec(name=PIXELS, kind=PIXELS, recipe=recipe))
     step = not spec.reads_answers
     specs += [answers_spec(i, teacher, facts, step=step) for i, teacher in enumerate(teachers)] if to_learn else []
@@ -269,10 +269,14 @@ def _what_matters(config: Config, spec: MethodSpec) -> dict[str, Any]:
         matters["guard"] = False
     if config.predict.with_frozen:
         matters["predict"] = tree["predict"]
+    if spec.input_kind(config) == "pixels" and config.features.stored_pixels == "jpeg":  # WebP changes no pixel
+        matters["stored_pixels"] = config.features.stored_pixels
     if spec.synthetic_images(config) or config.synthesis.held_out:
         left_out = _STAGE_RESOURCES if config.synthesis.held_out else (*_STAGE_RESOURCES, "held_out")
         matters["lora"] = tree["lora"]
         matters["synthesis"] = {key: value for key, value in tree["synthesis"].items() if key not in left_out}
+        if config.synthesis.precision == "auto":  # as it was before it could be said
+            del matters["synthesis"]["precision"]
     return matters
 
 

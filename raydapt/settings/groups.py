@@ -9,6 +9,10 @@ from raydapt.settings.types import STRICT, Auto, Count, NodeLabel, NonNegative, 
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 """What a frozen model multiplies in."""
+DenoiserPrecision = Literal["auto", "fp8", "fp8-weights"]
+"""What the UNet of a diffusion pipeline multiplies in."""
+PixelEncoding = Literal["raw", "webp", "jpeg"]
+"""How decoded images are stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +103,7 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class StageSettings:
-    """How a Ray Data stage is spread over the cluster. ``precision`` and ``decode`` alone change a result."""
+    """How a Ray Data stage is spread over the cluster. Its last three settings alone change a result."""
 
     __pydantic_config__ = STRICT
 
@@ -113,17 +117,19 @@ class StageSettings:
     """GPUs that each model actor reserves; ``auto``: one where there are some; 0.5 puts two on one."""
     rows_per_part: PositiveInt = 512
     """Rows that are read, committed and resumed together."""
-    precision: Precision | Auto = "auto"
-    """What encoders multiply in; ``auto``: fp32, in which every device makes the same features. ``tf32`` (GPUs alone),
-    ``bf16`` and ``fp16`` (autocast) are several times faster on GPUs; their features are stored apart from others."""
-
     compile: bool = False
     """Let torch compile the encoder for batches of ``batch_size``: faster on GPUs, after a minute's wait. Its features
     differ by rounding alone."""
+    precision: Precision | Auto = "auto"
+    """What encoders multiply in; ``auto``: fp32, in which every device makes the same features. ``tf32`` (GPUs alone),
+    ``bf16`` and ``fp16`` (autocast) are several times faster on GPUs; their features are stored apart from others."""
     decode: Literal["cpu", "device"] | Auto = "cpu"
     """What decodes images for encoders: ``cpu``, Pillow; ``device``, torchvision, JPEGs in batches where they are
     encoded (nvJPEG on a GPU), whose features are stored apart from others; ``auto``: ``device`` where the machine of
     the command has a GPU and fewer than 8 CPUs for each, else ``cpu``."""
+    stored_pixels: PixelEncoding = "raw"
+    """How decoded images lie in the store, for methods that read pixels: ``webp`` is lossless, in about half the bytes;
+    ``jpeg`` (quality 95) takes a sixth and changes them a little. Each is stored apart."""
 
     @property
     def decodes_on_device(self) -> bool:
@@ -288,6 +294,10 @@ class SynthesisSettings:
     compile: bool = False
     """Let torch compile the UNet, or the transformer in its place: faster on GPUs, after a minute's wait. Its images
     differ by rounding alone, and are not told apart from others."""
+    precision: DenoiserPrecision = "auto"
+    """What the UNet, or the transformer in its place, multiplies in; ``auto``: half precision on a GPU, fp32 on a CPU.
+    ``fp8-weights`` holds the weights of linear layers in FP8, on any device; ``fp8`` multiplies in it too, on GPUs of
+    compute capability 8.9 or more. Both need ``raydapt[fp8]``, and their images are stored apart from others."""
     actors: PositiveInt | Auto = "auto"
     """Actors that hold the pipeline; ``auto``: one per GPU, else one per two CPUs."""
     cpus_per_actor: NonNegative = 1.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from raydapt.artefacts.pixels import pixels_recipe
+from raydapt.artefacts.pixels import encoded, pixels_recipe
 from raydapt.data.decode import ImageSpec
 from raydapt.data.sources import Source
 from raydapt.stages.commit import with_part
@@ -29,13 +29,14 @@ def pixels_stage(source: Source, context: StageContext, *, image_spec: ImageSpec
 
     The rows have the order of the features of the same source and settings.
     """
-    recipe = pixels_recipe(source, image_spec, context.data)
+    encoding = context.settings.stored_pixels
+    recipe = pixels_recipe(source, image_spec, context.data, encoding)
     part_of = {part.index: part for part in source.parts}
     settings, ray_settings = context.settings, context.ray
 
     def here(pending: Sequence[int]) -> Parts:
         for part, table in decoded_here([part_of[index] for index in pending], context.data, image_spec):
-            yield part, with_part(table, part)
+            yield part, with_part(encoded(table, encoding), part)
 
     def dataset_of(pending: Sequence[int]) -> tuple[ray.data.Dataset, int]:
         from raydapt.cluster.nodes import capacity
@@ -49,6 +50,7 @@ def pixels_stage(source: Source, context: StageContext, *, image_spec: ImageSpec
             image_spec,
             rows_per_part=settings.rows_per_part,
             commit=context.store.artefact_of(recipe),
+            encoding=encoding,
             ray_settings=ray_settings,
         )
         return images, 0

@@ -16,10 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raydapt.artefacts.pixels import encoded
 from raydapt.data.decode import JPEG_PX, BadImage, ImageSpec, decode_image, decode_measured, plain_jpeg_px
 from raydapt.data.measures import MEASURES, Measures
 from raydapt.data.sources import Part, group_parts, read_parts
-from raydapt.settings.groups import DataSettings, RaySettings
+from raydapt.settings.groups import DataSettings, PixelEncoding, RaySettings
 from raydapt.stages.commit import PART, committed_row, with_part
 from raydapt.store.artefact import Artefact
 
@@ -41,6 +42,7 @@ def dataset_of_images(
     rows_per_part: int,
     ray_settings: RaySettings,
     commit: Artefact | None = None,
+    encoding: PixelEncoding = "raw",
     measured: bool = False,
     for_device: bool = False,
 ) -> ray.data.Dataset:
@@ -55,6 +57,7 @@ def dataset_of_images(
         rows_per_part: Images of a part.
         ray_settings: The nodes.
         commit: What the decoded parts are committed to instead; the rows tell of that (`committed_row`).
+        encoding: How the pixels of committed parts are stored.
         measured: Whether the parts also have the columns `MEASURES`.
         for_device: Whether plain JPEGs stay encoded (`raydapt.data.decode_on_device`).
 
@@ -67,7 +70,15 @@ def dataset_of_images(
 
     nodes = require_cpu(ray_settings, ray_settings.decode_nodes, setting="ray.decode_nodes")
     items = [{"parts": pickle.dumps(group)} for group in group_parts(parts)]
-    decode = partial(read_and_decode, data=data, spec=spec, commit=commit, measured=measured, for_device=for_device)
+    decode = partial(
+        read_and_decode,
+        data=data,
+        spec=spec,
+        commit=commit,
+        encoding=encoding,
+        measured=measured,
+        for_device=for_device,
+    )
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     # The decoded part, its packed copy, and as much for encoded bytes. Tasks with demands of their own are also what
     # keeps Ray from fusing them into the model's actors, which would leave the other CPUs idle.
@@ -88,6 +99,7 @@ def read_and_decode(
     data: DataSettings,
     spec: ImageSpec,
     commit: Artefact | None = None,
+    encoding: PixelEncoding = "raw",
     measured: bool = False,
     for_device: bool = False,
 ) -> Iterator[pa.Table]:
@@ -98,7 +110,7 @@ def read_and_decode(
         if commit is None:
             yield pack(part.index, decoded)
         else:
-            yield committed_row(commit, with_part(decoded, part.index))
+            yield committed_row(commit, with_part(encoded(decoded, encoding), part.index))
 
 
 def decoded_here(

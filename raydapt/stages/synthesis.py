@@ -67,7 +67,7 @@ class Synthesizer:
                 f"Setting synthesis.pipeline={job.pipeline!r} holds other weights on node {platform.node()!r}, or they "
                 "changed meanwhile: give every node the same ones, then run the command again."
             )
-        pipeline = load_pipeline(job.pipeline, device=device)
+        pipeline = load_pipeline(job.pipeline, device=device, precision=job.sampling.precision)
         if job.lora is not None:
             apply_lora(pipeline, job.lora)
         self._job, self._maker = job, ImageMaker(pipeline, job.sampling, compile_denoiser=compile_denoiser)

@@ -24,6 +24,7 @@ from raydapt.methods.best_classes import best_classes
 from raydapt.methods.class_prior import class_prior
 from raydapt.methods.open_set import kept_rows
 from raydapt.models.clip import load_clip
+from raydapt.models.quantized import require_torchao
 from raydapt.progress import steps_told
 from raydapt.stages.place import StagePlace, is_there
 from raydapt.stages.synthesis import synthesize_stage
@@ -65,6 +66,7 @@ def make_lora(place: StagePlace, spec: ArtefactSpec, made: Mapping[str, StageRes
     artefact = place.store.artefact_of(spec.recipe)
     if artefact.complete():
         return StageResult(artefact=artefact, reused=True)
+    require_torchao(wanted.job.sampling.precision)  # before hours of training, not after
     chosen = choose_images(place, made["features"].artefact, taught=wanted.taught)
     size_px = wanted.job.sampling.size_px
     kept, pixel_M3SS = _pixels(place, chosen.row_M.tolist(), size_px)

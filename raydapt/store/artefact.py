@@ -294,14 +294,19 @@ class Artefact:
         return pa.concat_tables(self.iter_tables(columns))
 
 
+DECODED_BYTES = b"decoded_bytes"
+"""Metadata of a column of encoded values: the size of each of them when it is decoded."""
+
+
 def rows_of_group(row_bytes: int) -> int:
     """Rows of a group of a shard, which is read as a whole: so many that it has about 1 MiB."""
     return max(1, _GROUP_BYTES // row_bytes)
 
 
 def _rows_of_group(schema: pa.Schema) -> int | None:
-    """For a table with a column of values of a fixed size, such as pixels; None, all rows, for others."""
+    """For a table with a column of values of a fixed size, such as pixels, or of what is decoded to such; else None."""
     widths = [field.type.byte_width for field in schema if pa.types.is_fixed_size_binary(field.type)]
+    widths += [int(field.metadata[DECODED_BYTES]) for field in schema if DECODED_BYTES in (field.metadata or {})]
     return rows_of_group(max(widths)) if widths else None
 
 

@@ -4,7 +4,8 @@
 decoded images in one process, and learns (one epoch of at most 200 steps of 64 images, then the answers for all) in a
 second one, whose largest memory (RSS) it prints. ``--method fair`` learns the LayerNorms of ``mini``'s image tower from
 images of 224 px, ``--method latteclip`` both towers, without captions, of a ``mini`` whose patches are seven times as
-large: as many tokens of an image of 224 px. ``--cache-gb 1000`` keeps the whole set in memory, the naive way.
+large: as many tokens of an image of 224 px. ``--cache-gb 1000`` keeps the whole set in memory, the naive way;
+``--stored-pixels jpeg`` has the pixels encoded in the store.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +33,7 @@ from raydapt.run import pipeline
 from raydapt.run.making import make_artefacts
 from raydapt.run.plan import make_plan
 from raydapt.settings.config import Config
+from raydapt.settings.groups import PixelEncoding
 from tests.bench.bench_commit import peak_mb
 from tests.bench.bench_features import markdown
 
@@ -89,7 +91,7 @@ def write_larger_mini(folder: Path) -> None:
     save_file(weights, folder / _WEIGHTS)
 
 
-def _config(folder: Path, method: str, cache_gb: float) -> Config:
+def _config(folder: Path, method: str, cache_gb: float, encoding: str) -> Config:
     overrides = {
         "data.source": folder / "images.parquet",
         "data.class_names": json.dumps([f"colour {i}" for i in range(_CLASSES)]),
@@ -100,19 +102,20 @@ def _config(folder: Path, method: str, cache_gb: float) -> Config:
         "train.max_steps_per_round": 200,
         "train.cache_gb": cache_gb,
         "train.predict_batch_size": 256,
+        "features.stored_pixels": encoding,
         "ray.progress": "false",
         **{name: value.format(folder=folder) for name, value in METHODS[method].items()},
     }
     return load_config(JOBS / f"{method}.yaml", [f"{name}={value}" for name, value in overrides.items()])
 
 
-def measure(folder: Path, method: str, step: str, cache_gb: float) -> dict[str, Any]:
+def measure(folder: Path, method: str, step: str, cache_gb: float, encoding: str) -> dict[str, Any]:
     """One process: ``make`` what is read, or ``learn``."""
-    config, started = _config(folder, method, cache_gb), time.monotonic()
+    config, started = _config(folder, method, cache_gb, encoding), time.monotonic()
     if step == "make":
         make_artefacts(make_plan(config))
         return {}
-    before_mb = peak_mb()
+    before_mb, cpu_s = peak_mb(), time.process_time()
     run = pipeline.run(config)
     lines = [json.loads(line) for line in run.read_bytes("metrics.jsonl").splitlines()]
     return {
@@ -120,6 +123,7 @@ def measure(folder: Path, method: str, step: str, cache_gb: float) -> dict[str, 
         "largest RSS, MB": round(peak_mb()),
         "images/s learned": round(lines[-1]["images_per_s"]),
         "seconds": round(time.monotonic() - started),
+        "seconds of CPU": round(time.process_time() - cpu_s),
     }
 
 
@@ -129,11 +133,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, nargs="+", default=IMAGES)
     parser.add_argument("--method", choices=list(METHODS), default="fair")
     parser.add_argument("--cache-gb", type=float, default=1.0)
+    parser.add_argument("--stored-pixels", choices=get_args(PixelEncoding), default="raw")
     parser.add_argument("--folder", type=Path, help="where to work; a temporary folder if not given")
     parser.add_argument("--step", choices=["make", "learn"], help="of the work in --folder, in this process")
     given = parser.parse_args(arguments)
     if given.step:
-        print(json.dumps(measure(given.folder, given.method, given.step, given.cache_gb)))
+        print(json.dumps(measure(given.folder, given.method, given.step, given.cache_gb, given.stored_pixels)))
         return
     table = []
     for n_images in given.images:
@@ -144,6 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for step in ("make", "learn"):
                 command = [sys.executable, "-m", "tests.bench.bench_pixels", "--folder", folder, "--step", step]
                 command += ["--method", given.method, "--cache-gb", str(given.cache_gb)]
+                command += ["--stored-pixels", given.stored_pixels]
                 done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             table.append(line | json.loads(done.stdout.splitlines()[-1]))
             print(table[-1], file=sys.stderr, flush=True)

@@ -96,8 +96,8 @@ def _flux() -> Any:
 
 def _pixart(kind: type) -> Any:
     transformer = d.PixArtTransformer2DModel(
-        sample_size=8, num_layers=1, patch_size=2, attention_head_dim=8, num_attention_heads=3, caption_channels=WIDTH,
-        in_channels=4, cross_attention_dim=24, out_channels=8, attention_bias=True, use_additional_conditions=False,
+        sample_size=8, num_layers=1, patch_size=2, attention_head_dim=16, num_attention_heads=3, caption_channels=WIDTH,
+        in_channels=4, cross_attention_dim=48, out_channels=8, attention_bias=True, use_additional_conditions=False,
     )  # fmt: skip
     return kind(
         transformer=transformer.eval(), vae=_vae(4), text_encoder=_t5(), tokenizer=_words(),
@@ -107,8 +107,8 @@ def _pixart(kind: type) -> Any:
 
 def _sana() -> Any:
     transformer = d.SanaTransformer2DModel(
-        patch_size=1, in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=4,
-        num_cross_attention_heads=2, cross_attention_head_dim=4, cross_attention_dim=8, caption_channels=8,
+        patch_size=1, in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=8,
+        num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=8,
         sample_size=16,
     )  # fmt: skip
     blocks: Any = ("ResBlock", "EfficientViTBlock")

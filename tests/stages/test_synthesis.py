@@ -161,6 +161,20 @@ def test_other_weights_on_a_node_are_one_sentence(job: SynthesisJob) -> None:
         Synthesizer(replace(job, identity="x"), ActorPlan(actors=1, cpus=1, gpus=0))
 
 
+def test_a_stage_in_fp8_keeps_its_images_apart(tmp_path: Path, job: SynthesisJob, reference: Artefact) -> None:
+    pytest.importorskip("torchao", reason="the extra fp8 is not installed")
+    rounded = replace(job, sampling=replace(SAMPLING, precision="fp8-weights"))
+    settings = SynthesisSettings(samples_per_class=8, batch_size=SAMPLING.batch_size, precision="fp8-weights")
+    store, here = Store(str(tmp_path)), RaySettings(progress=False)
+    made = synthesize_stage(rounded, settings=settings, max_error_share=0.0, ray_settings=here, store=store).artefact
+    assert made.fingerprint != job.recipe.fingerprint
+    expected = pixels(reference)
+    apart = [np.abs(found - expected[place]) for place, found in pixels(made).items()]
+    assert len(apart) == 24
+    assert max(each.max() for each in apart) > 0
+    assert np.mean(apart) <= 2
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's, of its own modules
 def test_a_compiled_stage_makes_the_same_artefact_by_rounding_apart(
