@@ -176,6 +176,34 @@ def test_the_demo_lays_its_settings_over_the_recipe_of_every_method() -> None:
     assert demo_config("cpl").train.max_steps_per_round == 150
     assert demo_config("cpl", ["train.max_steps_per_round=2"]).train.max_steps_per_round == 2
     assert load_config(JOBS / "demo.yaml") == demo_config("cpl")
+    assert len(demo_config("ensemble").data.templates) == 2
+    assert demo_config("ensemble", ["data.source=photos/"]).data.templates == "auto"  # what is said of digits
+    assert demo_config("ensemble", ['data.templates=["a {}"]']).data.templates == ["a {}"]
+
+
+def test_the_demo_of_features_can_plan_every_method(data_folder: Path) -> None:
+    from raydapt.methods.table import METHODS
+    from raydapt.run.plan import make_plan
+    from raydapt.verbs.demo import demo_config, features_settings, takes_features
+
+    configs = [demo_config(method, features_settings()) for method in METHODS]
+    planned = [make_plan(config).config.method for config in configs if takes_features(config)]
+    assert {"zero_shot", "ensemble", "cpl", "fpl", "transduct"} <= set(planned)
+
+
+@pytest.mark.slow
+def test_the_demo_of_features_makes_every_run_once(
+    tmp_path: Path, data_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from raydapt.verbs.demo import demo
+
+    places = [f"runs={tmp_path}/runs", f"store={tmp_path}/store"]
+    folders = demo([*places, "train.max_steps_per_round=2"], features=True)
+    methods = [folder.read_json("metrics.json")["method"] for folder in folders]
+    assert {"zero_shot", "ensemble", "cpl", "fpl", "fusion"} <= set(methods)
+    said = capsys.readouterr().out
+    assert all(said.count(f"] {method}: ") == 1 for method in methods)
+    assert said.index("] cpl: ") < said.index("] fusion: ")  # which reads that run
 
 
 def test_the_demo_says_what_it_is_at_when_nothing_ends_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +211,7 @@ def test_the_demo_says_what_it_is_at_when_nothing_ends_for_long(monkeypatch: pyt
     from raydapt.verbs import demo
 
     folder, runs = Folder("runs", setting="runs"), [Future[Folder]() for _ in range(4)]
-    method_of = dict(zip(runs, ("zero_shot", "cpl", "air", "coreg"), strict=True))
+    begun = dict(zip(runs[:3], map(demo.demo_config, ("zero_shot", "cpl", "air")), strict=True))
     said: list[str] = []
 
     def say(line: str) -> None:
@@ -193,8 +221,12 @@ def test_the_demo_says_what_it_is_at_when_nothing_ends_for_long(monkeypatch: pyt
     monkeypatch.setattr(demo, "_EVERY_S", 0.0)
     monkeypatch.setattr("raydapt.verbs.demo.click.echo", say)
     runs[0].set_result(folder)
-    assert [method_of[run] for run in demo._as_they_end(method_of, 2)] == ["zero_shot", "air", "cpl", "coreg"]
-    assert said == ["  at cpl and air …", "  at cpl and coreg …", "  at coreg …"]
+    ended = []
+    for run in demo._as_they_end(begun, 2):
+        ended.append(begun[run].method)
+        begun[runs[3]] = demo.demo_config("fusion")  # begins when the first one has ended
+    assert ended == ["zero_shot", "air", "cpl", "fusion"]
+    assert said == ["  at cpl and air …", "  at cpl and fusion …", "  at fusion …"]
 
 
 @pytest.mark.slow

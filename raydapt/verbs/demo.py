@@ -20,6 +20,7 @@ from raydapt.methods.without_images import decide_prompt
 from raydapt.progress import silence_libraries
 from raydapt.report.compare import format_table
 from raydapt.run import pipeline
+from raydapt.run.members import member_configs
 from raydapt.run.reporting import compare_runs
 from raydapt.settings.config import Config
 from raydapt.settings.tree import merge_trees, read_yaml
@@ -52,7 +53,7 @@ def demo(overrides: list[str], *, features: bool = False) -> list[Folder]:
     given = [*features_settings(), *overrides] if features else overrides
     configs = [demo_config(method, given) for method in METHODS]
     if features:
-        configs = [config for config in configs if _takes_features(config)]
+        configs = [config for config in configs if takes_features(config)]
     folders = _run_all(configs)
     click.echo()
     click.echo(format_table(compare_runs(folders)))
@@ -73,32 +74,45 @@ def _run_all(configs: Sequence[Config]) -> list[Folder]:
     started, done = time.monotonic(), 0
     click.echo(f"{len(configs)} methods, {processes} at a time; {configs[0].method} first, whose features all read …")
     with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_prepare, initargs=(threads,)) as pool:
-        # The first one makes what all read.
-        begun = [pool.submit(_run_quietly, configs[0])]
-        wait(begun)
-        begun += [pool.submit(_run_quietly, config) for config in configs[1:]]
-        method_of = {one: config.method for one, config in zip(begun, configs, strict=True)}
+        first = pool.submit(_run_quietly, configs[0])  # makes what all read
+        wait([first])
+        # A run that is made of others begins when theirs have ended: two processes must not make the same one.
+        needed_of = {config.method: _needed(config) for config in configs[1:]}
+        begun = {first: configs[0]}
+        begun |= {pool.submit(_run_quietly, one): one for one in configs[1:] if not needed_of[one.method]}
         try:
-            for finished in _as_they_end(method_of, processes):
+            for finished in _as_they_end(begun, processes):
                 folder, done = finished.result(), done + 1
                 line, seconds = _line(folder.read_json("metrics.json")), time.monotonic() - started
-                click.echo(f"[{done}/{len(configs)}] {method_of[finished]}: {line} ({seconds:.0f} s)")
+                click.echo(f"[{done}/{len(configs)}] {begun[finished].method}: {line} ({seconds:.0f} s)")
+                going = {config.method for future, config in begun.items() if not future.done()}
+                there = {config.method for config in begun.values()}
+                ready = [one for one in configs if one.method not in there and not needed_of[one.method] & going]
+                begun |= {pool.submit(_run_quietly, one): one for one in ready}
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return [future.result() for future in begun]
+    folder_of = {config.method: future.result() for future, config in begun.items()}
+    return [folder_of[config.method] for config in configs]
 
 
-def _as_they_end(method_of: Mapping[Future[Folder], str], at_once: int) -> Iterator[Future[Folder]]:
-    """The runs in the order in which they end; says every now and then which ones are being carried out."""
-    left = list(method_of)
-    while left:
-        ended, _ = wait(left, timeout=_EVERY_S, return_when=FIRST_COMPLETED)
-        if not ended:
-            names = " and ".join(method_of[one] for one in left[:at_once])  # they are begun in their order
+def _needed(config: Config) -> set[str]:
+    """The methods of the runs that a run is made of."""
+    return {member.method for member in member_configs(config)}
+
+
+def _as_they_end(begun: Mapping[Future[Folder], Config], at_once: int) -> Iterator[Future[Folder]]:
+    """The runs in the order in which they end, those that are begun meanwhile too; says at times which ones go on."""
+    ended: set[Future[Folder]] = set()
+    while left := [one for one in begun if one not in ended]:
+        now, _ = wait(left, timeout=_EVERY_S, return_when=FIRST_COMPLETED)
+        if not now:
+            names = " and ".join(begun[one].method for one in left[:at_once])  # they are begun in their order
             click.echo(f"  at {names} …")
-        yield from (one for one in left if one in ended)
-        left = [one for one in left if one not in ended]
+        for one in left:
+            if one in now:
+                ended.add(one)
+                yield one
 
 
 def _line(metrics: Mapping[str, Any]) -> str:
@@ -126,10 +140,19 @@ def best_without_labels(metrics: Sequence[Mapping[str, Any]]) -> int | None:
 
 
 def demo_config(method: str, overrides: Sequence[str] = ()) -> Config:
-    """The demonstration's settings of one method: over its recipe, under its own ``demo.yaml`` where it has one."""
-    own = recipe_file(method).with_name("demo.yaml")
-    trees = [read_yaml(SETTINGS), {"method": method}, read_yaml(own) if own.exists() else {}]
-    return config_from_tree(merge_trees(*trees, overrides=overrides, kind=EverySetting))
+    """The demonstration's settings of one method: over its recipe, under its own ``demo.yaml`` where it has one.
+
+    What that file says of ``data``, such as wordings, is for the images of the demonstration alone.
+    """
+    file = recipe_file(method).with_name("demo.yaml")
+    own = read_yaml(file) if file.exists() else {}
+
+    def laid_over(own: dict[str, Any]) -> Config:
+        trees = [read_yaml(SETTINGS), {"method": method}, own]
+        return config_from_tree(merge_trees(*trees, overrides=overrides, kind=EverySetting))
+
+    config = laid_over({name: group for name, group in own.items() if name != "data"})
+    return laid_over(own) if config.data.source == read_yaml(SETTINGS)["data"]["source"] else config
 
 
 def features_settings() -> list[str]:
@@ -148,6 +171,6 @@ def features_settings() -> list[str]:
     return [f"data.source={source}", f"data.class_features={classes}"]
 
 
-def _takes_features(config: Config) -> bool:
+def takes_features(config: Config) -> bool:
     """Whether features and class embeddings are enough for a method."""
     return not spec_of(config.method).unfit_for_features(decide_prompt(config), text_tower=False)
