@@ -184,6 +184,17 @@ def test_fp8_without_torchao_is_told_before_the_lora_is_learned(
     assert not list(tmp_path.iterdir())
 
 
+def test_fp8_on_a_cpu_is_told_before_the_lora_is_learned(plan: Plan, features: Artefact, tmp_path: Path) -> None:
+    pytest.importorskip("torchao", reason="the extra fp8 is not installed")
+    synthesis = dataclasses.replace(plan.config.synthesis, precision="fp8")
+    config = dataclasses.replace(plan.config, synthesis=synthesis, store=str(tmp_path))
+    place = dataclasses.replace(plan, config=config)
+    lora, _, _ = synthetic_specs(config, place.facts, samples=3, pixels=False)
+    with pytest.raises(UserError, match=r"synthesis\.precision=fp8 needs GPUs .* a CPU"):
+        make_lora(place, lora, {"features": StageResult(artefact=features, reused=True)})
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_lora_is_made_once_and_tells_its_steps(
     plan: Plan, features: Artefact, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ from raydapt.artefacts.lora import KIND as LORA
 from raydapt.artefacts.lora import load_lora
 from raydapt.artefacts.rows import rows_of
 from raydapt.artefacts.spec import ArtefactSpec
+from raydapt.cluster.nodes import address_of
 from raydapt.data.classes import fill_template
 from raydapt.data.decode import BadImage, ImageSpec, decode_image
 from raydapt.data.reread import reread_images
@@ -24,8 +25,9 @@ from raydapt.methods.best_classes import best_classes
 from raydapt.methods.class_prior import class_prior
 from raydapt.methods.open_set import kept_rows
 from raydapt.models.clip import load_clip
-from raydapt.models.quantized import require_torchao
+from raydapt.models.quantized import require_fp8_units, require_torchao
 from raydapt.progress import steps_told
+from raydapt.settings.groups import DenoiserPrecision, RaySettings
 from raydapt.stages.place import StagePlace, is_there
 from raydapt.stages.synthesis import synthesize_stage
 from raydapt.store.artefact import Artefact, StageResult
@@ -66,7 +68,7 @@ def make_lora(place: StagePlace, spec: ArtefactSpec, made: Mapping[str, StageRes
     artefact = place.store.artefact_of(spec.recipe)
     if artefact.complete():
         return StageResult(artefact=artefact, reused=True)
-    require_torchao(wanted.job.sampling.precision)  # before hours of training, not after
+    _require_precision(wanted.job.sampling.precision, config.ray)  # before hours of training, not after
     chosen = choose_images(place, made["features"].artefact, taught=wanted.taught)
     size_px = wanted.job.sampling.size_px
     kept, pixel_M3SS = _pixels(place, chosen.row_M.tolist(), size_px)
@@ -81,6 +83,13 @@ def make_lora(place: StagePlace, spec: ArtefactSpec, made: Mapping[str, StageRes
     )
     with steps_told(LORA, total=config.lora.steps, show=config.ray.progress) as log:
         return tune_lora(spec.recipe, job, train=config.train, ray_settings=config.ray, store=place.store, log=log)
+
+
+def _require_precision(precision: DenoiserPrecision, ray_settings: RaySettings) -> None:
+    """Refuses what this machine cannot multiply in, where no cluster makes the images."""
+    require_torchao(precision)
+    if address_of(ray_settings) == "local":
+        require_fp8_units(precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def choose_images(place: StagePlace, features: Artefact, *, taught: tuple[int, ...] | None = None) -> ConfidentImages:
