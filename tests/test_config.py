@@ -90,6 +90,8 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
 def test_merging_keeps_what_the_upper_tree_does_not_name() -> None:
     lower, upper = {"a": {"x": 1, "y": 2}, "b": 3}, {"a": {"y": 4}}
     assert merge_trees(lower, upper, overrides=["a.z=5"]) == {"a": {"x": 1, "y": 4, "z": 5}, "b": 3}
+    assert merge_trees(lower, overrides=["a.x=7"])["a"]["x"] == 7
+    assert lower["a"]["x"] == 1  # the trees stay as they are
     assert lower == {"a": {"x": 1, "y": 2}, "b": 3}
 
 

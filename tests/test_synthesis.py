@@ -21,7 +21,7 @@ from raydapt.models.clip import load_clip
 from raydapt.models.diffusion_lora import adapter_weights, add_adapters, lora_bytes
 from raydapt.run.plan import Plan, make_plan
 from raydapt.settings.config import Config
-from raydapt.settings.groups import StageSettings
+from raydapt.settings.groups import DenoiserPrecision, StageSettings
 from raydapt.stages.captioning import known_rows
 from raydapt.stages.commit import TOLD
 from raydapt.stages.context import ActorPlan
@@ -175,24 +175,22 @@ def test_fp8_without_torchao_is_told_before_the_lora_is_learned(
     plan: Plan, features: Artefact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)  # importing it fails as if it were not there
-    synthesis = dataclasses.replace(plan.config.synthesis, precision="fp8-weights")
-    config = dataclasses.replace(plan.config, synthesis=synthesis, store=str(tmp_path))
-    place = dataclasses.replace(plan, config=config)
-    lora, _, _ = synthetic_specs(config, place.facts, samples=3, pixels=False)
-    with pytest.raises(UserError, match=r"synthesis\.precision=fp8-weights needs torchao"):
-        make_lora(place, lora, {"features": StageResult(artefact=features, reused=True)})
-    assert not list(tmp_path.iterdir())
+    _refuses_the_lora(plan, features, tmp_path, "fp8-weights", r"synthesis\.precision=fp8-weights needs torchao")
 
 
 def test_fp8_on_a_cpu_is_told_before_the_lora_is_learned(plan: Plan, features: Artefact, tmp_path: Path) -> None:
     pytest.importorskip("torchao", reason="the extra fp8 is not installed")
-    synthesis = dataclasses.replace(plan.config.synthesis, precision="fp8")
-    config = dataclasses.replace(plan.config, synthesis=synthesis, store=str(tmp_path))
+    _refuses_the_lora(plan, features, tmp_path, "fp8", r"synthesis\.precision=fp8 needs GPUs .* a CPU")
+
+
+def _refuses_the_lora(plan: Plan, features: Artefact, store: Path, precision: DenoiserPrecision, message: str) -> None:
+    synthesis = dataclasses.replace(plan.config.synthesis, precision=precision)
+    config = dataclasses.replace(plan.config, synthesis=synthesis, store=str(store))
     place = dataclasses.replace(plan, config=config)
     lora, _, _ = synthetic_specs(config, place.facts, samples=3, pixels=False)
-    with pytest.raises(UserError, match=r"synthesis\.precision=fp8 needs GPUs .* a CPU"):
+    with pytest.raises(UserError, match=message):
         make_lora(place, lora, {"features": StageResult(artefact=features, reused=True)})
-    assert not list(tmp_path.iterdir())
+    assert not list(store.iterdir())
 
 
 def test_the_lora_is_made_once_and_tells_its_steps(

@@ -9,7 +9,7 @@ from raydapt.errors import UserError
 from raydapt.methods.configuration import EverySetting, changed_settings, config_from_tree
 from raydapt.methods.table import GROUPS, TABLE, spec_of
 from raydapt.settings.config import Config
-from raydapt.settings.tree import apply_override
+from raydapt.settings.tree import merge_trees
 from raydapt.store.run_record import Run
 
 _LOG = logging.getLogger(__name__)
@@ -52,11 +52,4 @@ def _member(words: str, shared: dict[str, Any], method: str) -> Config:
         raise UserError(
             f"Setting {method}.classifiers has {words!r}, which is no method to fuse: begin with one of {known}."
         )
-    tree: dict[str, Any] = {"method": name, **{key: _copied(value) for key, value in shared.items()}}
-    for item in overrides:
-        apply_override(tree, item, kind=EverySetting)
-    return config_from_tree(tree)
-
-
-def _copied(value: Any) -> Any:
-    return {key: _copied(item) for key, item in value.items()} if isinstance(value, dict) else value
+    return config_from_tree(merge_trees({"method": name}, shared, overrides=overrides, kind=EverySetting))

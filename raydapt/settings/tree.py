@@ -212,12 +212,12 @@ def _value_at(error: ValidationError, key: str) -> Any:
 
 
 def merge_trees(*trees: dict[str, Any], overrides: Sequence[str] = (), kind: Any = None) -> dict[str, Any]:
-    """Nested settings laid over each other, the later ones on top, then the overrides."""
+    """Nested settings laid over each other, the later ones on top, then the overrides; the trees stay as they are."""
     merged: dict[str, Any] = {}
     for tree in trees:
         for key, value in tree.items():
-            both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-            merged[key] = merge_trees(merged[key], value) if both else value
+            below = [merged[key]] if isinstance(merged.get(key), dict) else []
+            merged[key] = merge_trees(*below, value) if isinstance(value, dict) else value
     for item in overrides:
         apply_override(merged, item, kind=kind)
     return merged

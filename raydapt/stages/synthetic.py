@@ -30,6 +30,7 @@ from raydapt.progress import steps_told
 from raydapt.settings.groups import DenoiserPrecision, RaySettings
 from raydapt.stages.place import StagePlace, is_there
 from raydapt.stages.synthesis import synthesize_stage
+from raydapt.stages.work import device_kind
 from raydapt.store.artefact import Artefact, StageResult
 from raydapt.train.lora import ConfidentImages, LoraJob, confident_images, tune_lora
 
@@ -89,7 +90,7 @@ def _require_precision(precision: DenoiserPrecision, ray_settings: RaySettings) 
     """Refuses what this machine cannot multiply in, where no cluster makes the images."""
     require_torchao(precision)
     if address_of(ray_settings) == "local":
-        require_fp8_units(precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        require_fp8_units(precision, torch.device(device_kind()))
 
 
 def choose_images(place: StagePlace, features: Artefact, *, taught: tuple[int, ...] | None = None) -> ConfidentImages:

@@ -144,15 +144,15 @@ def demo_config(method: str, overrides: Sequence[str] = ()) -> Config:
 
     What that file says of ``data``, such as wordings, is for the images of the demonstration alone.
     """
-    file = recipe_file(method).with_name("demo.yaml")
+    file, shared = recipe_file(method).with_name("demo.yaml"), read_yaml(SETTINGS)
     own = read_yaml(file) if file.exists() else {}
 
     def laid_over(own: dict[str, Any]) -> Config:
-        trees = [read_yaml(SETTINGS), {"method": method}, own]
+        trees = [shared, {"method": method}, own]
         return config_from_tree(merge_trees(*trees, overrides=overrides, kind=EverySetting))
 
     config = laid_over({name: group for name, group in own.items() if name != "data"})
-    return laid_over(own) if config.data.source == read_yaml(SETTINGS)["data"]["source"] else config
+    return laid_over(own) if config.data.source == shared["data"]["source"] else config
 
 
 def features_settings() -> list[str]:

@@ -26,11 +26,9 @@ from tqdm import tqdm
 
 from raydapt.data.shifts import shifted
 from raydapt.methods.fusion.settings import FusionSettings
-from raydapt.methods.fusion.student import learn_student
 from raydapt.methods.guard import judge
-from raydapt.methods.transduct.fit import fit
 from tests.bench.bench_features import markdown
-from tests.bench.bench_guard import FUSED, folder_sets, learner
+from tests.bench.bench_guard import FUSED, folder_sets, learner, taught
 from tests.bench.bench_shifted import halves
 from tests.bench.bench_shifts import accuracy, generated
 from tests.clip_like import FeatureSet
@@ -152,13 +150,8 @@ WAYS: dict[str, Way] = {
 
 def change(case: Case, way: Way) -> float:
     """Points of top-1 that the run gains, as `raydapt.methods.fusion.spec` makes and guards it."""
-    mean_MK, settings = way.mean(case), way.settings
-    log_MK = mean_MK.clamp_min(1e-6).log()
-    labels_MK = fit(case.feature_MD, case.text_KD, case.scale, base=lambda rows: log_MK[rows]).probabilities()
-    target_MK = settings.transduction * labels_MK + (1 - settings.transduction) * mean_MK
-    head = learn_student(case.feature_MD, target_MK, case.text_KD, scale=case.scale, hold=settings.student_strength)
-    logit_MK = case.scale * case.feature_MD @ case.text_KD.T + case.feature_MD @ head.weight_CD.T + head.bias_C
-    zero_MK, answer_MK = case.zero_shot(), logit_MK.softmax(dim=1)
+    student = taught(case.feature_MD, case.text_KD, case.scale, way.mean(case), way.settings)
+    zero_MK, answer_MK = case.zero_shot(), student(case.feature_MD)
     kept_MK = judge(zero_MK, answer_MK, case.feature_MD).probabilities(zero_MK, answer_MK)
     return accuracy(kept_MK, case.target_M) - accuracy(zero_MK, case.target_M)
 

@@ -93,7 +93,11 @@ def fused(
     zero_MK = base_MK.softmax(dim=1)
     learned = [learner(method, feature_MD, text_KD, scale, prior=prior) for method in FUSED]
     kept = [one.verdict(zero_MK, feature_MD).probabilities(zero_MK, one.classify(feature_MD)) for one in learned]
-    mean_MK = torch.stack(kept).mean(dim=0)
+    return taught(feature_MD, text_KD, scale, torch.stack(kept).mean(dim=0), settings)
+
+
+def taught(feature_MD: Tensor, text_KD: Tensor, scale: float, mean_MK: Tensor, settings: FusionSettings) -> Classifier:
+    """The student of ``fusion`` that learns a mean answer of the classifiers, and transduction over it."""
     log_MK = mean_MK.clamp_min(1e-6).log()
     labels_MK = fit_mixture(feature_MD, text_KD, scale, base=lambda rows: log_MK[rows]).probabilities()
     target_MK = settings.transduction * labels_MK + (1 - settings.transduction) * mean_MK
