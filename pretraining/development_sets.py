@@ -6,12 +6,15 @@ All are pushed away from what the miniature CLIP has seen: of the pre-training i
 PACS flattened and outlined as a cartoonist would, RSSCN7's aerial views through haze, at a third of their resolution,
 and places of RESISC45 with their colours exchanged; and digits of held-out fonts, turned, coarse and noisy.
 FOLDER gets a Parquet file of each (image, label, split: 60 % train) and a YAML file of class descriptions.
+FOLDER/further gets nine more of the kinds, with other changes and other classes, where four are too few to choose by.
 """
 
 import io
 import os
 import sys
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ _PER_DIGIT = 180
 _MOST_TURNED_DEGREES = 40
 _NOISE = 60.0
 """Standard deviation of a digit's noise, of 255."""
+_FAINT_GAIN, _FAINT_OFFSET, _FAINT_NOISE = 0.45, 90.0, 35.0
 
 
 def cartoon(image: Image.Image) -> Image.Image:
@@ -63,6 +67,44 @@ def scrawl(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     coarse = turned.resize((12, 12), Image.Resampling.BOX).resize((32, 32), Image.Resampling.BICUBIC)
     noisy = np.asarray(coarse).astype(float) + rng.normal(0, _NOISE, (32, 32, 1))
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+def grey(image: Image.Image) -> Image.Image:
+    """Without colours, at half the resolution, 48 px."""
+    coarse = image.resize((24, 24), Image.Resampling.BICUBIC).resize((48, 48), Image.Resampling.BICUBIC)
+    return coarse.convert("L").convert("RGB")
+
+
+def faint(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A digit turned by up to 30 degrees, 9 px coarse, of low contrast on a grey ground, with noise, 32 px."""
+    turned = image.rotate(rng.uniform(-30, 30), Image.Resampling.BICUBIC)
+    coarse = turned.resize((9, 9), Image.Resampling.BOX).resize((32, 32), Image.Resampling.BICUBIC)
+    pale = np.asarray(coarse).astype(float) * _FAINT_GAIN + _FAINT_OFFSET + rng.normal(0, _FAINT_NOISE, (32, 32, 1))
+    return Image.fromarray(pale.clip(0, 255).astype(np.uint8))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Further:
+    """A further set: some classes of a source, so many images of each, changed."""
+
+    name: str
+    file: str
+    source: str
+    change: Callable[[Image.Image], Image.Image]
+    classes: int
+    per_class: int
+
+
+FURTHER = (
+    Further(name="caltech24-cartoon", file="photos", source="caltech101", change=cartoon, classes=24, per_class=100),
+    Further(name="caltech40-grey", file="photos", source="caltech101", change=grey, classes=40, per_class=60),
+    Further(name="tiny12-cartoon", file="photos", source="tiny-imagenet", change=cartoon, classes=12, per_class=150),
+    Further(name="tiny20-haze", file="photos", source="tiny-imagenet", change=haze, classes=20, per_class=100),
+    Further(name="cifar20-grey", file="photos", source="cifar100", change=grey, classes=20, per_class=60),
+    Further(name="pacs-haze", file="photos", source="pacs-photo", change=haze, classes=7, per_class=250),
+    Further(name="rsscn7-colours", file="aerial", source="rsscn7", change=false_colours, classes=7, per_class=200),
+    Further(name="resisc12-haze", file="aerial", source="resisc12", change=haze, classes=12, per_class=150),
+)
 
 
 def write_sets(data: Path, folder: Path) -> None:
@@ -109,11 +151,36 @@ def _first_of_each(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any
     return kept
 
 
-def _scrawls(faces_F10HW: Pixels) -> list[tuple[Image.Image, str]]:
+def write_further(data: Path, folder: Path) -> None:
+    """Writes those of `FURTHER`, and faint digits; arguments as of `write_sets`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, wanted in enumerate(FURTHER):
+        rng = np.random.default_rng(number)
+        table = pq.read_table(data / "pretrain" / f"{wanted.file}.parquet")
+        rows = table.filter(pc.equal(table["source"], wanted.source)).to_pylist()
+        rng.shuffle(rows)
+        count = Counter(row["label"] for row in rows)
+        large = [label for label in rng.permutation(sorted(count)) if count[label] >= min(wanted.per_class, 50)]
+        chosen = set(large[: wanted.classes])
+        rows = _first_of_each([row for row in rows if row["label"] in chosen], wanted.per_class)
+        images = [(wanted.change(Image.open(io.BytesIO(row["image"])).convert("RGB")), row["label"]) for row in rows]
+        _write(
+            folder,
+            wanted.name,
+            images,
+            {row["label"]: [f"a photo of a {name}" for name in row["text"]] for row in rows},
+        )
+    digits = dict(packaged_descriptions("digits") or {})
+    _write(folder, "scrawls-faint", _scrawls(render_all(held_out=True), faint), digits)
+
+
+def _scrawls(
+    faces_F10HW: Pixels, change: Callable[[Image.Image, np.random.Generator], Image.Image] = scrawl
+) -> list[tuple[Image.Image, str]]:
     """Equally many of every digit, each of a face drawn at random, mixed."""
     rng = np.random.default_rng(0)
     drawn = [
-        (scrawl(Image.fromarray(faces_F10HW[rng.integers(len(faces_F10HW)), digit]).convert("RGB"), rng), str(digit))
+        (change(Image.fromarray(faces_F10HW[rng.integers(len(faces_F10HW)), digit]).convert("RGB"), rng), str(digit))
         for digit in range(10)
         for _ in range(_PER_DIGIT)
     ]
@@ -139,3 +206,4 @@ if __name__ == "__main__":
     if "RAYDAPT_DATA" not in os.environ or len(sys.argv) != 2:
         raise SystemExit("Set RAYDAPT_DATA to the folder of the data sets, and name the folder to write to.")
     write_sets(Path(os.environ["RAYDAPT_DATA"]), Path(sys.argv[1]))
+    write_further(Path(os.environ["RAYDAPT_DATA"]), Path(sys.argv[1]) / "further")

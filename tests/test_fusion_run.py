@@ -4,18 +4,22 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from raydapt.artefacts.answers import load_answers
 from raydapt.errors import UserError
 from raydapt.methods.configuration import load_config
+from raydapt.methods.fusion.fused_answers import fused_answers
 from raydapt.run import pipeline
+from raydapt.run.guarding import stored_evidence, stored_verdict
 from raydapt.run.making import artefacts_of, make_artefacts
 from raydapt.run.members import member_configs
 from raydapt.run.plan import make_plan
 from raydapt.run.prediction import predict
 from raydapt.settings.config import Config
+from raydapt.store.run_record import Run
 from tests.data.features import unit, write
 
 NAMES, WIDTH = ["cat", "dog", "sea"], 16
@@ -42,21 +46,26 @@ def job(folder: Path, *overrides: str, method: str = "fusion") -> Config:
     return load_config(None, [f"method={method}", *places, *given, *overrides])
 
 
-def test_a_run_is_made_of_runs_and_learns_from_their_guarded_answers(folder: Path) -> None:
-    record = pipeline.run(job(folder, TWO))
+@pytest.mark.parametrize("answers", ["auto", "guarded", "adapted"])
+def test_a_run_is_made_of_runs_and_learns_from_their_answers(folder: Path, answers: str) -> None:
+    given = job(folder, TWO, f"fusion.answers={answers}", f"runs={folder}/{answers}")
+    record = pipeline.run(given)
     metrics = json.loads(record.read_bytes("metrics.json"))
     told = metrics["fusion"]["classifiers"]
     assert [row["run"].split("-")[0] for row in told] == ["cpl", "fpl"]
     assert metrics["unguarded"]["top1"] >= metrics["zero_shot"]["top1"] > 60
-    assert "What its guard kept" in record.read_bytes("report.html").decode()
-    for row in told:
-        member = Path(folder / "runs" / row["run"])
-        assert row["answer"] == json.loads((member / "metrics.json").read_text())["answer"]
+    assert "as much as its guard keeps" in record.read_bytes("report.html").decode()
+    runs = [Run(f"{folder}/{answers}", row["run"]) for row in told]
+    kept = [stored_verdict(run) for run in runs]
+    evidence = [stored_evidence(run) for run in runs]
+    assert None not in evidence
+    expected = {"adapted": ["adapted"] * 2, "guarded": kept, "auto": fused_answers(kept, evidence)}[answers]
+    assert [row["answer"] for row in told] == expected
     output = predict(record.path, [])
     assert Path(output).exists()
-    again = pipeline.run(job(folder, TWO))  # all of it is there
+    again = pipeline.run(given)  # all of it is there
     assert again.path == record.path
-    assert len(list((folder / "runs").iterdir())) == 3
+    assert len(list((folder / answers).iterdir())) == 3
 
 
 @pytest.mark.parametrize("answer", ["zero-shot", "mean of both"])
@@ -64,14 +73,12 @@ def test_what_a_guard_did_not_keep_is_not_fused(folder: Path, answer: str) -> No
     run = pipeline.run(job(folder, "train.epochs=2", f"name=fpl-{answer[:4]}", method="fpl"))
     metrics = json.loads(run.read_bytes("metrics.json"))
     run.write_json("metrics.json", metrics | {"answer": answer})
-    plan = make_plan(job(folder, "fusion.classifiers=[]", f"fusion.over=[{run.path}]"))
+    over = ("fusion.classifiers=[]", f"fusion.over=[{run.path}]")
+    plan = make_plan(job(folder, *over, "fusion.answers=guarded"))
     made = artefacts_of(make_artefacts(plan))
     found_NC = load_answers(made["answers_0"])
-    run.write_json("metrics.json", metrics | {"answer": "adapted"})
-    adapted_NC = load_answers(artefacts_of(make_artefacts(make_plan(
-        job(folder, "fusion.classifiers=[]", f"fusion.over=[{run.path}]"))))["answers_0"])  # fmt: skip
-    import pyarrow.parquet as pq
-
+    plan = make_plan(job(folder, *over, "fusion.answers=adapted"))
+    adapted_NC = load_answers(artefacts_of(make_artefacts(plan))["answers_0"])
     feature_ND = torch.tensor(unit(np.stack(pq.read_table(folder / "x.parquet")["feature"].to_pylist())))
     text_CD = torch.tensor(np.stack(pq.read_table(folder / "classes.parquet")["feature"].to_pylist()))
     zero_NC = (100 * feature_ND.float() @ text_CD.float().T).softmax(dim=1)

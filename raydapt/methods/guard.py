@@ -77,6 +77,21 @@ class Evidence:
         """The gain as a share of what was left to gain: where zero-shot answers neighbours alike already, little is."""
         return self.gain / max(1 - self.neighbours_before, 1e-3)
 
+    @property
+    def without_harm(self) -> Verdict:
+        """What signs of harm leave of the adapted classifier: contradictions, moved shares, a clear loss in agreement.
+
+        No gain is no sign of harm. A classifier among several may be useful without one: what they answer together is
+        judged again.
+        """
+        if self.excess > REJECTED_EXCESS or self.moved > REJECTED_MOVE * self.doubt:
+            return "zero-shot"
+        if self.relative_gain < -CLEAR_GAIN:
+            return "zero-shot"
+        if self.excess > ALLOWED_EXCESS or self.moved > ALLOWED_MOVE * self.doubt:
+            return "mean of both"
+        return "adapted"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Guarded:

@@ -25,6 +25,7 @@ from raydapt.errors import UserError
 from raydapt.methods.class_prior import ClassPrior, class_prior
 from raydapt.methods.contract import Method, TrainingImages
 from raydapt.methods.deployed import deployed_clip
+from raydapt.methods.guard import Evidence, Verdict
 from raydapt.methods.rates import Rate
 from raydapt.methods.table import TABLE, setting_groups
 from raydapt.models.clip import Clip
@@ -120,8 +121,6 @@ class MethodSpec(ABC):
     """True where the answers of those runs are read in learning, and not by another artefact alone."""
     guarded: bool = True
     """False for zero-shot alone, which every answer is compared with."""
-    guarded_teachers: bool = False
-    """True where the runs answer as their guards say, else as adapted."""
     paradigms: Sequence[str] = ("ul", "ssl", "trzsl")
     """What it can learn with: no labels, a few, or those of seen classes."""
     published_rate: float = 0.02
@@ -236,6 +235,18 @@ class MethodSpec(ABC):
     def teacher_runs(self, config: Config) -> Sequence[str]:
         """Folders of finished runs whose answers it learns from."""
         return ()
+
+    def teacher_answers(
+        self, config: Config, verdicts: Sequence[Verdict], evidence: Sequence[Evidence | None]
+    ) -> Sequence[Verdict]:
+        """Which of its answers each of those runs gives; as adapted, unless a method knows better.
+
+        Args:
+            config: Of the run that learns from them.
+            verdicts: What they answer with themselves.
+            evidence: Of their guards; None where there was none.
+        """
+        return ["adapted"] * len(verdicts)
 
     def matters(self, config: Config) -> dict[str, Any]:
         """Its own settings that change a result, by group."""

@@ -3,7 +3,7 @@
 Legend: S sampled unlabelled training images, T images to predict, C classes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from raydapt.artefacts.inputs import images_of
 from raydapt.artefacts.rows import Features
 from raydapt.methods.contract import Method
 from raydapt.methods.even_sample import even_sample
-from raydapt.methods.guard import SAMPLE, Guarded, Verdict, judge
+from raydapt.methods.guard import SAMPLE, Evidence, Guarded, Verdict, judge
 from raydapt.methods.predictions import Classifier, Predictions, predict_mean
 from raydapt.methods.spec import FinishedRun
 from raydapt.settings.config import Config
@@ -73,3 +73,10 @@ def stored_verdict(run: Run) -> Verdict:
     """The verdict of a finished run; runs of earlier releases have none, and answer as adapted."""
     verdict: Verdict = run.read_json("metrics.json").get("answer", "adapted")
     return verdict
+
+
+def stored_evidence(run: Run) -> Evidence | None:
+    """What the guard of a finished run saw; None where there was no guard, or not yet all of this evidence."""
+    found = run.read_json("metrics.json").get("guard") or {}
+    names = [field.name for field in fields(Evidence)]
+    return Evidence(**{name: float(found[name]) for name in names}) if all(name in found for name in names) else None

@@ -24,7 +24,7 @@ from raydapt.methods.table import spec_of
 from raydapt.methods.without_images import NO_IMAGES, check_method_of, check_source_of, decide_prompt
 from raydapt.models.frozen import load_frozen
 from raydapt.models.residual_prompt import PUBLISHED_SCALE
-from raydapt.run.teachers import TeacherRun, answers_spec, open_teacher
+from raydapt.run.teachers import TeacherRun, answers_spec, teachers_of
 from raydapt.settings.config import Config
 from raydapt.settings.groups import TrainSettings
 from raydapt.settings.tree import as_tree
@@ -84,10 +84,7 @@ def make_plan(config: Config) -> Plan:
     check_numbers(classes, of_classes, setting=f"data.source={config.data.source!r}")
     clip = load_frozen(config.data, config.model)
     check_source_of(config, source, clip)
-    teachers = tuple(
-        open_teacher(folder, classes, setting=spec.teachers_setting, guarded=spec.guarded_teachers)
-        for folder in spec.teacher_runs(config)
-    )
+    teachers = teachers_of(config, classes)
     image_spec = clip.image_spec or NO_IMAGES
     facts = PlanFacts(
         source=source,

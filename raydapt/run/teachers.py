@@ -5,15 +5,16 @@ any wording, so the small students of `coreg` can start from its answers: adapt 
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raydapt.artefacts.answers import ANSWERS
 from raydapt.artefacts.spec import ArtefactSpec, PlanFacts
 from raydapt.data.classes import ClassSpace
 from raydapt.errors import UserError
 from raydapt.methods.guard import Verdict
+from raydapt.methods.table import spec_of
 from raydapt.run.finished import open_run
-from raydapt.run.guarding import stored_verdict
+from raydapt.run.guarding import stored_evidence, stored_verdict
 from raydapt.settings.config import Config
 from raydapt.store.fingerprint import Recipe
 from raydapt.store.run_record import Run
@@ -37,8 +38,8 @@ class TeacherRun:
     answer: Verdict = "adapted"
 
 
-def open_teacher(folder: str, classes: ClassSpace, *, setting: str, guarded: bool = False) -> TeacherRun:
-    """A finished run of the same classes, which `setting` names; `guarded`: it answers as its guard says.
+def open_teacher(folder: str, classes: ClassSpace, *, setting: str) -> TeacherRun:
+    """A finished run of the same classes, which `setting` names.
 
     Raises:
         UserError: For a folder that is no finished run, a run of other classes, or one that has seen labels.
@@ -56,7 +57,18 @@ def open_teacher(folder: str, classes: ClassSpace, *, setting: str, guarded: boo
         )
     learned = run.read_bytes(CHECKPOINT) if run.exists(CHECKPOINT) else b""
     digest = run.read_json("fingerprint.json")["fingerprint"] + hashlib.sha256(learned).hexdigest()[:16]
-    return TeacherRun(run=run, config=config, digest=digest, answer=stored_verdict(run) if guarded else "adapted")
+    return TeacherRun(run=run, config=config, digest=digest)
+
+
+def teachers_of(config: Config, classes: ClassSpace) -> tuple[TeacherRun, ...]:
+    """The finished runs that a method learns from, each with the answer that the method takes of it."""
+    spec = spec_of(config.method)
+    opened = [open_teacher(folder, classes, setting=spec.teachers_setting) for folder in spec.teacher_runs(config)]
+    runs = [teacher.run for teacher in opened]
+    answers = spec.teacher_answers(
+        config, [stored_verdict(run) for run in runs], [stored_evidence(run) for run in runs]
+    )
+    return tuple(replace(teacher, answer=answer) for teacher, answer in zip(opened, answers, strict=True))
 
 
 def answers_spec(number: int, teacher: TeacherRun, facts: PlanFacts, *, step: bool) -> ArtefactSpec:

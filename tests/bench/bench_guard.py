@@ -25,6 +25,7 @@ from raydapt.data.shifts import VARIANTS, shifted
 from raydapt.methods.class_prior import class_prior
 from raydapt.methods.configuration import load_config
 from raydapt.methods.contract import Method, TrainingImages
+from raydapt.methods.fusion.fused_answers import fused_answers
 from raydapt.methods.fusion.settings import FusionSettings
 from raydapt.methods.fusion.student import learn_student
 from raydapt.methods.guard import Guarded, judge
@@ -88,12 +89,25 @@ def fused(
     prior: str | dict[str, str | float],
     settings: FusionSettings = FusionSettings(),  # noqa: B008 - frozen
 ) -> Classifier:
-    """``fusion`` over the guarded answers of `FUSED`, as its room makes them."""
+    """``fusion`` over the answers of `FUSED`, as its room makes them."""
     base_MK = scale * feature_MD @ text_KD.T
     zero_MK = base_MK.softmax(dim=1)
     learned = [learner(method, feature_MD, text_KD, scale, prior=prior) for method in FUSED]
-    kept = [one.verdict(zero_MK, feature_MD).probabilities(zero_MK, one.classify(feature_MD)) for one in learned]
-    return taught(feature_MD, text_KD, scale, torch.stack(kept).mean(dim=0), settings)
+    adapted = [one.classify(feature_MD) for one in learned]
+    guarded = [one.verdict(zero_MK, feature_MD) for one in learned]
+    mean_MK = torch.stack(fused_of(zero_MK, adapted, guarded, settings.answers)).mean(dim=0)
+    return taught(feature_MD, text_KD, scale, mean_MK, settings)
+
+
+def fused_of(zero_MK: Tensor, adapted: Sequence[Tensor], guarded: Sequence[Guarded], answers: str) -> list[Tensor]:
+    """What of every classifier is fused, as ``fusion.answers`` says."""
+    verdicts = [one.verdict for one in guarded]
+    if answers == "auto":
+        verdicts = fused_answers(verdicts, [one.evidence for one in guarded])
+    elif answers == "adapted":
+        return list(adapted)
+    kept = [replace(one, verdict=verdict) for one, verdict in zip(guarded, verdicts, strict=True)]
+    return [one.probabilities(zero_MK, own_MK) for one, own_MK in zip(kept, adapted, strict=True)]
 
 
 def taught(feature_MD: Tensor, text_KD: Tensor, scale: float, mean_MK: Tensor, settings: FusionSettings) -> Classifier:

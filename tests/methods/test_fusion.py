@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from raydapt.methods.fusion.fused_answers import fused_answers
 from raydapt.methods.fusion.student import _MOST_ELEMENTS, learn_student, student_loss, taught_rows
+from raydapt.methods.guard import Evidence
 
 
 @pytest.fixture(params=[16.0, 100.0])
@@ -76,3 +78,28 @@ def test_of_many_images_an_even_sample_is_learned_from():
     gap = row_M.diff()
     assert int(gap.min()) >= 14
     assert int(gap.max()) <= 15
+
+
+def saw(*, contradicted: float = 0.0, moved: float = 0.0) -> Evidence:
+    return Evidence(
+        contradicted=contradicted,
+        expected=0.0,
+        moved=moved,
+        doubt=0.1,
+        changed=0.1,
+        neighbours_before=0.5,
+        neighbours_after=0.5,
+    )
+
+
+def test_a_classifier_without_a_gain_is_fused_as_it_is():
+    assert fused_answers(["zero-shot", "mean of both"], [saw(), saw(contradicted=0.1)]) == ["adapted", "mean of both"]
+
+
+def test_where_one_does_harm_all_answer_as_their_guards_say():
+    verdicts = ["zero-shot", "mean of both", "adapted"]
+    assert fused_answers(verdicts, [saw(), saw(moved=0.2), saw()]) == verdicts
+
+
+def test_a_run_without_a_guard_is_fused_as_it_is():
+    assert fused_answers(["adapted"], [None]) == ["adapted"]

@@ -140,3 +140,20 @@ def test_a_gain_counts_by_what_was_left_to_gain():
         found = guard.Evidence(**told, neighbours_before=before, neighbours_after=before + 0.02)
         assert found.relative_gain == pytest.approx(expected)
     assert guard.Evidence(**told, neighbours_before=1.0, neighbours_after=1.0).relative_gain == 0
+
+
+@pytest.mark.parametrize(
+    ("contradicted", "moved", "neighbours", "left"),
+    [
+        (0.14, 0.11, 0.79, "adapted"),
+        (0.16, 0.11, 0.79, "mean of both"),
+        (0.26, 0.11, 0.79, "zero-shot"),
+        (0.1, 0.125, 0.79, "mean of both"),
+        (0.1, 0.14, 0.79, "zero-shot"),
+        (0.1, 0.1, 0.77, "zero-shot"),
+        (0.1, 0.1, 0.99, "adapted"),
+    ],
+)
+def test_a_clear_loss_is_a_sign_of_harm_and_no_gain_is_none(contradicted, moved, neighbours, left):
+    told = {"expected": 0.1, "doubt": 0.1, "changed": 0.1, "neighbours_before": 0.8, "neighbours_after": neighbours}
+    assert guard.Evidence(contradicted=contradicted, moved=moved, **told).without_harm == left

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pretraining import development_sets
-from pretraining.development_sets import cartoon, false_colours, haze, scrawl, write_sets
+from pretraining.development_sets import cartoon, faint, false_colours, grey, haze, scrawl, write_further, write_sets
 from raydapt.stages.synthesis import png_bytes
 
 
@@ -42,6 +42,42 @@ def test_a_scrawl_is_turned_and_noisy():
     assert all(image.shape == (32, 32, 3) for image in drawn)
     assert len({image.tobytes() for image in drawn}) == 20
     assert np.mean(drawn, axis=0)[16, 16, 0] > np.mean(drawn, axis=0)[16, 2, 0] + 50
+
+
+def test_grey_has_no_colour_and_few_details():
+    drawn = np.asarray(grey(picture())).astype(float)
+    assert drawn.shape == (48, 48, 3)
+    assert (drawn == drawn[..., :1]).all()
+
+
+def test_a_faint_digit_is_nearly_as_bright_as_its_ground():
+    bar = Image.fromarray(np.pad(np.full((40, 6, 3), 255, np.uint8), ((4, 4), (21, 21), (0, 0))))
+    drawn = np.mean([np.asarray(faint(bar, np.random.default_rng(seed)))[..., 0] for seed in range(20)], axis=0)
+    assert 20 < drawn[16, 16] - drawn[16, 2] < 128
+
+
+def test_further_sets_have_some_classes_of_a_source(tmp_path: Path, monkeypatch):
+    faces_F10HW = np.random.default_rng(0).integers(0, 256, (3, 10, 48, 48), dtype=np.uint8)
+    monkeypatch.setattr(development_sets, "render_all", lambda *, held_out: faces_F10HW)
+    monkeypatch.setattr(development_sets, "_PER_DIGIT", 2)
+    wanted = development_sets.Further(name="some", file="photos", source="zoo", change=grey, classes=2, per_class=3)
+    monkeypatch.setattr(development_sets, "FURTHER", (wanted,))
+    (tmp_path / "pretrain").mkdir()
+    count = {"ant": 5, "bee": 4, "cat": 6, "few": 2}  # fewer than are wanted of each
+    rows = [
+        {"image": png_bytes(np.asarray(picture(i))), "label": label, "text": [label], "source": "zoo"}
+        for label, images in count.items()
+        for i in range(images)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pretrain" / "photos.parquet")
+    write_further(tmp_path, tmp_path / "a")
+    labels = pq.read_table(tmp_path / "a" / "some.parquet")["label"].to_pylist()
+    assert sorted(labels.count(label) for label in set(labels)) == [3, 3]
+    assert set(labels) < {"ant", "bee", "cat"}
+    assert len(pq.read_table(tmp_path / "a" / "scrawls-faint.parquet")) == 20
+    write_further(tmp_path, tmp_path / "b")
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
 
 def test_sets_are_the_same_every_time(tmp_path: Path, monkeypatch):

@@ -13,7 +13,7 @@ def sections(run: RunRecord) -> list[Section]:
     classifiers = Table(
         columns=[
             Column("run", "The classifier's own run.", "text"),
-            Column("kept", "What its guard kept, and with it what is fused.", "text"),
+            Column("fused", "What of it is fused: all that it learned, or as much as its guard keeps.", "text"),
             Column("weight", "Share of the mean that is its own answer and not zero-shot's.", "number"),
             Column("agrees %", "Images that it gives the class of the mean.", "percent"),
             Column("moves %", "Images that the mean would give another class without it.", "percent"),
@@ -30,6 +30,6 @@ def sections(run: RunRecord) -> list[Section]:
             )
             for row in told
         ],
-        note="Of the images that were fitted. The weight follows from the guard, which reads no label.",
+        note="Of the images that were fitted. The weight follows from the evidence of its guard, which reads no label.",
     )
     return [Section(anchor="fusion", title="Classifiers", blocks=[classifiers]), *transduct.sections(run)]

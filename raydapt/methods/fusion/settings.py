@@ -1,6 +1,7 @@
 """The settings of fusion."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from raydapt.settings.types import STRICT, Auto, Positive, Share
 
@@ -26,6 +27,9 @@ class FusionSettings:
     `latteclip` on cached features. An empty list fuses the runs of `over` alone."""
     over: list[str] = field(default_factory=list)
     """Folders of finished runs of the same classes, without labels, that are fused as well."""
+    answers: Auto | Literal["adapted", "guarded"] = "auto"
+    """What of a classifier is fused: what it learned, what its guard keeps, or ``auto``: what it learned, so far as its
+    guard sees no sign of harm; where one does harm, all answer as their guards say."""
     transduction: Share = 0.5
     """Share of the transductive answer in what the student learns; the rest is the mean answer of the classifiers."""
     student_strength: Positive = 0.3

@@ -9,9 +9,11 @@ import torch
 from raydapt.artefacts.spec import PlanFacts
 from raydapt.errors import UserError
 from raydapt.methods.contract import Method, TrainingImages
+from raydapt.methods.fusion.fused_answers import fused_answers
 from raydapt.methods.fusion.outcome import fusion_outcome
 from raydapt.methods.fusion.settings import CHEAP, FusionSettings
 from raydapt.methods.fusion.student import learn_student, taught_rows
+from raydapt.methods.guard import Evidence, Verdict
 from raydapt.methods.spec import BuildContext, FinishedRun, MethodSpec
 from raydapt.methods.transduct.fit import TransductFit
 from raydapt.methods.transduct.method import Transduct
@@ -21,14 +23,13 @@ from raydapt.settings.config import Config
 
 
 class FusionSpec(TransductSpec):
-    """Guarded answers of several runs, transduction over their mean, and a student that learns from both.
+    """The mean answer of several runs, transduction over it, and a student that learns from both.
 
     The student is linear, so that it answers and is deployed as a fit of `transduct` is.
     """
 
     name = "fusion"
     teachers_setting = "fusion.over"
-    guarded_teachers = True
 
     def build(self, context: BuildContext) -> Method:
         """Fitted to the unlabelled images; without images a method that is only to predict."""
@@ -56,6 +57,15 @@ class FusionSpec(TransductSpec):
     def teacher_runs(self, config: Config) -> Sequence[str]:
         """Those that were given or made."""
         return config.of(FusionSettings).over
+
+    def teacher_answers(
+        self, config: Config, verdicts: Sequence[Verdict], evidence: Sequence[Evidence | None]
+    ) -> Sequence[Verdict]:
+        """As the settings say."""
+        answers = config.of(FusionSettings).answers
+        if answers == "auto":
+            return fused_answers(verdicts, evidence)
+        return super().teacher_answers(config, verdicts, evidence) if answers == "adapted" else verdicts
 
     def finished(self, config: Config) -> Config:
         """New images are answered by the student alone."""
