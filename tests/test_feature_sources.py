@@ -1,6 +1,7 @@
 """Whole runs on features in place of images: every method, every refusal, and the same answers as from images."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ import torch
 from raydapt.artefacts.answers import load_answers
 from raydapt.errors import UserError
 from raydapt.methods.configuration import load_config
+from raydapt.methods.guard import judge
 from raydapt.methods.transduct.fit import fit
 from raydapt.models.clip import load_clip
 from raydapt.models.frozen import load_frozen
 from raydapt.run import pipeline
+from raydapt.run.guarding import verdict_of
 from raydapt.run.plan import make_plan
 from raydapt.run.prediction import predict
 from raydapt.settings.config import Config
@@ -255,3 +258,23 @@ def test_transduction_over_other_runs_starts_from_their_mean_answer(folder: Path
     assert Path(predict(record.path, [])).exists()
     with pytest.raises(UserError, match=r"Setting transduct\.over: run .* tells 3 classes apart"):
         make_plan(job(folder, "transduct", over, "data.class_names=[cat, dog]"))
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "expected"),
+    [
+        ("coreg", [], True),
+        ("coreg", ["guard=false"], False),  # as published
+        ("coreg", ["predict.with_frozen=false"], False),
+        ("fair", [], False),
+        ("fair", ["guard=false", "predict.with_frozen=true"], True),
+    ],
+)
+def test_students_of_features_answer_together_with_zero_shot(
+    folder: Path, method: str, given: list[str], expected: bool
+) -> None:
+    config = make_plan(job(folder, method, *JOBS[method], *given)).config
+    assert config.predict.with_frozen is expected
+    kept = judge(torch.tensor([[0.6, 0.4]]), torch.tensor([[0.6, 0.4]]), torch.ones(1, 2))
+    kept = replace(kept, verdict="adapted")
+    assert verdict_of(config, kept, earlier_round=False) == ("mean of both" if expected else "adapted")

@@ -172,6 +172,10 @@ class MethodSpec(ABC):
         unit = rate.unit_gradient if unit == "auto" else unit
         return replace(config, train=replace(train, learning_rate=rate.learning_rate, unit_gradient=unit))
 
+    def answers_with_frozen(self, config: Config) -> bool:
+        """What ``predict.with_frozen=auto`` is where the guard is on."""
+        return False
+
     def reads_second(self, config: Config) -> bool:
         """Whether it learns from the features of a second encoder (``model.second``), where there are some."""
         return False

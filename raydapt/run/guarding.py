@@ -66,7 +66,7 @@ def verdict_of(config: Config, guarded: Guarded | None, *, earlier_round: bool) 
     came of that round is evidence against it, too.
     """
     verdict: Verdict = "adapted" if guarded is None else guarded.verdict
-    return "mean of both" if verdict == "adapted" and (config.predict.with_frozen or earlier_round) else verdict
+    return "mean of both" if verdict == "adapted" and (config.predict.with_frozen is True or earlier_round) else verdict
 
 
 def stored_verdict(run: Run) -> Verdict:

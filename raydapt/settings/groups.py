@@ -253,9 +253,10 @@ class PredictSettings:
 
     __pydantic_config__ = STRICT
 
-    with_frozen: bool = False
+    with_frozen: Auto | bool = "auto"
     """Answer with the mean of the frozen and the adapted model's probabilities: about a point less on balanced sets, a
-    fraction of the loss where adaptation harms."""
+    fraction of the loss where adaptation harms. ``auto``: where the guard is on and development sets say so, which is
+    for Co-Reg's students of features."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,6 +85,10 @@ class CoregSpec(MethodSpec):
         """Its contrast, MixUp and batch norms."""
         return "its contrast, MixUp and batch norms look at the whole batch"
 
+    def answers_with_frozen(self, config: Config) -> bool:
+        """Students of features: on development sets never worse in any variant (docs/methods/coreg.md)."""
+        return self.input_kind(config) == "features"
+
     def stored_spec(self, config: Config, image_spec: ImageSpec) -> ImageSpec:
         """As ``coreg.image_size_px`` says."""
         return replace(image_spec, size_px=config.of(CoregSettings).image_size_px)
