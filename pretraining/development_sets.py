@@ -121,14 +121,24 @@ def write_sets(data: Path, folder: Path) -> None:
         ("aerial", "rsscn7", haze),
         ("aerial", "resisc12", false_colours),
     ):
-        table = pq.read_table(data / "pretrain" / f"{file}.parquet")
-        rows = table.filter(pc.equal(table["source"], source)).to_pylist()
-        rng.shuffle(rows)
+        rows = _mixed_rows(data, file, source, rng)
         if source == "resisc12":
             rows = _first_of_each(rows, _PER_PLACE)
-        images = [(change(Image.open(io.BytesIO(row["image"])).convert("RGB")), row["label"]) for row in rows]
-        _write(folder, source, images, _descriptions(source, rows))
+        _write(folder, source, _changed(rows, change), _descriptions(source, rows))
     _write(folder, "scrawls", _scrawls(render_all(held_out=True)), dict(packaged_descriptions("digits") or {}))
+
+
+def _mixed_rows(data: Path, file: str, source: str, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """All images of a source of the pre-training data, in random order."""
+    table = pq.read_table(data / "pretrain" / f"{file}.parquet")
+    rows: list[dict[str, Any]] = table.filter(pc.equal(table["source"], source)).to_pylist()
+    rng.shuffle(rows)
+    return rows
+
+
+def _changed(rows: list[dict[str, Any]], change: Callable[[Image.Image], Image.Image]) -> list[tuple[Image.Image, str]]:
+    """Every image changed, with its label."""
+    return [(change(Image.open(io.BytesIO(row["image"])).convert("RGB")), row["label"]) for row in rows]
 
 
 def _write(folder: Path, name: str, images: list[tuple[Image.Image, str]], described: dict[str, list[str]]) -> None:
@@ -156,20 +166,13 @@ def write_further(data: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number, wanted in enumerate(FURTHER):
         rng = np.random.default_rng(number)
-        table = pq.read_table(data / "pretrain" / f"{wanted.file}.parquet")
-        rows = table.filter(pc.equal(table["source"], wanted.source)).to_pylist()
-        rng.shuffle(rows)
+        rows = _mixed_rows(data, wanted.file, wanted.source, rng)
         count = Counter(row["label"] for row in rows)
         large = [label for label in rng.permutation(sorted(count)) if count[label] >= min(wanted.per_class, 50)]
         chosen = set(large[: wanted.classes])
         rows = _first_of_each([row for row in rows if row["label"] in chosen], wanted.per_class)
-        images = [(wanted.change(Image.open(io.BytesIO(row["image"])).convert("RGB")), row["label"]) for row in rows]
-        _write(
-            folder,
-            wanted.name,
-            images,
-            {row["label"]: [f"a photo of a {name}" for name in row["text"]] for row in rows},
-        )
+        described = {row["label"]: [f"a photo of a {name}" for name in row["text"]] for row in rows}
+        _write(folder, wanted.name, _changed(rows, wanted.change), described)
     digits = dict(packaged_descriptions("digits") or {})
     _write(folder, "scrawls-faint", _scrawls(render_all(held_out=True), faint), digits)
 

@@ -13,7 +13,7 @@ from raydapt.errors import UserError
 from raydapt.methods.configuration import load_config
 from raydapt.methods.fusion.fused_answers import fused_answers
 from raydapt.run import pipeline
-from raydapt.run.guarding import stored_evidence, stored_verdict
+from raydapt.run.guarding import stored_judgement
 from raydapt.run.making import artefacts_of, make_artefacts
 from raydapt.run.members import member_configs
 from raydapt.run.plan import make_plan
@@ -55,9 +55,8 @@ def test_a_run_is_made_of_runs_and_learns_from_their_answers(folder: Path, answe
     assert [row["run"].split("-")[0] for row in told] == ["cpl", "fpl"]
     assert metrics["unguarded"]["top1"] >= metrics["zero_shot"]["top1"] > 60
     assert "as much as its guard keeps" in record.read_bytes("report.html").decode()
-    runs = [Run(f"{folder}/{answers}", row["run"]) for row in told]
-    kept = [stored_verdict(run) for run in runs]
-    evidence = [stored_evidence(run) for run in runs]
+    judged = [stored_judgement(Run(f"{folder}/{answers}", row["run"])) for row in told]
+    kept, evidence = ([one[part] for one in judged] for part in (0, 1))
     assert None not in evidence
     expected = {"adapted": ["adapted"] * 2, "guarded": kept, "auto": fused_answers(kept, evidence)}[answers]
     assert [row["answer"] for row in told] == expected

@@ -78,19 +78,26 @@ class Evidence:
         return self.gain / max(1 - self.neighbours_before, 1e-3)
 
     @property
+    def after_contradictions(self) -> Verdict:
+        """What contradictions alone leave of the adapted classifier."""
+        return _left(self.excess, allowed=ALLOWED_EXCESS, rejected=REJECTED_EXCESS)
+
+    @property
+    def after_moves(self) -> Verdict:
+        """What the moved class shares alone leave of it."""
+        return _left(self.moved, allowed=ALLOWED_MOVE * self.doubt, rejected=REJECTED_MOVE * self.doubt)
+
+    @property
     def without_harm(self) -> Verdict:
         """What signs of harm leave of the adapted classifier: contradictions, moved shares, a clear loss in agreement.
 
         No gain is no sign of harm. A classifier among several may be useful without one: what they answer together is
         judged again.
         """
-        if self.excess > REJECTED_EXCESS or self.moved > REJECTED_MOVE * self.doubt:
+        left = (self.after_contradictions, self.after_moves)
+        if "zero-shot" in left or self.relative_gain < -CLEAR_GAIN:
             return "zero-shot"
-        if self.relative_gain < -CLEAR_GAIN:
-            return "zero-shot"
-        if self.excess > ALLOWED_EXCESS or self.moved > ALLOWED_MOVE * self.doubt:
-            return "mean of both"
-        return "adapted"
+        return "mean of both" if "mean of both" in left else "adapted"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,16 +187,16 @@ def judge(zero_NC: Tensor, adapted_NC: Tensor, images: Tensor | Neighbourhood) -
         f"adaptation moves the class shares by {found.moved:.0%} of the images, where zero-shot expects "
         f"{found.doubt:.0%} to be wrong"
     )
-    if found.excess > REJECTED_EXCESS:
+    if found.after_contradictions == "zero-shot":
         verdict: Verdict = "zero-shot"
         reason = f"Zero-shot is kept, against the adapted classifier: {contradicts}."
-    elif found.moved > REJECTED_MOVE * found.doubt:
+    elif found.after_moves == "zero-shot":
         verdict, reason = "zero-shot", f"Zero-shot is kept, since {moves}."
     elif found.relative_gain <= LEAST_GAIN:
         verdict, reason = "zero-shot", f"Zero-shot is kept, since adaptation shows no gain: {alike}."
-    elif found.excess > ALLOWED_EXCESS:
+    elif found.after_contradictions == "mean of both":
         verdict, reason = "mean of both", f"The mean of adapted and zero-shot is kept: alone, {contradicts}."
-    elif found.moved > ALLOWED_MOVE * found.doubt:
+    elif found.after_moves == "mean of both":
         verdict, reason = "mean of both", f"The mean of adapted and zero-shot is kept, since {moves}."
     elif found.relative_gain < CLEAR_GAIN:
         verdict, reason = (
@@ -199,6 +206,12 @@ def judge(zero_NC: Tensor, adapted_NC: Tensor, images: Tensor | Neighbourhood) -
     else:
         verdict, reason = "adapted", f"The adapted classifier is kept: {alike}, and {contradicts}."
     return Guarded(verdict=verdict, sentence=reason, evidence=found)
+
+
+def _left(value: float, *, allowed: float, rejected: float) -> Verdict:
+    if value > rejected:
+        return "zero-shot"
+    return "mean of both" if value > allowed else "adapted"
 
 
 def _alike(class_S: Tensor, neighbour_SK: Tensor, n_classes: int) -> float:

@@ -176,6 +176,13 @@ class MethodSpec(ABC):
         """What ``predict.with_frozen=auto`` is where the guard is on."""
         return False
 
+    def decide_frozen(self, config: Config) -> Config:
+        """The same settings with a yes or no for ``predict.with_frozen``."""
+        if config.predict.with_frozen != "auto":
+            return config
+        with_frozen = config.guard and self.answers_with_frozen(config)
+        return replace(config, predict=replace(config.predict, with_frozen=with_frozen))
+
     def reads_second(self, config: Config) -> bool:
         """Whether it learns from the features of a second encoder (``model.second``), where there are some."""
         return False

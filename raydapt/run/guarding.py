@@ -71,12 +71,14 @@ def verdict_of(config: Config, guarded: Guarded | None, *, earlier_round: bool) 
 
 def stored_verdict(run: Run) -> Verdict:
     """The verdict of a finished run; runs of earlier releases have none, and answer as adapted."""
-    verdict: Verdict = run.read_json("metrics.json").get("answer", "adapted")
-    return verdict
+    return stored_judgement(run)[0]
 
 
-def stored_evidence(run: Run) -> Evidence | None:
-    """What the guard of a finished run saw; None where there was no guard, or not yet all of this evidence."""
-    found = run.read_json("metrics.json").get("guard") or {}
-    names = [field.name for field in fields(Evidence)]
-    return Evidence(**{name: float(found[name]) for name in names}) if all(name in found for name in names) else None
+def stored_judgement(run: Run) -> tuple[Verdict, Evidence | None]:
+    """That verdict, and what the guard saw; None where there was no guard, or not yet all of this evidence."""
+    metrics = run.read_json("metrics.json")
+    verdict: Verdict = metrics.get("answer", "adapted")
+    found, names = metrics.get("guard") or {}, [field.name for field in fields(Evidence)]
+    if not all(name in found for name in names):
+        return verdict, None
+    return verdict, Evidence(**{name: float(found[name]) for name in names})

@@ -26,7 +26,7 @@ from raydapt.models.frozen import load_frozen
 from raydapt.models.residual_prompt import PUBLISHED_SCALE
 from raydapt.run.teachers import TeacherRun, answers_spec, teachers_of
 from raydapt.settings.config import Config
-from raydapt.settings.groups import PredictSettings, TrainSettings
+from raydapt.settings.groups import TrainSettings
 from raydapt.settings.tree import as_tree
 from raydapt.stages.makers import where_made
 from raydapt.stages.place import StagePlace, is_there
@@ -103,9 +103,7 @@ def make_plan(config: Config) -> Plan:
         templates=list(classes.templates),
         train_splits=adapted_splits(config.data.train_splits, config.data.protocol),
     )
-    config = spec.decide_rate(spec.resolve(replace(config, data=data), facts), facts)
-    if config.predict.with_frozen == "auto":
-        config = replace(config, predict=PredictSettings(with_frozen=config.guard and spec.answers_with_frozen(config)))
+    config = spec.decide_frozen(spec.decide_rate(spec.resolve(replace(config, data=data), facts), facts))
     spec.check_accumulation(config)
     check_workers(config.train, config.ray)
     if source.width:

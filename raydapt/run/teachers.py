@@ -14,7 +14,7 @@ from raydapt.errors import UserError
 from raydapt.methods.guard import Verdict
 from raydapt.methods.table import spec_of
 from raydapt.run.finished import open_run
-from raydapt.run.guarding import stored_evidence, stored_verdict
+from raydapt.run.guarding import stored_judgement
 from raydapt.settings.config import Config
 from raydapt.store.fingerprint import Recipe
 from raydapt.store.run_record import Run
@@ -64,10 +64,8 @@ def teachers_of(config: Config, classes: ClassSpace) -> tuple[TeacherRun, ...]:
     """The finished runs that a method learns from, each with the answer that the method takes of it."""
     spec = spec_of(config.method)
     opened = [open_teacher(folder, classes, setting=spec.teachers_setting) for folder in spec.teacher_runs(config)]
-    runs = [teacher.run for teacher in opened]
-    answers = spec.teacher_answers(
-        config, [stored_verdict(run) for run in runs], [stored_evidence(run) for run in runs]
-    )
+    judged = [stored_judgement(teacher.run) for teacher in opened]
+    answers = spec.teacher_answers(config, [verdict for verdict, _ in judged], [found for _, found in judged])
     return tuple(replace(teacher, answer=answer) for teacher, answer in zip(opened, answers, strict=True))
 
 

@@ -95,8 +95,7 @@ def by_agreement(case: Case) -> Tensor:
     """Weights are Cohen's kappa with the mean answer of the others."""
     class_RM = case.fused_RMK.argmax(dim=2)
     kappa = [cohen_kappa_score(class_RM[r], _others(case, r).argmax(dim=1)) for r in range(len(class_RM))]
-    weight_R = torch.tensor(np.nan_to_num(kappa, nan=1.0)).clamp_min(1e-3).float()
-    return torch.einsum("r,rmk->mk", weight_R / weight_R.sum(), case.fused_RMK)
+    return _weighted(case, torch.tensor(np.nan_to_num(kappa, nan=1.0)).clamp_min(1e-3).float())
 
 
 def by_reliability(case: Case) -> Tensor:
@@ -109,8 +108,7 @@ def by_reliability(case: Case) -> Tensor:
         kappa = agreement(class_M, _others(case, r).argmax(dim=1), n_classes)
         alike = agreement(class_M, neighbours_vote(case.fused_RMK[r], neighbour_MK), n_classes)
         weights.append(max(1e-3, kappa) * max(1e-3, alike) * max(1e-3, cluster_agreement(class_M, cluster_M)))
-    weight_R = torch.tensor(weights, dtype=torch.float32)
-    return torch.einsum("r,rmk->mk", weight_R / weight_R.sum(), case.fused_RMK)
+    return _weighted(case, torch.tensor(weights, dtype=torch.float32))
 
 
 def calibrated(case: Case) -> Tensor:
@@ -120,6 +118,11 @@ def calibrated(case: Case) -> Tensor:
         same = float((probability_MK.argmax(dim=1) == _others(case, r).argmax(dim=1)).double().mean())
         tempered.append(_as_sure_as(probability_MK, same))
     return torch.stack(tempered).mean(dim=0)
+
+
+def _weighted(case: Case, weight_R: Tensor) -> Tensor:
+    mean_MK: Tensor = torch.einsum("r,rmk->mk", weight_R / weight_R.sum(), case.fused_RMK)
+    return mean_MK
 
 
 def _others(case: Case, r: int) -> Tensor:

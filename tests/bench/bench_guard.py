@@ -26,7 +26,7 @@ from raydapt.methods.class_prior import class_prior
 from raydapt.methods.configuration import load_config
 from raydapt.methods.contract import Method, TrainingImages
 from raydapt.methods.fusion.fused_answers import fused_answers
-from raydapt.methods.fusion.settings import FusionSettings
+from raydapt.methods.fusion.settings import FusedAnswers, FusionSettings
 from raydapt.methods.fusion.student import learn_student
 from raydapt.methods.guard import Guarded, judge
 from raydapt.methods.spec import BuildContext
@@ -99,13 +99,11 @@ def fused(
     return taught(feature_MD, text_KD, scale, mean_MK, settings)
 
 
-def fused_of(zero_MK: Tensor, adapted: Sequence[Tensor], guarded: Sequence[Guarded], answers: str) -> list[Tensor]:
+def fused_of(
+    zero_MK: Tensor, adapted: Sequence[Tensor], guarded: Sequence[Guarded], answers: FusedAnswers
+) -> list[Tensor]:
     """What of every classifier is fused, as ``fusion.answers`` says."""
-    verdicts = [one.verdict for one in guarded]
-    if answers == "auto":
-        verdicts = fused_answers(verdicts, [one.evidence for one in guarded])
-    elif answers == "adapted":
-        return list(adapted)
+    verdicts = fused_answers([one.verdict for one in guarded], [one.evidence for one in guarded], answers)
     kept = [replace(one, verdict=verdict) for one, verdict in zip(guarded, verdicts, strict=True)]
     return [one.probabilities(zero_MK, own_MK) for one, own_MK in zip(kept, adapted, strict=True)]
 

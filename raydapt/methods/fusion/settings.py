@@ -5,6 +5,7 @@ from typing import Literal
 
 from raydapt.settings.types import STRICT, Auto, Positive, Share
 
+FusedAnswers = Literal["auto", "adapted", "guarded"]
 CHEAP = (
     "cpl model.prompt=residual",
     "fpl model.prompt=residual",
@@ -27,7 +28,7 @@ class FusionSettings:
     `latteclip` on cached features. An empty list fuses the runs of `over` alone."""
     over: list[str] = field(default_factory=list)
     """Folders of finished runs of the same classes, without labels, that are fused as well."""
-    answers: Auto | Literal["adapted", "guarded"] = "auto"
+    answers: FusedAnswers = "auto"
     """What of a classifier is fused: what it learned, what its guard keeps, or ``auto``: what it learned, so far as its
     guard sees no sign of harm; where one does harm, all answer as their guards say."""
     transduction: Share = 0.5

@@ -62,10 +62,7 @@ class FusionSpec(TransductSpec):
         self, config: Config, verdicts: Sequence[Verdict], evidence: Sequence[Evidence | None]
     ) -> Sequence[Verdict]:
         """As the settings say."""
-        answers = config.of(FusionSettings).answers
-        if answers == "auto":
-            return fused_answers(verdicts, evidence)
-        return super().teacher_answers(config, verdicts, evidence) if answers == "adapted" else verdicts
+        return fused_answers(verdicts, evidence, config.of(FusionSettings).answers)
 
     def finished(self, config: Config) -> Config:
         """New images are answered by the student alone."""
