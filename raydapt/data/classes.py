@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import yaml
 
 from raydapt.data import webdataset
 from raydapt.data.class_features import ClassFeatures, read_class_features
@@ -27,6 +28,7 @@ _PART_OF_A_SET = re.compile(
 _FEWEST_CAPTIONS = 4
 MAX_NAME_CHARACTERS = 200
 MAX_TEMPLATE_CHARACTERS = 1000
+_STRUCTURED = (".yaml", ".yml", ".json")
 _MAX_NAMES_FILE_BYTES = 64 * 1024 * 1024
 
 
@@ -165,7 +167,11 @@ def fill_template(template: str, name: str) -> str:
 
 
 def read_names(path: str) -> tuple[str, ...]:
-    """Reads class names from a text file, one a line; empty lines are skipped."""
+    """Reads class names from a text file, one a line (empty lines are skipped), or from a YAML or JSON file.
+
+    The latter holds a list, or a mapping: from numbers to names, as ``id2label`` of Hugging Face, or from names to
+    anything, as a file of descriptions.
+    """
     file = Path(path).expanduser()
     try:
         if file.stat().st_size > _MAX_NAMES_FILE_BYTES:
@@ -175,7 +181,25 @@ def read_names(path: str) -> tuple[str, ...]:
         raise UserError(
             f"data.class_names={path!r} is no readable text file: give a list of names, or a file with one name a line."
         ) from None
+    if file.suffix.lower() in _STRUCTURED:
+        return _listed_names(text, path)
     return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _listed_names(text: str, path: str) -> tuple[str, ...]:
+    try:
+        given = yaml.load(text, Loader=yaml.BaseLoader)  # which takes every name for a text, also `no` and `7`
+    except yaml.YAMLError:
+        given = None
+    if isinstance(given, dict):
+        by_number = [given.get(str(place)) for place in range(len(given))]
+        given = by_number if all(isinstance(name, str) for name in by_number) else list(given)
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        raise UserError(
+            f"data.class_names={path!r} holds no list of names: write one name a line into a text file, or a list into "
+            "a YAML or JSON file."
+        )
+    return tuple(name.strip() for name in given)
 
 
 def _are_places(labels: Sequence[str], n_classes: int) -> bool:

@@ -29,7 +29,8 @@ class DataSettings:
     """Of features whose model is not there: Parquet with ``name``, ``feature`` and perhaps ``template``, or ``.npz``,
     ``.npy``; they then stand for ``model.clip``."""
     class_names: Auto | list[str] | str = "auto"
-    """A list, or the path of a text file (one name a line); ``auto``: from the named set or the folders."""
+    """A list, or the path of a file (text: one name a line; YAML or JSON: a list); ``auto``: from the named set or the
+    folders."""
     first_label: Auto | Count = "auto"
     """Number of the first class where labels are numbers and names are given; ``auto``: 0, where a label 0 is there."""
     templates: Auto | list[str] = "auto"

@@ -58,6 +58,32 @@ def test_from_a_list_or_a_file(tmp_path: Path) -> None:
     assert got.templates == ("just {}",)
 
 
+@pytest.mark.parametrize(
+    ("file_name", "text", "names"),
+    [
+        ("names.json", '["oak", "no", "7"]', ("oak", "no", "7")),
+        ("names.yaml", "- oak\n- no\n- 7\n", ("oak", "no", "7")),
+        ("id2label.JSON", '{"1": "birch", "0": "oak"}', ("oak", "birch")),
+        ("descriptions.yml", "oak: [a tall tree]\nbirch:\n- a white stem\n", ("oak", "birch")),
+        ("digits.yaml", "'0': [a ring]\n'1': [a line]\n", ("0", "1")),
+        ("oaks.txt", "- oak\n[birch]\n", ("- oak", "[birch]")),
+    ],
+)
+def test_names_in_yaml_and_json(tmp_path: Path, file_name: str, text: str, names: tuple[str, ...]) -> None:
+    source = resolve_source("digits", rows_per_part=100)
+    (tmp_path / file_name).write_text(text, encoding="utf-8")
+    assert resolve_classes(DataSettings(class_names=str(tmp_path / file_name)), source).names == names
+
+
+@pytest.mark.parametrize("text", ["", "oak", "[oak, [birch]]", "[oak", "- oak\nbirch: 1", "{[1]: oak}"])
+def test_yaml_without_a_list_of_names_is_a_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "names.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match="holds no list of names"):
+        resolve_classes(
+            DataSettings(class_names=str(tmp_path / "names.yaml")), resolve_source("digits", rows_per_part=100)
+        )
+
+
 def test_indices_of_many_labels() -> None:
     names = ["cat", "dog", "A-B", "AB"]
     labels = ["dog", "Cat", None, "x", "A-B", "AB", "a b", "1", "99"] * 2
