@@ -84,6 +84,7 @@ def test_the_page_has_a_line_for_every_row_and_tells_what_was_not_run() -> None:
     assert "- `cpl`: `train.epochs=3`" in text
 
 
+@pytest.mark.slow
 def test_a_run_is_read_as_its_files_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([str(tmp_path), "--rows", "zero_shot", "--targets", "digits", "--output", str(tmp_path / "page.md")])
     (job,) = [job for job in jobs(tmp_path, ROWS, TARGETS, 3) if (job.folder / "metrics.json").exists()]

@@ -258,6 +258,7 @@ def test_exit_codes_of_the_program() -> None:
     assert program("no-such-verb").returncode == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

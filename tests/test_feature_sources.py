@@ -73,6 +73,7 @@ JOBS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", JOBS)
 def test_every_method_learns_from_features_alone(folder: Path, method: str) -> None:
     started = ray.is_initialized()
@@ -100,6 +101,7 @@ def test_labels_help_as_with_images(folder: Path, method: str, paradigm: str) ->
     assert json.loads(record.read_bytes("metrics.json"))["adapted"]["top1"] > 60
 
 
+@pytest.mark.slow
 def test_the_named_model_words_the_classes_and_text_prompts_are_learned(folder: Path) -> None:
     clip = load_clip("mini")
     class_CD = clip.class_embeddings(NAMES, ["a photo of a {}."]).numpy()
@@ -234,6 +236,7 @@ def test_a_stated_class_prior_moves_the_answers_and_a_contradiction_is_said(fold
     assert not any("class_prior" in note for note in json.loads(runs[0].read_bytes("metrics.json"))["notes"])
 
 
+@pytest.mark.slow
 def test_transduction_over_other_runs_starts_from_their_mean_answer(folder: Path) -> None:
     teachers = [pipeline.run(job(folder, method, *JOBS[method], "seed=5")) for method in ("fpl", "fair")]
     over = f"transduct.over=[{', '.join(run.path for run in teachers)}]"

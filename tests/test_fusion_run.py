@@ -46,6 +46,7 @@ def job(folder: Path, *overrides: str, method: str = "fusion") -> Config:
     return load_config(None, [f"method={method}", *places, *given, *overrides])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answers", ["auto", "guarded", "adapted"])
 def test_a_run_is_made_of_runs_and_learns_from_their_answers(folder: Path, answers: str) -> None:
     given = job(folder, TWO, f"fusion.answers={answers}", f"runs={folder}/{answers}")
@@ -67,6 +68,7 @@ def test_a_run_is_made_of_runs_and_learns_from_their_answers(folder: Path, answe
     assert len(list((folder / answers).iterdir())) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", ["zero-shot", "mean of both"])
 def test_what_a_guard_did_not_keep_is_not_fused(folder: Path, answer: str) -> None:
     run = pipeline.run(job(folder, "train.epochs=2", f"name=fpl-{answer[:4]}", method="fpl"))

@@ -137,6 +137,7 @@ def test_other_images_are_measured_the_same_way(told: Path) -> None:
 WITHOUT_CAPTIONS = ["latteclip.use_image_caption=false", "latteclip.use_batch_caption=false"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["cpl", "fair", "latteclip"])
 def test_every_method_learns_from_the_kept_images_alone(folder: Path, method: str) -> None:
     own = {"cpl": [], "fair": ["fair.crops=0"], "latteclip": ["latteclip.tune=residual", *WITHOUT_CAPTIONS]}[method]

@@ -30,6 +30,7 @@ def test_the_import_is_light() -> None:
     assert program(f"import raydapt, sys; print([one for one in {HEAVY} if one in sys.modules])") == "[]\n"
 
 
+@pytest.mark.slow
 def test_a_mistake_is_told_before_torch_and_ray_are_imported(tmp_path: Path) -> None:
     text = f"""
 import raydapt, sys

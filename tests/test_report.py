@@ -198,6 +198,7 @@ def check_contained(text):
     return page
 
 
+@pytest.mark.slow
 def test_a_full_report_shows_every_part(tmp_path):
     metrics = make_run(tmp_path / "run", errors={"corrupt": 3})
     add_training(tmp_path / "run")
@@ -233,6 +234,7 @@ def test_headline_and_pairs_equal_naive_counts(tmp_path):
     assert f" {truth} {guess} {pairs[truth, guess]} {share:.1f} {before} " in words.split("zero-shot did so")[1]
 
 
+@pytest.mark.slow
 def test_hostile_names_are_text_everywhere(tmp_path):
     evil = "<script>alert('x')</script>"
     make_run(tmp_path, HOSTILE, 300, dataset=evil, name=evil, errors={evil: 2}, stages={evil: {"seconds": 1.0}})
@@ -303,6 +305,7 @@ def test_warnings_name_what_weakens_the_figures(tmp_path):
     assert "Lost 20 points or more: “Forest”, “Sea or Lake”, “Highway”." in text
 
 
+@pytest.mark.slow
 def test_a_column_of_true_classes_goes_before_labels_worded_otherwise(tmp_path):
     make_run(tmp_path)
     before = page_of(tmp_path)
@@ -313,6 +316,7 @@ def test_a_column_of_true_classes_goes_before_labels_worded_otherwise(tmp_path):
     assert page_of(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_thousand_classes_stay_readable(tmp_path):
     names = [f"class {c}" for c in range(1000)]
     make_run(tmp_path, names, 5000)
@@ -324,6 +328,7 @@ def test_a_thousand_classes_stay_readable(tmp_path):
     assert len(text) < 2_000_000
 
 
+@pytest.mark.slow
 def test_the_report_works_on_any_filesystem_and_twice_gives_the_same(tmp_path):
     make_run(tmp_path)
     add_training(tmp_path)
@@ -383,6 +388,7 @@ def test_only_known_image_formats_are_embedded():
     assert image_uri(thumbnail() + bytes(10**6)) is None
 
 
+@pytest.mark.slow
 def test_synthetic_images_stand_beside_real_ones_of_their_class(tmp_path):
     names = [*NAMES[:3], '"><img src=x>']
     per_class = [{"name": name, "images": 5, "accepted": 40.0 + 5 * c} for c, name in enumerate(names)]
@@ -478,6 +484,7 @@ def test_a_verdict_and_labels_that_are_no_class_stand_in_the_head(tmp_path):
     assert "Labels that are no class" not in plain
 
 
+@pytest.mark.slow
 def test_sections_are_drawn_in_their_place_and_escaped(tmp_path):
     evil = "<script>alert(1)</script>"
     make_run(tmp_path)
@@ -523,6 +530,7 @@ def test_every_column_head_says_what_it_means(tmp_path):
         assert re.search(r'<abbr title="[^"]{9,}">[^<]+</abbr>', head) or 'class="axis"' in head, head
 
 
+@pytest.mark.slow
 def test_the_report_knows_no_method_and_no_room_above(tmp_path):
     allowed = {"report", "review", "store", "settings", "errors"}
     names = r"\b(zero_shot|ensemble|wca|fpl|grip|cpl|air|fair|coreg|latteclip)\b"

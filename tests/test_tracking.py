@@ -132,6 +132,7 @@ def silent_server() -> Iterator[str]:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_costs_a_warning(
     tmp_path: Path, silent_server: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -144,6 +145,7 @@ def test_a_server_that_never_answers_costs_a_warning(
     assert "track=mlflow does not answer within 0.5 s" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_tracker_that_fails_costs_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -11,6 +11,7 @@ from raydapt.settings.groups import DataSettings
 from tests.bench.shapes import CLASS_NAMES, draw, write_shapes
 
 
+@pytest.mark.slow
 def test_a_thousand_classes_are_told_apart_by_their_mean_images() -> None:
     random = np.random.default_rng(0)
     pixel_KCD = np.stack([[draw(c, 32, random).reshape(-1) for c in range(1000)] for _ in range(8)]).astype(np.float32)
@@ -20,6 +21,7 @@ def test_a_thousand_classes_are_told_apart_by_their_mean_images() -> None:
     assert (nearest_C == np.arange(1000)).mean() > 0.95
 
 
+@pytest.mark.slow
 def test_a_file_depends_on_its_seed_and_the_first_of_many_are_those_of_few(tmp_path: Path) -> None:
     for name, rows, seed in (("few", 1000, 0), ("many", 2030, 0), ("other", 1000, 1)):
         write_shapes(tmp_path / name, rows, 12, size_px=8, seed=seed)

@@ -20,6 +20,7 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert any("cpl" in str(output) for output in outputs)
 
 
+@pytest.mark.slow
 def test_a_notebook_without_widgets_sees_the_line_of_a_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

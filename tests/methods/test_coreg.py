@@ -38,6 +38,7 @@ def test_learns_divides_and_fills_its_memory(whole):
     assert right > 0.5
 
 
+@pytest.mark.slow
 def test_the_seed_decides_on_everything(whole):
     again, _ = train_coreg(MemoryCheckpoints())
     assert same_state(whole[0], again)
@@ -45,6 +46,7 @@ def test_the_seed_decides_on_everything(whole):
     assert not same_state(whole[0], other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("die_after", [1, 2, 3])
 def test_killed_in_the_middle_and_resumed_gives_the_same_students_queues_and_losses(whole, die_after):
     killed = MemoryCheckpoints(die_after=die_after)
@@ -100,6 +102,7 @@ def test_every_switch_trains(settings):
     assert all(value.isfinite().all() for value in method.state_dict().values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "candidates"),
     [(30, [1.0, 1, 1]), (30, [0.0, 1, 0]), (30, [1.0, 0, 1]), (3, None), (2, None)],

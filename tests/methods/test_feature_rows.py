@@ -74,6 +74,7 @@ class Counted(HeldFeatures):
         return found
 
 
+@pytest.mark.slow
 def test_a_run_never_asks_for_all_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """At small blocks, as many million images have them; the features are those of the store, in float16."""
     generator, n_images = np.random.default_rng(0), 3000

@@ -193,6 +193,7 @@ def test_without_any_caption_it_is_the_template_alone():
         assert torch.equal(tensor, second.state_dict()[name]) or tensor.isnan().any(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tune", ["full", "lora"])
 @pytest.mark.parametrize("die_after", [2, 3])
 def test_killed_and_resumed_it_learns_the_same_bit_for_bit(tune, die_after, monkeypatch):

@@ -67,6 +67,7 @@ def test_no_image_at_all_gives_no_rows():
     assert annotate(FEATURE_ND[:0], CLASS_RCD, 10.0, mode="prompts", topk=1, ratio=0.5).candidate_NC.shape == (0, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["prompts", "topk", "prob_ratio", "mean"])
 def test_blocks_of_many_images_and_classes_equal_a_loop_over_images(monkeypatch, mode):
     """The dense rule, image by image, on 2,000 images and 100 classes that are cut into blocks of 300."""

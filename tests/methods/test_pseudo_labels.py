@@ -227,6 +227,7 @@ def test_candidates_equal_the_loop(alpha, beta, seed):
     assert cpl_candidates(probability, alpha, 0.0).any(axis=1).all()
 
 
+@pytest.mark.slow
 def test_candidates_of_many_rows_and_columns_are_found_chunk_by_chunk():
     probability = probabilities(5000, 70)
     some = np.r_[0:3, 4094:4099, 4997:5000]
@@ -350,6 +351,7 @@ def large_blocks(monkeypatch):
     monkeypatch.setattr(rules, "_LIST", 32)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("large_blocks")
 @pytest.mark.parametrize("k", [10, 100])
 def test_ten_thousand_images_of_a_hundred_classes_equal_the_dense_rules_in_a_part_of_their_memory(k):

@@ -179,6 +179,7 @@ def test_weights_in_a_file_are_prepared_as_their_family_wants_it(name, wanted):
     assert (*prepared, given["force_quick_gelu"]) == wanted
 
 
+@pytest.mark.slow
 def test_a_file_of_another_family_is_loaded_with_its_preparation(tmp_path):
     model = open_clip.create_model("MobileCLIP2-S0", pretrained=None)
     torch.save(model.state_dict(), tmp_path / "file.pt")

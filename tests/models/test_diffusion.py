@@ -37,6 +37,7 @@ def make(folder: str, indices: list[int], **changes: object) -> np.ndarray:
     return ImageMaker(load_pipeline(folder), sampling).make("a photo of a dog.", "dog", indices)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["pipeline", "ddim", "dpm++", "euler", "lcm"])
 def test_an_image_depends_on_its_number_alone(folder: str, scheduler: str) -> None:
     maker = ImageMaker(load_pipeline(folder), replace(SAMPLING, scheduler=scheduler))  # type: ignore[arg-type]
@@ -59,6 +60,7 @@ def test_the_batch_size_changes_nothing_to_be_seen(folder: str) -> None:
     assert np.abs(small.astype(int) - large[:2].astype(int)).max() <= 1
 
 
+@pytest.mark.slow
 def test_seed_class_guidance_and_negative_prompt_change_the_image(folder: str) -> None:
     base = make(folder, [0])
     assert not np.array_equal(base, make(folder, [0], seed=1))

@@ -156,6 +156,7 @@ def layered(weights: dict[str, torch.Tensor], alpha: float) -> dict[str, torch.T
     return weights | {f"{name.split('.lora')[0]}.alpha": torch.tensor(alpha) for name in weights}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["header", "tensors", "kohya"])
 @pytest.mark.parametrize("alpha", [4, 16])
 def test_alpha_counts_wherever_a_file_has_it(tmp_path: Path, layout: str, alpha: int) -> None:

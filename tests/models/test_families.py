@@ -121,6 +121,7 @@ def row_of(family: str, folder: Path) -> str:
     return f"| {family} | `{architecture}` | {' | '.join(cells)} |"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_table_of_towers_says_what_each_can_learn(family, tmp_path):
     assert row_of(family, tmp_path) in PAGE.read_text(encoding="utf-8").splitlines()

@@ -1,5 +1,6 @@
 """A tokenizer of one file gives the ids that transformers makes of it."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,6 +28,7 @@ def test_ids_are_those_of_transformers() -> None:
     assert OURS([]).shape == (0, 77)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.text(max_size=40), min_size=1, max_size=4))
 def test_ids_of_any_text_are_those_of_transformers(texts: list[str]) -> None:

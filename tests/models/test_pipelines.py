@@ -69,6 +69,7 @@ def test_pictures(folders: Path, kind: str) -> None:
     assert make(folder, [0], scheduler="dpm++").shape == two[:1].shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", OTHERS)
 def test_a_picture_is_that_of_a_plain_call(folders: Path, kind: str) -> None:
     from raydapt.models.diffusion import image_seed
@@ -93,6 +94,7 @@ def test_negative_prompts_count_or_are_refused(folders: Path, kind: str) -> None
         assert not np.array_equal(make(folders / kind, [0], negative_prompt="cat"), make(folders / kind, [0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_sizes_and_identity_are_told_by_the_folder(folders: Path, kind: str) -> None:
     name = str(folders / kind)

@@ -84,6 +84,7 @@ def test_sides_that_fp8_units_cannot_take_are_left() -> None:
     assert not is_quantizable(nn.Conv2d(16, 16, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("torchao")
 def test_images_are_near_those_of_full_precision() -> None:
     whole, rounded = images(load_pipeline("mini"), "auto"), images(load_pipeline("mini"), "fp8-weights")
@@ -92,6 +93,7 @@ def test_images_are_near_those_of_full_precision() -> None:
     assert psnr_db(whole, np.roll(whole, 4, axis=0)) < 15
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("torchao")
 def test_a_lora_is_added_before_it_is_rounded() -> None:
     taught = load_pipeline("mini")

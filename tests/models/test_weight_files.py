@@ -140,6 +140,7 @@ def test_preprocessing_that_is_not_done_here_is_a_sentence(tmp_path: Path) -> No
         load_clip(str(model_folder(tmp_path / "b", state, name, resize_mode="longest", fill_color=127)))
 
 
+@pytest.mark.slow
 def test_a_file_tells_its_architecture_by_its_name_or_is_given_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +183,7 @@ def test_names_of_the_hub_without_a_network(tmp_path: Path, name: str) -> None:
     assert "ERROR:root" not in ran.stderr
 
 
+@pytest.mark.slow
 def test_a_name_of_the_hub_in_the_cache_is_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 

@@ -59,6 +59,7 @@ def test_the_image_tower_is_a_plain_vision_transformer(loaded: Any) -> None:
     assert tower.class_embedding.shape == tower.positional_embedding.shape[1:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [WORDS, [str(digit) for digit in range(10)]], ids=["words", "figures"])
 def test_handwritten_digits(loaded: Any, names: list[str]) -> None:
     data = load_digits()
@@ -75,6 +76,7 @@ def test_satellite_images(loaded: Any, data_folder: Path) -> None:
     assert zero_shot(loaded, images, [names.index(label) for label in labels], texts) >= 0.28
 
 
+@pytest.mark.slow
 def test_cartoons(loaded: Any, data_folder: Path) -> None:
     images, labels = parquet_rows(data_folder / "pacs_cartoon.parquet", "test")
     names = sorted(set(labels))

@@ -118,6 +118,7 @@ def test_runs_that_hardly_differ_are_settled_at_once() -> None:
     assert Chooser(people).standing(answered([], truth_N)).settled
 
 
+@pytest.mark.slow
 def test_answers_of_a_choice_stay_out_of_the_estimates_and_those_of_estimates_help_to_choose(tmp_path: Path) -> None:
     record = make_run(tmp_path, "transduct")
     spoil_zero_shot(record)

@@ -60,6 +60,7 @@ def truth(run_folder: str, id_: str) -> str:
     return NAMES[people.id_N.index(id_) % 3]
 
 
+@pytest.mark.slow
 def test_answers_become_intervals_and_stay(run_folder: str) -> None:
     client = client_of(run_folder)
     state = post(client, "next")

@@ -169,6 +169,7 @@ def test_a_server_that_is_busy_or_away_for_a_while_is_asked_again() -> None:
         assert server.asked == 13
 
 
+@pytest.mark.slow
 def test_half_an_answer_or_a_page_in_passing_is_asked_for_again() -> None:
     page = (b"<html>starting</html>", {"Content-Type": "text/html"})
     with moody([(b'{"choices": [{"mess', {}), page, (200, {}), (b'{"error": {"code": 502}}', {})], 2) as (
@@ -201,6 +202,7 @@ def test_redirects_in_a_circle_are_refused_at_once(place: str, requests: int) ->
         assert f"leads from address to address and to no server (last to {last}): check the address" in error
 
 
+@pytest.mark.slow
 def test_a_wrong_address_is_asked_once_and_a_right_one_by_all_at_once() -> None:
     with moody([(401, {})] * 99, questions=9, at_a_time=9) as (server, _):
         assert server.asked == 1

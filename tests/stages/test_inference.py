@@ -130,6 +130,7 @@ def test_batches_of_one_size_are_the_images_in_their_order(images: int) -> None:
     assert found.tolist() == [float(pixel_3SS.sum()) for pixel_3SS in pixel_N3SS]
 
 
+@pytest.mark.slow
 @COMPILING
 def test_a_model_that_torch_cannot_compile_is_one_sentence(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))

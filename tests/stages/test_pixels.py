@@ -53,6 +53,7 @@ def check(artefacts: dict[PixelEncoding, Artefact]) -> None:
     assert size["raw"] > size["webp"] > size["jpeg"]
 
 
+@pytest.mark.slow
 def test_encoded_pixels_are_decoded_as_they_are_read(source: Source, tmp_path: Path) -> None:
     artefacts = {each: made(source, tmp_path, each, RaySettings(progress=False)) for each in ENCODINGS}
     check(artefacts)

@@ -199,6 +199,7 @@ def test_self_learns_once_and_encodes_again_without_learning(pictures: Path) -> 
     )
 
 
+@pytest.mark.slow
 def test_a_run_with_self_is_finished_and_applied(pictures: Path) -> None:
     record = pipeline.run(picture_job(pictures, "self"))
     metrics = json.loads((Path(record.path) / "metrics.json").read_text())

@@ -106,6 +106,7 @@ def test_a_damaged_part_is_set_aside_with_a_sentence(tmp_path, monkeypatch):
     assert not made.complete()
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     counts=st.lists(st.integers(1, 7), min_size=1, max_size=12),
@@ -205,6 +206,7 @@ def trained(pixels: StoredPixels | Tensor, cache_bytes: float, checkpoints: Memo
     return method
 
 
+@pytest.mark.slow
 def test_streams_that_fit_are_learned_from_as_from_memory(tmp_path, monkeypatch):
     """The set is larger than the memory, as of 90 images, and each of the two streams has its half of that."""
     made, pixel_N3SS = pixels_in(tmp_path, monkeypatch, 91)
@@ -216,6 +218,7 @@ def test_streams_that_fit_are_learned_from_as_from_memory(tmp_path, monkeypatch)
     assert not torch.equal(mixed_less.weight_CD, from_memory.weight_CD)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("die_after", range(1, 8))
 def test_killed_and_resumed_within_a_window_gives_the_same_weights(tmp_path, monkeypatch, die_after):
     made, _ = pixels_in(tmp_path, monkeypatch, 60)

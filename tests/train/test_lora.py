@@ -101,6 +101,7 @@ def test_an_interrupted_one_ends_the_same(job: LoraJob) -> None:
         assert torch.equal(weight, resumed.method[name]), name
 
 
+@pytest.mark.slow
 def test_the_artefact_is_made_once_and_read_by_diffusers(job: LoraJob, tmp_path: Path) -> None:
     store, recipe = Store(str(tmp_path)), Recipe(kind="lora", settings={}, inputs=("x",))
     train = TrainSettings(gpus_per_worker=0)

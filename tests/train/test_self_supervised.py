@@ -87,6 +87,7 @@ def test_a_training_taken_up_ends_as_one_that_was_never_stopped() -> None:
         torch.testing.assert_close(resumed.method[name], tensor, rtol=0, atol=0, msg=name)
 
 
+@pytest.mark.slow
 def test_seeds_differ_and_learning_lowers_the_loss() -> None:
     settings = SecondSettings(size_px=16, steps=60, batch_size=12)
     state = job(settings, every_s=1e9)(CPU, Kept(), lambda line: None)

@@ -49,6 +49,7 @@ def scores_of(result: dict) -> list[dict]:
     return [trial["scores"] for trial in result["trials"]]
 
 
+@pytest.mark.slow
 def test_no_label_is_read_and_other_labels_or_none_give_the_same_choice(tmp_path, monkeypatch):
     def refuse(artefact, source=None):
         raise AssertionError("a label was read")
@@ -67,6 +68,7 @@ def test_no_label_is_read_and_other_labels_or_none_give_the_same_choice(tmp_path
     assert (chosen.parent / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_only_the_study_reads_labels_and_it_makes_the_same_choice(tmp_path):
     source = digits(tmp_path / "digits.parquet")
     blind, study = (
@@ -79,6 +81,7 @@ def test_only_the_study_reads_labels_and_it_makes_the_same_choice(tmp_path):
     assert all(trial["accuracy"] is None for trial in blind["trials"])
 
 
+@pytest.mark.slow
 def test_the_model_as_it_is_stands_among_the_candidates_and_may_be_chosen(tmp_path, monkeypatch):
     config = job(tmp_path, digits(tmp_path / "digits.parquet"))
     real = sweep_.ranking
@@ -98,6 +101,7 @@ def test_the_model_as_it_is_stands_among_the_candidates_and_may_be_chosen(tmp_pa
     assert population.names == ("zero-shot", *(f"trial {number:03d}" for number in range(4)))
 
 
+@pytest.mark.slow
 def test_a_failing_trial_is_one_sentence_and_the_others_go_on(tmp_path, monkeypatch):
     config, build = job(tmp_path, digits(tmp_path / "digits.parquet")), pipeline.final_method
 
@@ -165,6 +169,7 @@ def test_a_folder_of_another_sweep_is_refused(tmp_path):
         sweep_.tune(job(tmp_path, source, name="mine", tune={"trials": 3}))
 
 
+@pytest.mark.slow
 def test_a_person_chooses_among_the_trials(tmp_path):
     choice(job(tmp_path, digits(tmp_path / "digits.parquet")))
     (folder,) = (tmp_path / "runs").glob("tune-*")
