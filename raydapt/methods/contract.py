@@ -157,6 +157,13 @@ class Method(nn.Module, ABC):
     def logits(self, image_B: Tensor) -> Tensor:
         """Scores [B, C] of every class; their softmax is the predicted probability."""
 
+    def read_features(self, image_B: Tensor) -> Tensor | None:
+        """The frozen model's features [B, D] that `logits` compares with the classes; None: those of the whole images.
+
+        The guard has zero-shot read them as well: it tells what was learned from what another view shows.
+        """
+        return None
+
     @abstractmethod
     def forward(self, batches: Mapping[str, Batch]) -> Tensor:
         """The loss, a scalar, of one batch of every stream (of its name)."""

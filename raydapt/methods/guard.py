@@ -58,7 +58,7 @@ class Evidence:
     changed: float
     """Share of all images with another class than before."""
     neighbours_before: float
-    """Share of an image's nearest others that zero-shot answers like it, beyond chance."""
+    """Share of an image's nearest others that zero-shot answers like it, beyond chance; from the same views."""
     neighbours_after: float
     """The same of the adapted classifier."""
 
@@ -141,16 +141,22 @@ def neighbourhood_of(feature_ND: Tensor) -> Neighbourhood:
     return Neighbourhood(row_S=row_S, index_SK=nearest_images(F.normalize(feature_ND[row_S], dim=1), _NEIGHBOURS))
 
 
-def evidence(zero_NC: Tensor, adapted_NC: Tensor, images: Tensor | Neighbourhood) -> Evidence:
+def evidence(
+    zero_NC: Tensor, adapted_NC: Tensor, images: Tensor | Neighbourhood, *, views_NC: Tensor | None = None
+) -> Evidence:
     """What can be told without labels.
 
     Args:
         zero_NC: Zero-shot probabilities.
         adapted_NC: The adapted classifier's, of the same images.
         images: Their L2-normalised features of the frozen model, or the neighbours, for who judges them repeatedly.
+        views_NC: Zero-shot's from what the adapted classifier reads, where this is not the whole images (crops). The
+            answers for images that look alike as a whole differ as their crops do, whatever was learned: so the
+            agreement of neighbours is compared with that of these.
     """
     near = images if isinstance(images, Neighbourhood) else neighbourhood_of(images)
     sure_N, zero_N = zero_NC.max(dim=1)
+    before_N = zero_N if views_NC is None else views_NC.argmax(dim=1)
     adapted_N = adapted_NC.argmax(dim=1)
     weight_N = sure_N.double() ** SURENESS_POWER
     weight_N = weight_N / weight_N.sum()
@@ -163,35 +169,44 @@ def evidence(zero_NC: Tensor, adapted_NC: Tensor, images: Tensor | Neighbourhood
         moved=float((shares[0] - shares[1]).abs().sum()) / 2,
         doubt=float((1 - sure_N.double()).mean()),
         changed=float(differs_N.mean()),
-        neighbours_before=_alike(zero_N[near.row_S], near.index_SK, n_classes),
+        neighbours_before=_alike(before_N[near.row_S], near.index_SK, n_classes),
         neighbours_after=_alike(adapted_N[near.row_S], near.index_SK, n_classes),
     )
 
 
-def judge(zero_NC: Tensor, adapted_NC: Tensor, images: Tensor | Neighbourhood) -> Guarded:
+def judge(
+    zero_NC: Tensor, adapted_NC: Tensor, images: Tensor | Neighbourhood, *, views_NC: Tensor | None = None
+) -> Guarded:
     """The verdict on an adapted classifier; arguments as of `evidence`.
 
     Thresholds were chosen on development sets and their shifted variants (docs/trust.md). The mean of both
     softmaxes is the first fallback: it has no parameter, and its worst case is a fraction of the adapted one's.
+    A classifier that reads other views than zero-shot always answers together with it, and needs no gain: two views
+    know more than one.
     """
-    found = evidence(zero_NC, adapted_NC, images)
+    found = evidence(zero_NC, adapted_NC, images, views_NC=views_NC)
     contradicts = (
         f"it contradicts {found.contradicted:.0%} of what zero-shot is sure of, where {found.expected:.0%} are "
         "expected to be wrong"
     )
     alike = (
         f"neighbours are answered alike in {found.neighbours_after:.2f} of the cases beyond chance, "
-        f"{found.neighbours_before:.2f} before"
+        f"{found.neighbours_before:.2f} {'before' if views_NC is None else 'by zero-shot from the same crops'}"
     )
     moves = (
         f"adaptation moves the class shares by {found.moved:.0%} of the images, where zero-shot expects "
         f"{found.doubt:.0%} to be wrong"
     )
+    verdict: Verdict
     if found.after_contradictions == "zero-shot":
-        verdict: Verdict = "zero-shot"
+        verdict = "zero-shot"
         reason = f"Zero-shot is kept, against the adapted classifier: {contradicts}."
     elif found.after_moves == "zero-shot":
         verdict, reason = "zero-shot", f"Zero-shot is kept, since {moves}."
+    elif views_NC is not None:
+        verdict = "zero-shot" if found.without_harm == "zero-shot" else "mean of both"
+        kept = "Zero-shot is kept" if verdict == "zero-shot" else "The mean of adapted and zero-shot is kept"
+        reason = f"{kept}: {alike}."
     elif found.relative_gain <= LEAST_GAIN:
         verdict, reason = "zero-shot", f"Zero-shot is kept, since adaptation shows no gain: {alike}."
     elif found.after_contradictions == "mean of both":
@@ -199,10 +214,8 @@ def judge(zero_NC: Tensor, adapted_NC: Tensor, images: Tensor | Neighbourhood) -
     elif found.after_moves == "mean of both":
         verdict, reason = "mean of both", f"The mean of adapted and zero-shot is kept, since {moves}."
     elif found.relative_gain < CLEAR_GAIN:
-        verdict, reason = (
-            "mean of both",
-            f"The mean of adapted and zero-shot is kept, since the gain is small: {alike}.",
-        )
+        verdict = "mean of both"
+        reason = f"The mean of adapted and zero-shot is kept, since the gain is small: {alike}."
     else:
         verdict, reason = "adapted", f"The adapted classifier is kept: {alike}, and {contradicts}."
     return Guarded(verdict=verdict, sentence=reason, evidence=found)

@@ -41,7 +41,18 @@ class Classifiers:
         """The verdict on the adapted classifier by an even sample of the unlabelled images."""
         row_S = even_sample(row_U, SAMPLE)
         zero_SC, adapted_SC = (self._probabilities(one, row_S) for one in (self.zero_shot, self.adapted))
-        return judge(zero_SC, adapted_SC, feature_ND[row_S])
+        return judge(zero_SC, adapted_SC, feature_ND[row_S], views_NC=self._of_views(row_S))
+
+    @torch.no_grad()
+    def _of_views(self, row_S: Tensor) -> Tensor | None:
+        """Zero-shot's probabilities [S, C] from what the adapted classifier reads; None where both read the same."""
+        parts = []
+        for row_B in torch.split(row_S, self.batch_size):
+            read_BD = self.adapted.method.eval().read_features(self.adapted.image_N[row_B].to(self.device))
+            if read_BD is None:
+                return None
+            parts.append(self.zero_shot.method.eval().logits(read_BD.float()).softmax(-1).cpu())
+        return torch.cat(parts)
 
     def _probabilities(self, classifier: Classifier, row_S: Tensor) -> Tensor:
         chunks = [classifier.probabilities(row_B, self.device).float() for row_B in torch.split(row_S, self.batch_size)]

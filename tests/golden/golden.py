@@ -33,6 +33,7 @@ JOB_FILES = ("air-samples", "air", "coreg-full", "coreg", "cpl", "demo", "ensemb
 # coreg, coreg-topk and coreg-prob-ratio moved on 2026-11-25: Co-Reg's recipe says train.precision=auto. It said bf16,
 # which is slow on a processor without bf16 instructions. Their artefacts stay valid, their runs are learned anew.
 # coreg moved on 2026-11-26: it follows the public code where it differed, so the same settings have other results.
+# coreg, coreg-topk and coreg-prob-ratio moved on 2026-11-27: small sets are dealt out several times an epoch.
 # latteclip moved on 2026-11-26: its recipe reads both kinds of captions.
 # Name of an entry: its job file (None: the defaults) and what is set beside it.
 PLANS: dict[str, tuple[str | None, tuple[str, ...]]] = {
@@ -85,7 +86,8 @@ RUNS: dict[str, tuple[str, ...]] = {
     "air": ("lora.enabled=false", "cpl.rounds=2", "synthesis.samples_per_class=4", "synthesis.batch_size=2",
             "synthesis.steps=2", "synthesis.guidance=1"),
     "fair": ("fair.crops=2", "fair.layer_norms=false"),
-    "coreg": ("train.epochs=3", "coreg.warmup_epochs=1", "coreg.start_contrast=1", "coreg.image_size_px=16"),
+    "coreg": ("train.epochs=3", "coreg.warmup_epochs=1", "coreg.start_contrast=1", "coreg.image_size_px=16",
+              "coreg.epoch_images=0"),
     "latteclip": ("latteclip.tune=ln", "train.batch_size=32"),
     "transduct": (),
     "fusion": (),

@@ -38,6 +38,15 @@ def test_learns_divides_and_fills_its_memory(whole):
     assert right > 0.5
 
 
+@pytest.mark.parametrize(("epoch_images", "times"), [(0, 1), (30, 1), (31, 2), (75, 3)])
+def test_a_small_set_is_dealt_out_several_times_an_epoch(epoch_images, times):
+    method = coreg_method(coreg_images(30), replace(SETTINGS, epoch_images=epoch_images))
+    (stream,) = method.begin_round(1, lambda _: pytest.fail("no image is looked at"))
+    assert torch.equal(torch.bincount(stream.index_M, minlength=30), torch.full((30,), times))
+    assert stream.target_MC.shape == (30 * times, 0)
+    assert torch.equal(method.pseudo_labels.index_M, torch.arange(30))
+
+
 @pytest.mark.slow
 def test_the_seed_decides_on_everything(whole):
     again, _ = train_coreg(MemoryCheckpoints())

@@ -195,6 +195,24 @@ def test_scoring_at_test_does_not_depend_on_the_batch():
     torch.testing.assert_close(method.logits(image)[2:3], method.logits(image[2:3]), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("scored", [True, False])
+def test_the_guard_is_told_which_features_are_scored(scored):
+    clip = tiny_clip()
+    frozen = dataclasses.replace(SETTINGS, layer_norms=False, score_at_test=scored)
+    image = images_with(clip, SETTINGS).crop_NKD[:5]
+    method = Fair(clip, CLASSES, None, settings=frozen, batch_size=16)
+    if scored:
+        read = method.read_features(image)
+        torch.testing.assert_close(method.scale * read @ method.anchors().T, method.logits(image))
+        wca = Wca(clip, CLASSES, settings=SETTINGS)
+        torch.testing.assert_close(clip.logit_scale * wca.read_features(image) @ wca.text_CD.T, wca.logits(image))
+        assert Wca(clip, CLASSES, settings=dataclasses.replace(SETTINGS, crops=0)).read_features(image[:, 0]) is None
+    else:
+        assert method.read_features(image) is None
+    learned_tower = dataclasses.replace(frozen, layer_norms=True)
+    assert Fair(clip, CLASSES, None, settings=learned_tower, batch_size=16).read_features(pixels(3)) is None
+
+
 def test_alignment_reads_the_prototypes_of_the_epoch_before():
     clip = tiny_clip()
     method = Fair(clip, CLASSES, None, settings=dataclasses.replace(SETTINGS, alignment=0.5), batch_size=16)

@@ -1,5 +1,7 @@
 """Evidence against loops, and verdicts on classifiers that are better, wrong and collapsed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -48,6 +50,30 @@ def test_evidence_is_the_naive_one(drawn, zero_NC, adapted_NC):
             same += sum(answers[j] == answers[i] for j in others[:5]) / 5 / n_images
         chance = sum((answers.count(c) / n_images) ** 2 for c in range(n_classes))
         assert value == pytest.approx((same - chance) / (1 - chance), abs=1e-6)
+
+
+def test_views_change_what_the_agreement_of_neighbours_is_compared_with(drawn, zero_NC, adapted_NC):
+    views_NC = zero_NC[torch.randperm(len(zero_NC), generator=torch.Generator().manual_seed(0))]
+    plain, of_views = evidence(zero_NC, adapted_NC, drawn.feature_ND), evidence(views_NC, adapted_NC, drawn.feature_ND)
+    found = evidence(zero_NC, adapted_NC, drawn.feature_ND, views_NC=views_NC)
+    assert found == replace(plain, neighbours_before=of_views.neighbours_before)
+    assert found.neighbours_before < plain.neighbours_before - 0.2
+
+
+@pytest.mark.parametrize(
+    ("loss", "moved_classes", "verdict"),
+    [(-0.05, 0, "mean of both"), (0.05, 0, "mean of both"), (0.15, 0, "zero-shot"), (-0.5, 7, "zero-shot")],
+)
+def test_a_classifier_of_other_views_needs_no_gain_and_must_do_no_harm(
+    drawn, zero_NC, monkeypatch, loss, moved_classes, verdict
+):
+    """Of the agreement that was left to gain, `loss` is lost; the last classes are answered as the first one."""
+    agreement = iter([0.5, 0.5 - 0.5 * loss])
+    monkeypatch.setattr(guard, "_alike", lambda *_: next(agreement))
+    adapted_NC = zero_NC.clone()
+    adapted_NC[:, 0] += adapted_NC[:, 8 - moved_classes :].sum(dim=1)
+    adapted_NC[:, 8 - moved_classes :] = 0
+    assert judge(zero_NC, adapted_NC, drawn.feature_ND, views_NC=zero_NC).verdict == verdict
 
 
 def test_orders_do_not_matter(drawn, zero_NC, adapted_NC):
@@ -128,7 +154,7 @@ def test_class_shares_that_move_farther_than_zero_shot_doubts_are_not_believed()
 def test_a_little_farther_than_that_keeps_half_of_it(monkeypatch, moved, verdict):
     told = {"contradicted": 0.0, "expected": 0.1, "doubt": 0.1, "changed": 0.1}
     found = guard.Evidence(**told, moved=moved, neighbours_before=0.5, neighbours_after=0.8)
-    monkeypatch.setattr(guard, "evidence", lambda *_: found)
+    monkeypatch.setattr(guard, "evidence", lambda *_, **__: found)
     probability_NC = torch.full((2, 2), 0.5)
     assert judge(probability_NC, probability_NC, torch.ones(2, 3)).verdict == verdict
 

@@ -14,6 +14,7 @@ Legend: N training images, B batch, V views, C classes, D projected width, K key
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -128,8 +129,9 @@ class CoReg(Method):
         self.pseudo_labels = PseudoLabels(
             index_M=index_N, target_MC=candidate_NC, confidence_M=confidence_N, class_M=class_N
         )
+        dealt_M = index_N.repeat(max(1, math.ceil(self.settings.epoch_images / len(index_N))))
         return [
-            Stream(name=IMAGES, index_M=index_N, target_MC=torch.zeros(len(index_N), 0), batch_size=self.batch_size)
+            Stream(name=IMAGES, index_M=dealt_M, target_MC=torch.zeros(len(dealt_M), 0), batch_size=self.batch_size)
         ]
 
     def begin_epoch(self, round_: int, epoch: int, over_images: OverImages) -> None:

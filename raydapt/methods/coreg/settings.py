@@ -33,6 +33,9 @@ class CoregSettings:
     """Put the second student on a GPU of its own; a worker then needs two."""
     image_size_px: PositiveInt = 32
     """Side of the images that the students see."""
+    epoch_images: Count = 0
+    """An epoch deals out at least so many images, those of a smaller set several times (ours): few images alone make
+    too few steps."""
     warmup_epochs: PositiveInt = 50
     """Of ``train.epochs``, spent on the candidate sets as they are."""
     start_contrast: Count = 10

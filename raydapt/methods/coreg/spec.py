@@ -123,9 +123,10 @@ class CoregSpec(MethodSpec):
         return config.of(CoregSettings).voters
 
     def matters(self, config: Config) -> dict[str, Any]:
-        """All but where teachers lie and how students are placed."""
+        """All but where teachers lie, how students are placed, and that every image is dealt out once."""
         own = super().matters(config)["coreg"]
-        return {"coreg": {name: value for name, value in own.items() if name not in _NO_RESULT}, "rules": _RULES}
+        unsaid = _NO_RESULT if own["epoch_images"] else (*_NO_RESULT, "epoch_images")
+        return {"coreg": {name: value for name, value in own.items() if name not in unsaid}, "rules": _RULES}
 
     def learned(self, config: Config) -> str:
         """Both students."""

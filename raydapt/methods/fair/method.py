@@ -160,13 +160,21 @@ class Fair(Method):
 
     def logits(self, image_B: Tensor) -> Tensor:
         """Scores [B, C] of the whole image, or with `score_at_test` of the same crops of every image."""
-        if self.settings.score_at_test is True and self.settings.n_crops:
-            feature_BD = self._composite(*self._whole_and_crops(image_B, None))
-        else:
-            feature_BD = self._whole(image_B)
+        feature_BD = self._scored(image_B)
         with torch.autocast(feature_BD.device.type, enabled=False):
             logits_BC: Tensor = self.scale * feature_BD.to(torch.float32) @ self.anchors().T
         return logits_BC
+
+    def read_features(self, image_B: Tensor) -> Tensor | None:
+        """Those of the crops, where these are scored and the tower is as it was."""
+        return self._scored(image_B) if self.input_kind == "crops" and self._scores_crops else None
+
+    @property
+    def _scores_crops(self) -> bool:
+        return self.settings.score_at_test is True and self.settings.n_crops > 0
+
+    def _scored(self, image_B: Tensor) -> Tensor:
+        return self._composite(*self._whole_and_crops(image_B, None)) if self._scores_crops else self._whole(image_B)
 
     def _whole(self, image_B: Tensor) -> Tensor:
         """Features [B, D] of whole images, given as pixels [B, 3, P, P], features [B, D], or features with crops'."""

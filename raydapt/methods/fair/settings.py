@@ -20,9 +20,9 @@ class FairSettings:
 
     descriptions: dict[str, list[str]] | Auto | str = "auto"
     """Class to sentences, or a YAML or JSON file of that; ``auto``: those that come with the named set."""
-    anchor_text: Literal["descriptions", "names"] = "descriptions"
+    anchor_text: Literal["descriptions", "names", "auto"] = "descriptions"
     """What anchors start from; ``names``: the class names in all templates, also taken where ``data.class_features``
-    stands for the model."""
+    stands for the model; ``auto``: descriptions where some are given or come with the set, else names."""
     anchor_mean: Literal["plain", "weighted", "softmax"] = "plain"
     """How descriptions are averaged; ``weighted``: by their cosine with the class's prompt ensemble; ``softmax``: by
     the softmax of exp(2) times that cosine (WCA's)."""
@@ -33,8 +33,9 @@ class FairSettings:
     layer_norms: bool | Auto = "auto"
     """Learn the LayerNorms of the image tower; without, images and crops are encoded once and kept. ``auto``: of towers
     that read 224 px or more, as published; strong views of smaller images teach them badly."""
-    crops: Count | Auto = "auto"
-    """N squares per image that pseudo-labels come from; 0 is plain self-training. ``auto``: 8, of features 0."""
+    crops: Count | Auto | Literal["small_towers"] = "auto"
+    """N squares per image that pseudo-labels come from; 0 is plain self-training. ``auto``: 8, of features 0;
+    ``small_towers``: 8 where the tower reads less than 224 px, and encodes them in seconds, else 0."""
     labels_from: Literal["crops", "whole"] = "crops"
     """What pseudo-labels are made from; ``whole`` is plain self-training, whose images may still be answered from crops
     (``score_at_test``): so both can be compared at the same cost of a test."""
@@ -79,7 +80,8 @@ class FairSettings:
             size_px: Side of the images that the model reads.
         """
         learns_norms = has_images and size_px >= LEAST_PX if self.layer_norms == "auto" else self.layer_norms
-        crops = (_CROPS if has_images else 0) if self.crops == "auto" else self.crops
+        are_cut = has_images and (self.crops == "auto" or size_px < LEAST_PX)
+        crops = (_CROPS if are_cut else 0) if isinstance(self.crops, str) else self.crops
         from_crops = self.labels_from == "crops" and self.cached_view != "whole" and crops > 0
         scored = from_crops and not learns_norms if self.score_at_test == "auto" else self.score_at_test
         return replace(self, layer_norms=learns_norms, crops=crops, score_at_test=scored)
@@ -87,7 +89,7 @@ class FairSettings:
     @property
     def n_crops(self) -> int:
         """Crops of an image."""
-        return _CROPS if self.crops == "auto" else self.crops
+        return _CROPS if isinstance(self.crops, str) else self.crops
 
     @property
     def learns_norms(self) -> bool:

@@ -9,11 +9,12 @@ FusedAnswers = Literal["auto", "adapted", "guarded"]
 CHEAP = (
     "cpl model.prompt=residual",
     "fpl model.prompt=residual",
-    "fair fair.crops=0 fair.layer_norms=false fair.anchor_text=names",
+    "fair fair.layer_norms=false fair.crops=small_towers fair.anchor_text=auto",
     "latteclip latteclip.tune=residual latteclip.use_image_caption=false latteclip.use_batch_caption=false "
     "train.learning_rate=auto",
 )
-"""What ``auto`` stands for: methods that read cached features alone and learn class embeddings, seconds each."""
+"""What ``auto`` stands for: methods that read cached features alone, with crops where the tower is small, and learn
+class embeddings: seconds each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,8 @@ class FusionSettings:
     classifiers: Auto | list[str] = "auto"
     """What is fused, each as on the command line: a method and its settings, such as ``"fair fair.crops=8"``. Each is a
     run of its own on the same images, carried out first unless it is there; ``auto``: `cpl`, `fpl`, `fair` and
-    `latteclip` on cached features. An empty list fuses the runs of `over` alone."""
+    `latteclip` on cached features, `fair` with crops where the tower reads less than 224 px. An empty list fuses the
+    runs of `over` alone."""
     over: list[str] = field(default_factory=list)
     """Folders of finished runs of the same classes, without labels, that are fused as well."""
     answers: FusedAnswers = "auto"

@@ -52,6 +52,10 @@ class Wca(Method):
         with torch.autocast(feature_BD.device.type, enabled=False):
             return self.frozen.clip.logit_scale * feature_BD.to(torch.float32) @ self.text_CD.T
 
+    def read_features(self, image_B: Tensor) -> Tensor | None:
+        """The weighted mean of the crops, where there are some."""
+        return self._mean_of_crops(image_B) if image_B.dim() == 3 else None
+
     def _mean_of_crops(self, image_BKD: Tensor) -> Tensor:
         whole_BD, crop_BKD = image_BKD[:, 0], image_BKD[:, 1 : 1 + self.settings.n_crops]
         top_k, temperature = self.settings.top_k, self.settings.temperature
