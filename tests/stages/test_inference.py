@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._inductor import config as inductor
 from torch.nn import functional as F
 
 from raydapt.data.decode import ImageSpec
@@ -132,15 +133,14 @@ def test_batches_of_one_size_are_the_images_in_their_order(images: int) -> None:
 
 @pytest.mark.slow
 @COMPILING
-def test_a_model_that_torch_cannot_compile_is_one_sentence(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    monkeypatch.setattr("torch._inductor.config.fx_graph_cache", False)
+def test_a_model_that_torch_cannot_compile_is_one_sentence(clip: Clip) -> None:
     torch._dynamo.reset()
     try:
         inference = Inference.of(clip, CPU, "fp32", compiled_size=3)
-        with pytest.raises(
-            UserError, match=r"features\.compile=true: torch cannot compile the model on this machine \(.*set it to"
-        ):
+        said = r"features\.compile=true: torch cannot compile the model on this machine \(.*set it to"
+        # By torch's own means: pytest's would leave the settings of later tests without a value.
+        without_compiler = inductor.patch({"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False})
+        with without_compiler, pytest.raises(UserError, match=said):
             inference.encode_chosen(pixels(2).numpy(), np.arange(2), 3)
     finally:
         torch._dynamo.reset()
