@@ -20,6 +20,7 @@ class Linear(Method):
     def __init__(self, class_CD, *, scale, views=False):
         super().__init__()
         self.class_CD, self.scale, self.views = class_CD, scale, views
+        self.input_kind = "crops" if views else "features"
 
     def logits(self, image_B):
         read_BD = image_B if self.read_features(image_B) is None else self.read_features(image_B)

@@ -160,7 +160,8 @@ class Method(nn.Module, ABC):
     def read_features(self, image_B: Tensor) -> Tensor | None:
         """The frozen model's features [B, D] that `logits` compares with the classes; None: those of the whole images.
 
-        The guard has zero-shot read them as well: it tells what was learned from what another view shows.
+        The guard has zero-shot read them as well: it tells what was learned from what another view shows. It asks
+        methods alone that take crops.
         """
         return None
 

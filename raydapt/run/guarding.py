@@ -46,6 +46,8 @@ class Classifiers:
     @torch.no_grad()
     def _of_views(self, row_S: Tensor) -> Tensor | None:
         """Zero-shot's probabilities [S, C] from what the adapted classifier reads; None where both read the same."""
+        if self.adapted.method.input_kind != "crops":
+            return None  # before an image is read, and decoded, to be told so
         parts = []
         for row_B in torch.split(row_S, self.batch_size):
             read_BD = self.adapted.method.eval().read_features(self.adapted.image_N[row_B].to(self.device))

@@ -38,7 +38,8 @@ def run(
 
     Args:
         source: Class folders, a flat folder, Parquet, WebDataset tars, a URL, or a named set.
-        class_names: The classes, or a text file with one a line; None: from the named set or the folders.
+        class_names: The classes, or a file of them (text with one a line, YAML, JSON); None: from the named set or the
+            folders.
         method: The name of a method, such as ``cpl``; its recipe gives what is not given here.
         clip: ``mini``, a folder in open_clip's layout, ``hf-hub:…``, or ``ARCHITECTURE/PRETRAINED``.
         templates: Prompts with one ``{}`` each; None: those of the named set, or plain ones.

@@ -25,13 +25,11 @@ from raydapt.data.shifts import shifted
 from raydapt.methods.configuration import load_config
 from raydapt.run import pipeline
 from tests.bench.bench_features import markdown
+from tests.bench.bench_real import FOREIGN
 
 VARIANTS = ("as it is", "10:1", "half absent", "two classes")
-FOREIGN = "none of these"
 OWN = {"fair": ("train.max_steps_per_round=200",), "wca": ("fair.crops=8",)}
 """Beside the recipes: lengths that many runs allow."""
-
-
 Change = tuple[str, str, float, float]
 """Method, variant, points that the adapted classifier alone gains and those that the answer does."""
 

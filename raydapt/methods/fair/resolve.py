@@ -6,7 +6,7 @@ from raydapt.artefacts.crops import CropSpec
 from raydapt.artefacts.spec import PlanFacts
 from raydapt.data.classes import ClassSpace
 from raydapt.data.descriptions import check_descriptions, packaged_descriptions, read_descriptions
-from raydapt.data.named_sets import NamedSet, named_set
+from raydapt.data.named_sets import named_set
 from raydapt.errors import UserError
 from raydapt.methods.fair.settings import FairSettings
 from raydapt.settings.config import Config
@@ -25,8 +25,6 @@ def resolve_fair(config: Config, facts: PlanFacts) -> FairSettings:
     fair = config.of(FairSettings).decided(has_images=not facts.source.width, size_px=image_spec.size_px)
     if not facts.text_tower and fair.descriptions == "auto":
         fair = replace(fair, anchor_text="names")
-    if fair.anchor_text == "auto":
-        fair = replace(fair, anchor_text="descriptions" if _there_are_some(fair, config.data, classes) else "names")
     if fair.n_crops and fair.top_k != "all" and fair.top_k > fair.n_crops:
         raise UserError(
             f"Setting fair.top_k={fair.top_k} is more than fair.crops={fair.n_crops}: lower it, or take more crops."
@@ -41,9 +39,15 @@ def resolve_fair(config: Config, facts: PlanFacts) -> FairSettings:
         raise UserError(
             f"Setting fair.image_px={size} is less than the {image_spec.size_px} px that the model takes: raise it."
         )
-    if fair.anchor_text == "names":
-        return replace(fair, image_px=size, descriptions="auto")
-    return replace(fair, image_px=size, descriptions=descriptions_of(fair, config.data, classes))
+    if fair.anchor_text != "names":
+        try:
+            described = descriptions_of(fair, config.data, classes)
+        except UserError:  # `auto` does without those that come with a set, and not without those that are given
+            if fair.anchor_text != "auto" or fair.descriptions != "auto":
+                raise
+        else:
+            return replace(fair, image_px=size, anchor_text="descriptions", descriptions=described)
+    return replace(fair, image_px=size, anchor_text="names", descriptions="auto")
 
 
 def descriptions_of(fair: FairSettings, data: DataSettings, classes: ClassSpace) -> dict[str, list[str]]:
@@ -56,28 +60,14 @@ def descriptions_of(fair: FairSettings, data: DataSettings, classes: ClassSpace)
         return check_descriptions(fair.descriptions, classes.names, "the job file")
     if fair.descriptions != "auto":
         return check_descriptions(read_descriptions(fair.descriptions), classes.names, repr(fair.descriptions))
-    known = _set_of(data)
+    names = [data.class_names] if isinstance(data.class_names, str) and data.class_names != "auto" else []
+    known = next((found for name in [*names, data.source] if (found := named_set(name))), None)
     if known is None:
         raise UserError(
             f"Setting fair.descriptions=auto: none come with raydapt for data.source={data.source!r}; give a file of "
             "them, or set fair.anchor_text=names."
         )
     return check_descriptions(packaged_descriptions(known.name), classes.names, f"the package, for {known.name!r},")
-
-
-def _there_are_some(fair: FairSettings, data: DataSettings, classes: ClassSpace) -> bool:
-    """Whether descriptions are given, or those that come with the set are of the classes of the run."""
-    if fair.descriptions == "auto":
-        try:
-            descriptions_of(fair, data, classes)
-        except UserError:
-            return False
-    return True
-
-
-def _set_of(data: DataSettings) -> NamedSet | None:
-    names = [data.class_names] if isinstance(data.class_names, str) and data.class_names != "auto" else []
-    return next((found for name in [*names, data.source] if (found := named_set(name))), None)
 
 
 def crop_spec(settings: FairSettings) -> CropSpec:
